@@ -1,0 +1,36 @@
+# Everything runs in .venv. On a machine without an NVIDIA card TORCH names the small CPU build.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+BIN := .venv/bin
+CHAT ?= 1
+MODEL ?=
+
+.PHONY: setup demo test check fix bench real
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml CMakeLists.txt $(wildcard qlocal/kernels/csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.10,<2" "cmake>=3.25,<5" "ninja>=1.11,<2"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch .venv/.ready
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	BIN=$(BIN) scripts/check
+
+fix: setup
+	BIN=$(BIN) scripts/fix
+
+demo: setup
+	CHAT=$(CHAT) MODEL=$(MODEL) $(BIN)/python scripts/demo.py
+
+bench: setup
+	$(BIN)/qlocal bench
+
+real: setup
+	$(BIN)/python -m pytest -m real

@@ -1,0 +1,104 @@
+"""Every error that a file, a user or a request can cause.
+
+    QLocalError                  exit code 2, one sentence and a hint
+    ├── UsageError               a command line option or its value
+    ├── ConfigError              a field of config.json, config.toml or models.toml
+    │   └── UnsupportedError     well formed, but not built here: architecture, feature, layout
+    ├── FormatError              bytes of a file are not what its format says
+    │   └── CheckpointError      tensors missing, extra or misshapen; all of them at once
+    ├── TokenizerError           vocabulary or text cannot be encoded
+    │   └── TemplateError        a chat template failed or refused the conversation
+    ├── PlanError                it does not fit: memory, disk, context
+    ├── ResumeError              a work folder belongs to other arguments or another source
+    ├── QualityError             `quantize verify` measured too great a distance (exit code 3)
+    ├── RequestError             an HTTP request; carries status, param and code
+    └── EngineError              a rank or helper process failed or went away
+
+Raised where the knowledge is, shown once: the command line prints it, the server sends it as JSON,
+the chat shows it beside the prompt.
+"""
+
+from __future__ import annotations
+
+
+class QLocalError(Exception):
+    """Base of all expected failures. `message` is one sentence, `hint` says what to do next."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}. {self.hint}"
+
+
+class UsageError(QLocalError):
+    """A command line option, or the combination of several."""
+
+
+class ConfigError(QLocalError):
+    """A field of a configuration file is missing, of the wrong kind or out of its range."""
+
+
+class UnsupportedError(ConfigError):
+    """A valid file that asks for something which is not built here."""
+
+
+class FormatError(QLocalError):
+    """The bytes of a file contradict its format."""
+
+
+class CheckpointError(FormatError):
+    """The tensors of a checkpoint do not match its architecture; `problems` lists every one."""
+
+    def __init__(self, message: str, problems: list[str], *, hint: str | None = None) -> None:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        super().__init__(f"{message}: {shown}", hint=hint)
+        self.problems = problems
+
+
+class TokenizerError(QLocalError):
+    """A vocabulary is malformed, or a text cannot be encoded with it."""
+
+
+class TemplateError(TokenizerError):
+    """A chat template raised, or used more time or memory than it may."""
+
+
+class PlanError(QLocalError):
+    """What was asked for does not fit into memory, disk or context."""
+
+
+class ResumeError(QLocalError):
+    """An unfinished quantization cannot be continued with these arguments."""
+
+
+class QualityError(QLocalError):
+    """A measured distance lies outside its gate."""
+
+    exit_code = 3
+
+
+class RequestError(QLocalError):
+    """An HTTP request that cannot be served; becomes `{"error": {message, type, param, code}}`."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.param = param
+        self.code = code
+
+
+class EngineError(QLocalError):
+    """An engine rank or a helper process failed, or stopped answering."""

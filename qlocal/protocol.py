@@ -1,0 +1,228 @@
+"""Messages between the server and engine rank 0: length-prefixed msgpack over a socket pair. Never pickle.
+
+A frame is a u32 length (little endian) and a msgpack map with the key `type`. Both sides check every frame;
+the engine checks ranges again although the server has validated the request. No torch here.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+import msgpack
+
+from qlocal.errors import EngineError
+
+MAX_FRAME_BYTES = 64 << 20
+HEADER = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. `temperature` 0 is greedy. Absent limits are None."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    top_logprobs: int | None = None
+    """None: no logprobs; 0: of the chosen token alone; k: of the k best too."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """Base of all messages; `type` on the wire is the lower-case class name."""
+
+    kinds: ClassVar[dict[str, type[Message]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Message.kinds[cls.__name__.lower()] = cls
+
+
+# From the server to the rank.
+
+
+@dataclass(frozen=True)
+class Load(Message):
+    """The first message: load the checkpoint at `path`. `max_context` None takes what fits, up to the model's own.
+
+    devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto or reference.
+    """
+
+    path: str
+    devices: list[str]
+    max_context: int | None = None
+    slots: int = 8
+    dtype: str = "bfloat16"
+    kernels: str = "auto"
+    threads: int | None = None
+    max_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Submit(Message):
+    """Generate for one sequence. `input_ids` is the whole prompt; `stop_ids` end it and are not sent as text.
+
+    num_tokens: ids at or above it are never sampled (embedding rows without a token).
+    """
+
+    request_id: str
+    input_ids: list[int]
+    max_tokens: int
+    stop_ids: list[int]
+    sampling: Sampling
+    num_tokens: int
+    echo_logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class Cancel(Message):
+    """Stop a sequence and free its slot and cache; answered by a `Finished` with reason `cancelled`."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Ping(Message):
+    """Ask whether the step loop is alive."""
+
+    nonce: int
+
+
+@dataclass(frozen=True)
+class Shutdown(Message):
+    """Finish nothing, free everything, exit 0."""
+
+
+# From the rank to the server.
+
+
+@dataclass(frozen=True)
+class Progress(Message):
+    """Loading: `done` of `total` bytes; `stage` is words for the user."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Ready(Message):
+    """The model is loaded. `plan` is Plan.to_json(); `max_context` in tokens, `slots` sequences at once."""
+
+    max_context: int
+    slots: int
+    plan: dict[str, Any]
+    devices: list[str]
+    loaded_bytes: int
+    load_s: float
+
+
+@dataclass(frozen=True)
+class TokenLogprobs(Message):
+    """Log probability of a token and of the best ones, natural logarithm, before any sampling filter."""
+
+    token_id: int
+    logprob: float
+    top_ids: list[int] = field(default_factory=list)
+    top_logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Started(Message):
+    """Prefill of a sequence is complete. `cached_tokens` of `prompt_tokens` were not computed again."""
+
+    request_id: str
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_s: float
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tokens(Message):
+    """New tokens of one sequence, in order; `logprobs` is empty or one a token."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Finished(Message):
+    """The end of a sequence. `reason`: stop (a stop id), length, cancelled or error (then `message`)."""
+
+    request_id: str
+    reason: str
+    completion_tokens: int
+    decode_s: float
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Failed(Message):
+    """The rank cannot go on (loading failed, CUDA error); it exits after this."""
+
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Pong(Message):
+    """Answer to Ping, with what is in use now."""
+
+    nonce: int
+    running: int
+    waiting: int
+    free_blocks: int
+    total_blocks: int
+
+
+_NESTED: dict[str, Any] = {"sampling": Sampling, "logprobs": TokenLogprobs, "prompt_logprobs": TokenLogprobs}
+
+
+def encode(message: Message) -> bytes:
+    """Return the whole frame, header included."""
+    payload = msgpack.packb({"type": type(message).__name__.lower(), **asdict(message)}, use_bin_type=True)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise EngineError(f"a message of {len(payload)} bytes is larger than the limit of {MAX_FRAME_BYTES}")
+    return HEADER.pack(len(payload)) + payload
+
+
+def frame_length(header: bytes) -> int:
+    """Return the payload length that a 4-byte header announces, checked against the limit."""
+    (length,) = HEADER.unpack(header)
+    if length > MAX_FRAME_BYTES:
+        raise EngineError(f"a frame announces {length} bytes, the limit is {MAX_FRAME_BYTES}")
+    return int(length)
+
+
+def decode(payload: bytes) -> Message:
+    """Return the message in a frame's payload; anything malformed is an EngineError."""
+    try:
+        values = msgpack.unpackb(payload, raw=False, strict_map_key=False)
+        kind = Message.kinds[values.pop("type")]
+        return _build(kind, values)
+    except (KeyError, TypeError, ValueError, AttributeError, msgpack.UnpackException) as error:
+        raise EngineError(f"malformed message between server and engine: {error!r}") from error
+
+
+def _build(kind: type[Any], values: dict[str, Any]) -> Any:
+    known = {f.name for f in fields(kind)}
+    if unknown := values.keys() - known:
+        raise ValueError(f"{kind.__name__} has no fields {sorted(unknown)}")
+    built = {name: _nested(name, value) for name, value in values.items()}
+    return kind(**built)
+
+
+def _nested(name: str, value: Any) -> Any:
+    kind = _NESTED.get(name)
+    if kind is None or value is None:
+        return value
+    return [_build(kind, v) for v in value] if isinstance(value, list) else _build(kind, value)
