@@ -77,9 +77,13 @@ def parse_config(raw: Mapping[str, Any], architecture: Architecture, where: str)
     num_heads = fields.integer("num_attention_heads", 1, 1024)
     num_kv_heads = fields.integer("num_key_value_heads", 1, 1024, default=num_heads)
     if num_heads % num_kv_heads:
-        raise ConfigError(f"{where}: num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
+        raise ConfigError(
+            f"{where}: num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}"
+        )
     if raw.get("head_dim") is None and hidden_size % num_heads:
-        raise ConfigError(f"{where}: head_dim is missing and hidden_size {hidden_size} is no multiple of {num_heads} heads")
+        raise ConfigError(
+            f"{where}: head_dim is missing and hidden_size {hidden_size} is no multiple of {num_heads} heads"
+        )
     head_dim = fields.integer("head_dim", 2, 1024, default=hidden_size // num_heads)
     if head_dim % 2:
         raise ConfigError(f"{where}: head_dim is {head_dim}, expected an even number")

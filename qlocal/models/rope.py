@@ -58,7 +58,9 @@ def _llama3_frequency(frequency: float, scaling: RopeScaling) -> float:
 
 def _yarn_frequencies(base: list[float], dim: int, theta: float, scaling: RopeScaling) -> list[float]:
     def pair_with_turns(turns: float) -> float:
-        return dim * math.log(scaling.original_max_position_embeddings / (2.0 * math.pi * turns)) / (2.0 * math.log(theta))
+        return (
+            dim * math.log(scaling.original_max_position_embeddings / (2.0 * math.pi * turns)) / (2.0 * math.log(theta))
+        )
 
     low = max(math.floor(pair_with_turns(scaling.beta_fast)), 0)
     high = min(math.ceil(pair_with_turns(scaling.beta_slow)), dim - 1)

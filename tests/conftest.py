@@ -1,0 +1,31 @@
+"""Shared fixtures: tiny checkpoints and the folder of stored vectors that lies beside a development checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of reference data that is not part of the repository; tests that need it skip without it."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs the reference data in ../shared, which is not part of the repository")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session", params=["qwen2", "llama", "mixtral"])
+def tiny_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BF16 folder of every architecture."""
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("bf16") / request.param, request.param)
