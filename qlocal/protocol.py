@@ -189,7 +189,7 @@ _NESTED: dict[str, Any] = {"sampling": Sampling, "logprobs": TokenLogprobs, "pro
 
 def encode(message: Message) -> bytes:
     """Return the whole frame, header included."""
-    payload = msgpack.packb({"type": type(message).__name__.lower(), **asdict(message)}, use_bin_type=True)
+    payload: bytes = msgpack.packb({"type": type(message).__name__.lower(), **asdict(message)}, use_bin_type=True)
     if len(payload) > MAX_FRAME_BYTES:
         raise EngineError(f"a message of {len(payload)} bytes is larger than the limit of {MAX_FRAME_BYTES}")
     return HEADER.pack(len(payload)) + payload
@@ -208,7 +208,8 @@ def decode(payload: bytes) -> Message:
     try:
         values = msgpack.unpackb(payload, raw=False, strict_map_key=False)
         kind = Message.kinds[values.pop("type")]
-        return _build(kind, values)
+        message: Message = _build(kind, values)
+        return message
     except (KeyError, TypeError, ValueError, AttributeError, msgpack.UnpackException) as error:
         raise EngineError(f"malformed message between server and engine: {error!r}") from error
 

@@ -22,7 +22,7 @@ class Role(str, Enum):
     Q = "q_proj"
     K = "k_proj"
     V = "v_proj"
-    O = "o_proj"  # noqa: E741
+    O = "o_proj"
     ROUTER = "router"
     GATE = "gate_proj"
     UP = "up_proj"

@@ -29,7 +29,7 @@ class Fields:
     def integer(self, name: str, low: int, high: int, *, default: int | None = None) -> int:
         value = self._values.get(name)
         if value is None:
-            return self._default(name, default)
+            return int(self._default(name, default))
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ConfigError(f"{self._where}: {name} is {_shown(value)}, expected a whole number from {low} to {high}")
         return value
@@ -37,7 +37,7 @@ class Fields:
     def number(self, name: str, low: float, high: float, *, default: float | None = None) -> float:
         value = self._values.get(name)
         if value is None:
-            return self._default(name, default)
+            return float(self._default(name, default))
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
             raise ConfigError(f"{self._where}: {name} is {_shown(value)}, expected a number from {low:g} to {high:g}")
         return float(value)
