@@ -1,0 +1,115 @@
+"""The decoder layer, and the model made of them. The one forward that quantizer and engine share.
+
+Residual stream, norms, rotary embedding and softmax in float32; only matmul inputs have the compute dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from qlocal.layers.attention import Attend
+from qlocal.layers.embedding import Embedding
+from qlocal.layers.ffn import Ffn, Observe
+from qlocal.layers.linear import Placement, QuantLinear, vector
+from qlocal.layers.moe import MoeFfn
+from qlocal.layers.norm import rms_norm
+from qlocal.layers.rotary import Rotary, Rotation
+from qlocal.models.base import ModelConfig, Role
+from qlocal.weights import DenseWeight, Weight
+
+
+class DecoderLayer:
+    """Attention and FFN with their norms and residuals. Built without memory; `loader` or `replace` fill it."""
+
+    def __init__(self, config: ModelConfig, placement: Placement) -> None:
+        self.config = config
+        self.device = placement.device
+        self.input_norm = torch.empty(config.hidden_size, device="meta")
+        self.post_attention_norm = torch.empty(config.hidden_size, device="meta")
+        self.qkv = QuantLinear(config.hidden_size, (config.q_size, config.kv_size, config.kv_size), placement)
+        self.o = QuantLinear(config.q_size, (config.hidden_size,), placement)
+        self.ffn: Ffn | MoeFfn = MoeFfn(config, placement) if config.num_experts else Ffn(config, placement)
+
+    def forward(self, hidden_states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        """Return the residual stream after this layer. hidden_states: (T, D) f32."""
+        return self.ffn_block(self.attention_block(hidden_states, rotation, attend))
+
+    def attention_block(
+        self, hidden_states: Tensor, rotation: Rotation, attend: Attend, observe: Observe | None = None
+    ) -> Tensor:
+        """Add attention to the residual stream. hidden_states: (T, D) f32; returns the same."""
+        config, tokens = self.config, hidden_states.shape[0]
+        x = rms_norm(hidden_states, self.input_norm, config.rms_norm_eps)
+        if observe is not None:
+            observe(Role.Q, None, x)
+        q, k, v = self.qkv(x)
+        q = rotation.apply(q.view(tokens, config.num_attention_heads, config.head_dim))
+        k = rotation.apply(k.view(tokens, config.num_key_value_heads, config.head_dim))
+        attended = attend(q, k, v.view_as(k)).reshape(tokens, config.q_size)
+        if observe is not None:
+            observe(Role.O, None, attended)
+        (out,) = self.o(attended)
+        return hidden_states + out
+
+    def ffn_block(self, hidden_states: Tensor, observe: Observe | None = None) -> Tensor:
+        """Add the feed-forward block to the residual stream. hidden_states: (T, D) f32; returns the same."""
+        x = rms_norm(hidden_states, self.post_attention_norm, self.config.rms_norm_eps)
+        return hidden_states + self.ffn(x, observe)
+
+    def replace(self, role: Role, expert: int | None, weight: Weight, bias: DenseWeight | None = None) -> None:
+        """Set one norm or one linear's weight and bias (no bias given: none from now on)."""
+        if role is Role.INPUT_NORM:
+            self.input_norm = vector(weight, self.device)
+        elif role is Role.POST_ATTENTION_NORM:
+            self.post_attention_norm = vector(weight, self.device)
+        else:
+            linear, index = self.linear(role, expert)
+            linear.set_part(index, weight, bias)
+
+    def linear(self, role: Role, expert: int | None) -> tuple[QuantLinear, int]:
+        """Return the linear that computes `role`, and which of its parts that is."""
+        attention = {Role.Q: (self.qkv, 0), Role.K: (self.qkv, 1), Role.V: (self.qkv, 2), Role.O: (self.o, 0)}
+        if role in attention:
+            return attention[role]
+        ffn = self.ffn
+        if isinstance(ffn, MoeFfn):
+            if role is Role.ROUTER:
+                return ffn.router, 0
+            assert expert is not None, f"{role.value} of a mixture belongs to an expert"
+            ffn = ffn.experts[expert]
+        return {Role.GATE: (ffn.gate_up, 0), Role.UP: (ffn.gate_up, 1), Role.DOWN: (ffn.down, 0)}[role]
+
+
+class Decoder:
+    """Embedding, layers on their devices, final norm and head."""
+
+    def __init__(
+        self, config: ModelConfig, embedding: Embedding, layers: list[DecoderLayer], norm: Tensor, head: QuantLinear
+    ) -> None:
+        self.config = config
+        self.layers = layers
+        self._embedding = embedding
+        self._rotary = Rotary(config)
+        self._final_norm = norm
+        self._head = head
+
+    def forward(self, input_ids: Tensor, positions: Tensor, attend_of_layer: Callable[[int], Attend]) -> Tensor:
+        """Run all layers. input_ids and positions: (T,) int64. Returns the residual stream (T, D) f32, unnormalized."""
+        hidden_states = self._embedding(input_ids)
+        rotation = self._rotary.at(positions)
+        for index, layer in enumerate(self.layers):
+            if hidden_states.device != layer.device:
+                hidden_states = hidden_states.to(layer.device)
+            if rotation.cos.device != layer.device:
+                rotation = rotation.to(layer.device)
+            hidden_states = layer.forward(hidden_states, rotation, attend_of_layer(index))
+        return hidden_states
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Return (T, V) f32 for the residual stream (T, D) f32 of the tokens that need logits."""
+        on_head = hidden_states.to(self._final_norm.device)
+        (logits,) = self._head(rms_norm(on_head, self._final_norm, self.config.rms_norm_eps))
+        return logits

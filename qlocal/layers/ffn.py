@@ -1,0 +1,35 @@
+"""The gated feed-forward block of one dense layer or of one expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from qlocal.layers.linear import Placement, QuantLinear
+from qlocal.models.base import ModelConfig, Role
+
+Observe = Callable[[Role, "int | None", Tensor], None]
+"""Called with (role, expert, input) of every linear before it computes; once for linears that share an input."""
+
+
+class Ffn:
+    """down(silu(gate(x)) * up(x)). `expert` is what observers are told; None for a dense layer."""
+
+    def __init__(self, config: ModelConfig, placement: Placement, *, expert: int | None = None) -> None:
+        wide = config.intermediate_size
+        self.gate_up = QuantLinear(config.hidden_size, (wide, wide), placement)
+        self.down = QuantLinear(wide, (config.hidden_size,), placement)
+        self._expert = expert
+
+    def __call__(self, x: Tensor, observe: Observe | None = None) -> Tensor:
+        """Compute the block. x: (T, D) f32, normalized. Returns (T, D) f32."""
+        if observe is not None:
+            observe(Role.GATE, self._expert, x)
+        gate, up = self.gate_up(x)
+        inner = F.silu(gate) * up  # (T, F)
+        if observe is not None:
+            observe(Role.DOWN, self._expert, inner)
+        (out,) = self.down(inner)
+        return out

@@ -1,0 +1,115 @@
+"""Fill decoder layers from a checkpoint, and a whole model by a Plan. Neutral weights are dropped once prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from qlocal.formats.base import Checkpoint
+from qlocal.layers.decoder import Decoder, DecoderLayer
+from qlocal.layers.embedding import Embedding
+from qlocal.layers.linear import Placement, QuantLinear, vector
+from qlocal.models.base import Role, TensorSpec
+from qlocal.plan import Plan
+from qlocal.weights import DenseWeight, Weight
+
+OnProgress = Callable[[int, int], None]
+"""Called with (bytes read, bytes in all) after every layer."""
+
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+
+
+def load_layer(
+    checkpoint: Checkpoint,
+    layer: int,
+    device: str | torch.device,
+    dtype: str,
+    kernels: str = "auto",
+    *,
+    join: bool = False,
+) -> DecoderLayer:
+    """Return decoder layer `layer`, computing on `device` with matmul inputs in `dtype` (bfloat16, float32).
+
+    join: compute q/k/v and gate/up in one kernel call each; such a layer's weights cannot be replaced.
+    """
+    filled = DecoderLayer(checkpoint.config, Placement(torch.device(device), dtype, kernels))
+    specs = list(checkpoint.architecture.layer_tensors(checkpoint.config, layer))
+    biases = {spec.module: spec.name for spec in specs if spec.is_bias}
+    joined: dict[QuantLinear, list[TensorSpec]] = {}
+    for spec in specs:
+        if spec.is_bias:
+            continue
+        if spec.role in (Role.INPUT_NORM, Role.POST_ATTENTION_NORM) or not join:
+            filled.replace(spec.role, spec.expert, checkpoint.read(spec.name), _bias(checkpoint, biases, spec))
+        else:
+            joined.setdefault(filled.linear(spec.role, spec.expert)[0], []).append(spec)
+    for linear, parts in joined.items():  # the table lists the parts in the order of the linear
+        linear.fill([checkpoint.read(s.name) for s in parts], [_bias(checkpoint, biases, s) for s in parts])
+    return filled
+
+
+def load_model(
+    checkpoint: Checkpoint, plan: Plan, kernels: str = "auto", on_progress: OnProgress | None = None
+) -> Decoder:
+    """Load everything to where `plan` puts it, a layer at a time."""
+    config, progress = checkpoint.config, _Progress(checkpoint, on_progress)
+    embedding = load_embedding(checkpoint, plan.embedding_device)
+    progress.add(None)
+    layers = []
+    for index in range(config.num_hidden_layers):
+        layers.append(load_layer(checkpoint, index, plan.device_of_layer(index), plan.dtype, kernels, join=True))
+        progress.add(index)
+    norm, head = load_head(checkpoint, plan.head_device, plan.dtype, kernels)
+    return Decoder(config, embedding, layers, norm, head)
+
+
+def load_embedding(checkpoint: Checkpoint, device: str | torch.device) -> Embedding:
+    """Return the token embedding; on the CPU it stays mapped from the file."""
+    weight, target = checkpoint.read(EMBEDDING), torch.device(device)
+    if target.type != "cpu":
+        weight = _moved(weight, target)
+    return Embedding(weight, target)
+
+
+def load_head(
+    checkpoint: Checkpoint, device: str | torch.device, dtype: str, kernels: str = "auto"
+) -> tuple[Tensor, QuantLinear]:
+    """Return the final norm (D,) f32 and the output head, which is the embedding where they are tied."""
+    config, target = checkpoint.config, torch.device(device)
+    head = QuantLinear(config.hidden_size, (config.vocab_size,), Placement(target, dtype, kernels))
+    head.fill([checkpoint.read(HEAD if HEAD in checkpoint.tensors else EMBEDDING)], [None])
+    return vector(checkpoint.read(FINAL_NORM), target), head
+
+
+def _bias(checkpoint: Checkpoint, biases: dict[str, str], spec: TensorSpec) -> DenseWeight | None:
+    if spec.module not in biases:
+        return None
+    bias = checkpoint.read(biases[spec.module])
+    assert isinstance(bias, DenseWeight), "opening a checkpoint refuses quantized biases"
+    return bias
+
+
+def _moved(weight: Weight, device: torch.device) -> Weight:
+    """Return `weight` with all its tensors on `device`."""
+    tensors = {f.name: getattr(weight, f.name) for f in fields(weight)}
+    return replace(weight, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})
+
+
+class _Progress:
+    """Counts the bytes of tensors whose layer is loaded."""
+
+    def __init__(self, checkpoint: Checkpoint, on_progress: OnProgress | None) -> None:
+        self._bytes: dict[int | None, int] = {}
+        for stored in checkpoint.tensors.values():
+            self._bytes[stored.spec.layer] = self._bytes.get(stored.spec.layer, 0) + stored.num_bytes
+        self._total, self._done, self._on_progress = sum(self._bytes.values()), 0, on_progress
+
+    def add(self, layer: int | None) -> None:
+        self._done += self._bytes.get(layer, 0)
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._total)

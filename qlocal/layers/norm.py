@@ -1,0 +1,15 @@
+"""Root mean square normalization in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Scale every row to unit mean square, then by `weight`.
+
+    hidden_states: (T, D) f32. weight: (D,) f32. Returns (T, D) f32.
+    """
+    mean_square = hidden_states.square().mean(-1, keepdim=True)
+    return hidden_states * torch.rsqrt(mean_square + eps) * weight
