@@ -17,18 +17,40 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def causal(lengths: Sequence[int]) -> Attend:
     """Return attention over whole sequences that stand one after another in T, without a cache."""
+    sizes = list(lengths)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = zip(q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), strict=True)
-        return torch.cat([_causal_sequence(*part) for part in parts])
+        parts = zip(*(torch.split(x, sizes) for x in (q, k, v)), strict=True)
+        return torch.cat([attend_sequence(q, k.transpose(0, 1), v.transpose(0, 1)) for q, k, v in parts])
 
     return attend
 
 
-def _causal_sequence(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend inside one sequence; q: (T, H, Dh), k and v: (T, Hk, Dh)."""
-    # torch has no grouped kernel for float32 on every device, and its fallback holds all (H, T, T) scores.
-    repeats = q.shape[1] // k.shape[1]
-    heads_first = (q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1))
-    q_h, k_h, v_h = (x.transpose(0, 1)[None] for x in heads_first)  # (1, H, T, Dh)
-    return F.scaled_dot_product_attention(q_h, k_h, v_h, is_causal=True)[0].transpose(0, 1)
+def attend_sequence(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend from the last t tokens of one sequence to all S of it, causally.
+
+    q: (t, H, Dh) f32. k and v: (Hk, S, Dh) f32. Returns (t, H, Dh) f32.
+    """
+    return _decode(q, k, v) if q.shape[0] == 1 else _prefill(q, k, v)
+
+
+def _decode(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One query sees every key: two small matrix products a KV head, with its query heads as rows."""
+    grouped = q.view(k.shape[0], -1, q.shape[2]) * q.shape[2] ** -0.5  # (Hk, H / Hk, Dh)
+    scores = torch.bmm(grouped, k.transpose(1, 2))  # (Hk, H / Hk, S)
+    return torch.bmm(scores.softmax(-1), v).view(q.shape)
+
+
+def _prefill(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    tokens, context = q.shape[0], k.shape[1]
+    # torch has no grouped kernel for float32 on every device, and its fallback holds all (H, t, S) scores.
+    repeats = q.shape[1] // k.shape[0]
+    k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
+    mask = None
+    if context > tokens:  # is_causal would align the first query with the first key
+        own_position = torch.arange(context - tokens, context, device=q.device)
+        mask = torch.arange(context, device=q.device) <= own_position[:, None]  # (t, S)
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None], k[None], v[None], attn_mask=mask, is_causal=mask is None
+    )
+    return out[0].transpose(0, 1)

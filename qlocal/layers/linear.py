@@ -135,7 +135,8 @@ def _join(weights: Sequence[Weight]) -> Weight:
         return DenseWeight(_cat(weights, "data"), _joined_row_map(weights))
     if isinstance(first, BlockWeight):
         return replace(first, blocks=_cat(weights, "blocks"), row_map=_joined_row_map(weights))
-    return replace(first, **{name: _cat(weights, name) for name in ("codes", "scales", "zero_points")})
+    codes, scales, zero_points = (_cat(weights, name) for name in ("codes", "scales", "zero_points"))
+    return replace(first, codes=codes, scales=scales, zero_points=zero_points)
 
 
 def _cat(weights: Sequence[Weight], name: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,8 +97,9 @@ def _bias(checkpoint: Checkpoint, biases: dict[str, str], spec: TensorSpec) -> D
 
 def _moved(weight: Weight, device: torch.device) -> Weight:
     """Return `weight` with all its tensors on `device`."""
-    tensors = {f.name: getattr(weight, f.name) for f in fields(weight)}
-    return replace(weight, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})
+    values = {f.name: getattr(weight, f.name) for f in fields(weight)}
+    moved: dict[str, Any] = {n: v.to(device) for n, v in values.items() if isinstance(v, Tensor)}
+    return replace(weight, **moved)
 
 
 class _Progress:

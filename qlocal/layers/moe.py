@@ -28,7 +28,7 @@ class MoeFfn:
         weights, chosen = logits.softmax(-1).topk(self._num_chosen)  # (T, k)
         weights = weights / weights.sum(-1, keepdim=True)
         out = torch.zeros_like(x)
-        for expert in chosen.unique().tolist():
+        for expert in sorted(set(chosen.flatten().tolist())):
             tokens, slots = torch.nonzero(chosen == expert, as_tuple=True)
             y = self.experts[expert](x[tokens], observe)
             out.index_add_(0, tokens, y * weights[tokens, slots][:, None])
