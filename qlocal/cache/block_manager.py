@@ -1,0 +1,136 @@
+"""Block tables of the running sequences, and reuse of what earlier ones computed.
+
+Admission reserves the worst case of a sequence, so that none is preempted half way; blocks are taken only
+when they are reached, so an unused reservation costs no memory of earlier conversations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from qlocal.cache.block_pool import BlockPool, content_after, root_digest
+
+CopyBlock = Callable[[int, int, int], None]
+"""Copy the first n tokens of K and V: (source block, target block, n)."""
+
+
+@dataclass
+class BlockTable:
+    """The blocks of one sequence in order. `num_reserved` more are promised; `digests` name the full ones."""
+
+    blocks: list[int] = field(default_factory=list)
+    num_reserved: int = 0
+    digests: list[bytes] = field(default_factory=list)
+
+
+class BlockManager:
+    """Hands out block tables. `fingerprint` names the model, its cache type and rotary scaling."""
+
+    def __init__(self, num_blocks: int, block_size: int, fingerprint: str, copy_block: CopyBlock) -> None:
+        self.block_size = block_size
+        self._pool = BlockPool(num_blocks)
+        self._root = root_digest(f"{fingerprint} block_size={block_size}")
+        self._copy_block = copy_block
+        self._num_reserved = 0
+
+    @property
+    def num_blocks(self) -> int:
+        return self._pool.num_blocks
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that are neither held nor promised."""
+        return self._pool.num_free - self._num_reserved
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Return how many blocks hold `num_tokens`."""
+        return -(-num_tokens // self.block_size)
+
+    def admit(self, token_ids: Sequence[int], max_tokens: int) -> tuple[BlockTable, int] | None:
+        """Reserve for a prompt and `max_tokens` more; return the table and how many tokens it already holds.
+
+        The last token of the prompt is never among them: its logits are needed. None: there is no room now.
+        """
+        usable = token_ids[: len(token_ids) - 1]
+        shared, digests = self._full_blocks_of(usable)
+        # The last generated token is never an input, so it needs no place.
+        num_new = self.blocks_for(len(token_ids) + max(max_tokens - 1, 0)) - len(shared)
+        num_revived = sum(self._pool.is_free(block) for block in shared)
+        if num_new + num_revived > self.num_free:
+            return None
+        for block in shared:
+            self._pool.share(block)
+        self._num_reserved += num_new
+        table = BlockTable(shared, num_new, digests)
+        num_cached = len(shared) * self.block_size
+        return table, num_cached + self._copy_tail(table, usable[num_cached:])
+
+    def reach(self, table: BlockTable, num_tokens: int) -> None:
+        """Take the blocks that a sequence of `num_tokens` needs, out of its reservation."""
+        while len(table.blocks) < self.blocks_for(num_tokens):
+            self._take(table)
+
+    def commit(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
+        """Remember the blocks that are full now that the first `num_computed` of `token_ids` are computed."""
+        while (len(table.digests) + 1) * self.block_size <= num_computed:
+            index = len(table.digests)
+            chunk = token_ids[index * self.block_size : (index + 1) * self.block_size]
+            content = content_after(self._parent(table), chunk)
+            self._pool.remember(table.blocks[index], content)
+            table.digests.append(content.digest)
+
+    def release(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
+        """Give everything back; what was computed stays findable, the partial last block included."""
+        self.commit(table, token_ids, num_computed)
+        tail = token_ids[len(table.digests) * self.block_size : num_computed]
+        if tail:
+            self._pool.remember(table.blocks[len(table.digests)], content_after(self._parent(table), tail))
+        self._give_back(table)
+
+    def discard(self, table: BlockTable) -> None:
+        """Give everything back after an error; what was not committed is never found again."""
+        self._give_back(table)
+
+    def _give_back(self, table: BlockTable) -> None:
+        # The end of a context goes first: its beginning is more likely to be asked for again.
+        for block in reversed(table.blocks):
+            self._pool.give_back(block)
+        self._num_reserved -= table.num_reserved
+        table.blocks, table.num_reserved, table.digests = [], 0, []
+
+    def _take(self, table: BlockTable) -> int:
+        assert table.num_reserved > 0, "a sequence grows no further than admission reserved"
+        block = self._pool.take()
+        self._num_reserved -= 1
+        table.num_reserved -= 1
+        table.blocks.append(block)
+        return block
+
+    def _parent(self, table: BlockTable) -> bytes:
+        return table.digests[-1] if table.digests else self._root
+
+    def _full_blocks_of(self, token_ids: Sequence[int]) -> tuple[list[int], list[bytes]]:
+        """Return the remembered blocks that hold the beginning of `token_ids`, and their digests."""
+        blocks: list[int] = []
+        digests = [self._root]
+        for start in range(0, len(token_ids) - self.block_size + 1, self.block_size):
+            content = content_after(digests[-1], token_ids[start : start + self.block_size])
+            block = self._pool.find(content)
+            if block is None:
+                break
+            blocks.append(block)
+            digests.append(content.digest)
+        return blocks, digests[1:]
+
+    def _copy_tail(self, table: BlockTable, rest: Sequence[int]) -> int:
+        """Start a new block with the longest beginning of `rest` that some block holds; return its length."""
+        found = self._pool.find_longest(self._parent(table), rest[: self.block_size])
+        if found is None:
+            return 0
+        source, length = found
+        self._pool.touch(source)  # its own place is taken only when there is no other
+        target = self._take(table)
+        if target != source:
+            self._copy_block(source, target, length)
+        return length
