@@ -1,0 +1,119 @@
+"""A GGUF file (or the parts of a split one) as a checkpoint. Blocks stay as they lie in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qlocal.errors import CheckpointError
+from qlocal.formats import gguf_metadata
+from qlocal.formats.base import GenerationDefaults, StoredTensor, TokenizerData
+from qlocal.formats.gguf_reader import GgufHeader, GgufTensor, read_gguf
+from qlocal.ggml_types import FLOAT_TYPES, GgmlType, row_bytes
+from qlocal.models.base import Architecture, ModelConfig, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from qlocal.weights import Weight
+
+_FLOAT_DTYPES = {GgmlType.F32: "float32", GgmlType.F16: "float16", GgmlType.BF16: "bfloat16"}
+
+
+@dataclass(eq=False)
+class GgufCheckpoint:
+    """See `formats.base.Checkpoint`."""
+
+    path: Path
+    architecture: Architecture
+    config: ModelConfig
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[Path, ...]
+    header: GgufHeader
+    format: str = "gguf"
+
+    @classmethod
+    def open(cls, path: Path) -> GgufCheckpoint:
+        header = read_gguf(path)
+        architecture, config = gguf_metadata.read_config(header)
+        specs = list(architecture.tensors(config))
+        _check_against_table(header, specs, config)
+        tensors = {spec.name: _stored(spec, header.tensors[spec.gguf_name]) for spec in specs}
+        return cls(path, architecture, config, tensors, header.files, header)
+
+    def read(self, name: str) -> Weight:
+        from qlocal.weights import BlockWeight, DenseWeight
+
+        spec = self.tensors[name].spec
+        tensor = self.header.tensors[spec.gguf_name]
+        row_map = permuted_rows(spec.shape[0], spec.permuted_heads) if spec.permuted_heads else None
+        if tensor.ggml_type in FLOAT_TYPES:
+            return DenseWeight(_float_tensor(tensor, spec), row_map)
+        return BlockWeight(_blocks(tensor, spec), tensor.ggml_type, spec.shape[-1], row_map)
+
+    def tokenizer(self) -> TokenizerData:
+        return gguf_metadata.read_tokenizer(self.header)
+
+    def generation_defaults(self) -> GenerationDefaults:
+        return gguf_metadata.read_generation_defaults(self.header)
+
+
+def permuted_rows(rows: int, heads: int) -> torch.Tensor:
+    """Return (N,) int64: where row n of the model's q or k lies in a GGUF file of arch llama.
+
+    Rotary pairs are neighbours there and half a head apart here: model row h*hd + b*hd/2 + i is GGUF row h*hd + 2i + b.
+    """
+    import torch  # heavy, and opening does without
+
+    half = rows // heads // 2
+    gguf_rows = torch.arange(rows, dtype=torch.int64).view(heads, half, 2)
+    return gguf_rows.transpose(1, 2).reshape(rows)
+
+
+def _stored(spec: TensorSpec, tensor: GgufTensor) -> StoredTensor:
+    num_bytes = row_bytes(tensor.ggml_type, spec.shape[-1])
+    for dim in spec.shape[:-1]:
+        num_bytes *= dim
+    return StoredTensor(spec, tensor.ggml_type.name.lower(), num_bytes, tensor.ggml_type)
+
+
+def stacked_shape(spec: TensorSpec, config: ModelConfig) -> tuple[int, ...]:
+    """Return the shape that a GGUF file stores: experts of a layer stand in one tensor (E, N, K)."""
+    return spec.shape if spec.expert is None else (config.num_experts, *spec.shape)
+
+
+def _check_against_table(header: GgufHeader, specs: list[TensorSpec], config: ModelConfig) -> None:
+    expected = {spec.gguf_name: spec for spec in specs}
+    problems = [f"{name} is missing" for name in expected if name not in header.tensors]
+    for name, tensor in header.tensors.items():
+        spec = expected.get(name)
+        if spec is None:
+            if name != gguf_metadata.ROPE_FREQS:
+                problems.append(f"{name} is not part of a {config.model_type} model")
+        elif tensor.shape != stacked_shape(spec, config):
+            problems.append(f"{name} has shape {tensor.shape}, expected {stacked_shape(spec, config)}")
+        elif len(spec.shape) == 1 and tensor.ggml_type not in FLOAT_TYPES:
+            problems.append(f"{name} is {tensor.ggml_type.name}, expected F32, F16 or BF16")
+    if problems:
+        raise CheckpointError(
+            f"{header.path.name}: {len(problems)} tensors do not match the {config.model_type} table", problems
+        )
+
+
+def _float_tensor(tensor: GgufTensor, spec: TensorSpec) -> torch.Tensor:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, _FLOAT_DTYPES[tensor.ggml_type])
+    data = tensor.file.tensor(dtype, tensor.shape, tensor.offset)
+    return data if spec.expert is None else data[spec.expert]
+
+
+def _blocks(tensor: GgufTensor, spec: TensorSpec) -> torch.Tensor:
+    """Return (N, row_bytes) uint8, of one expert where several are stacked."""
+    import torch
+
+    width = row_bytes(tensor.ggml_type, spec.shape[-1])
+    data = tensor.file.tensor(torch.uint8, (*tensor.shape[:-1], width), tensor.offset)
+    return data if spec.expert is None else data[spec.expert]
