@@ -1,0 +1,200 @@
+"""AWQ: input columns that matter are scaled up before rounding, and whoever makes the input absorbs the inverse.
+
+The scale is searched over powers of the mean activation, by the true error of the output (arXiv 2306.00978); then
+the range of every group is shrunk where that lowers the error of its own columns. Who absorbs a scale is decided
+by the caller. A column without inputs keeps the scale 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qlocal.weights import AffineWeight
+from quantize.methods import rtn
+from quantize.methods.base import AffineSettings, Quantized, Statistics
+
+RATIOS = tuple(i / 20 for i in range(20))
+CLIP_SHRINKS = tuple(1.0 - 0.04 * i for i in range(12))
+CLIP_ROWS = 256
+SEARCH_WORK = 5e10
+"""Rows x K x K of one candidate's error: a search looks at evenly taken rows when there are more."""
+MIN_SEARCH_ROWS = 512
+MAX_SCALE = 1e3
+"""Bound on a scale and its inverse, so that neither the folded norm nor the weight leaves float16."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One linear that reads the scaled input. w_NK: (N, K) f32. `stats`: its own inputs (experts see different ones)."""
+
+    w_NK: Tensor
+    stats: Statistics
+
+
+class InputError:
+    """The mean output error ||D x||² over the inputs seen: by the Gram matrix, or by sampled inputs where K is large.
+
+    At K = 29568 a Gram matrix is 3.5 GB and a product with it costs more than with 2048 samples, which rank
+    twenty candidates as well.
+    """
+
+    def __init__(self, stats: Statistics) -> None:
+        self._tokens = max(stats.tokens, 1)
+        self._gram_KK = stats.gram_KK
+        self._sample_SK = stats.sample_SK if stats.gram_KK is None else None
+        self._mean_square_K = stats.mean_square_K
+
+    def of(self, difference_NK: Tensor) -> float:
+        """Return the sum over rows of the mean squared error."""
+        if self._gram_KK is not None:
+            return float(((difference_NK @ self._gram_KK) * difference_NK).sum(dtype=torch.float64)) / self._tokens
+        if self._sample_SK is not None:
+            outputs_NS = difference_NK @ self._sample_SK.float().T
+            return float(outputs_NS.square().sum(dtype=torch.float64)) / len(self._sample_SK)
+        return float((difference_NK.square() * self._mean_square_K).sum(dtype=torch.float64))
+
+    def group_grams(self, group_size: int) -> Tensor:
+        """Return the Gram matrices (G, g, g) of the columns of every group."""
+        if self._gram_KK is not None:
+            count = len(self._gram_KK) // group_size
+            blocks = self._gram_KK.view(count, group_size, count, group_size)
+            return torch.diagonal(blocks, dim1=0, dim2=2).permute(2, 0, 1) / self._tokens
+        if self._sample_SK is not None:
+            grouped_GSg = self._sample_SK.float().view(len(self._sample_SK), -1, group_size).transpose(0, 1)
+            return grouped_GSg.transpose(1, 2) @ grouped_GSg / grouped_GSg.shape[1]
+        return torch.diag_embed(self._mean_square_K.view(-1, group_size))
+
+
+def search_scale(consumers: Sequence[Consumer], settings: AffineSettings) -> Tensor:
+    """Return the scale (K,) f32 of the shared input with the least output error of all consumers together.
+
+    No scaling at all is one of the candidates, so the result is never worse than it (on the rows looked at).
+    """
+    sampled = [Consumer(_search_rows(c.w_NK), c.stats) for c in consumers]
+    errors = [InputError(c.stats) for c in consumers]
+    activity_K = _mean_activity(consumers)
+    magnitude_K = _relative_magnitude(consumers, settings.group_size)
+    best, best_error = torch.ones_like(activity_K), torch.inf
+    for candidate in _candidates(activity_K, magnitude_K):
+        error = sum(e.of(_change(c.w_NK, candidate, settings)) for c, e in zip(sampled, errors, strict=True))
+        if error < best_error:
+            best, best_error = candidate, error
+    return best
+
+
+def quantize_scaled(
+    w_NK: Tensor, stats: Statistics, scale_K: Tensor | None, settings: AffineSettings, *, clip: bool = True
+) -> Quantized[AffineWeight]:
+    """Quantize W x scale with the best range a group; the loss is that of W itself.
+
+    scale_K: (K,) f32, or None where nothing can absorb one. clip: search ranges smaller than the weights'.
+    """
+    scale = torch.ones(w_NK.shape[1]) if scale_K is None else scale_K
+    error = InputError(stats)
+    grams_Ggg = None
+    if clip:
+        inverse = (1.0 / scale).view(-1, settings.group_size)
+        grams_Ggg = error.group_grams(settings.group_size) * inverse.unsqueeze(2) * inverse.unsqueeze(1)
+    parts = [
+        _quantize_rows(rows * scale, grams_Ggg, settings) for rows in w_NK.split(CLIP_ROWS)
+    ]  # codes, scales, zeros of CLIP_ROWS rows each
+    codes, scales, zeros = (torch.cat(part) for part in zip(*parts, strict=True))
+    weight = rtn.affine_weight(codes, scales, zeros, settings.group_size)
+    return Quantized(weight, _loss(w_NK, weight, scale, error))
+
+
+def divide_rows(weight: AffineWeight, scale_N: Tensor) -> AffineWeight:
+    """Divide the outputs of a quantized linear: exact but for the rounding of its scales to f16."""
+    scales = (weight.scales.float() / scale_N.unsqueeze(1)).half()
+    return AffineWeight(weight.codes, scales, weight.zero_points, weight.group_size, weight.g_idx)
+
+
+def _quantize_rows(
+    rows_NK: Tensor, grams_Ggg: Tensor | None, settings: AffineSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups = rtn.split_groups(rows_NK, settings.group_size)
+    low, high = groups.amin(-1), groups.amax(-1)
+    if grams_Ggg is not None:
+        shrink_NG = _best_shrink(groups, low, high, grams_Ggg, settings)
+        low, high = low * shrink_NG, high * shrink_NG
+    scales, zeros = rtn.grid(low, high, settings)
+    return rtn.encode(groups, scales, zeros).view(rows_NK.shape), scales, zeros
+
+
+def _best_shrink(
+    groups_NGg: Tensor, low_NG: Tensor, high_NG: Tensor, grams_Ggg: Tensor, settings: AffineSettings
+) -> Tensor:
+    """Return the share (N, G) of every group's range that gives the least error of its part of the output."""
+    best, best_error = torch.ones_like(low_NG), torch.full_like(low_NG, torch.inf)
+    for shrink in CLIP_SHRINKS:
+        difference = rtn.fake_quantize(groups_NGg, low_NG * shrink, high_NG * shrink, settings) - groups_NGg
+        by_group = difference.transpose(0, 1)  # (G, N, g)
+        error = ((by_group @ grams_Ggg) * by_group).sum(-1).T  # (N, G)
+        better = error < best_error
+        best = torch.where(better, shrink, best)
+        best_error = torch.where(better, error, best_error)
+    return best
+
+
+def _candidates(activity_K: Tensor, magnitude_K: Tensor) -> list[Tensor]:
+    """Return the scales to try: no scaling, and powers of the activity with and without the weights' own size."""
+    candidates = [torch.ones_like(activity_K)]
+    for ratio in RATIOS:
+        candidates.append(_normalized(activity_K.pow(ratio) / (magnitude_K.pow(1.0 - ratio) + 1e-4), activity_K))
+        if ratio > 0:
+            candidates.append(_normalized(activity_K.pow(ratio), activity_K))
+    return candidates
+
+
+def _normalized(scale_K: Tensor, activity_K: Tensor) -> Tensor:
+    """Centre a scale around 1; columns without inputs get exactly 1."""
+    alive = activity_K > 0
+    if not alive.any():
+        return torch.ones_like(scale_K)
+    values = scale_K.clamp(min=1e-4)
+    centre = (values[alive].max() * values[alive].min()).sqrt()
+    return torch.where(alive, (values / centre).clamp(1.0 / MAX_SCALE, MAX_SCALE), 1.0)
+
+
+def _mean_activity(consumers: Sequence[Consumer]) -> Tensor:
+    """Return mean |x| (K,) over the inputs of all consumers, each weighing as many tokens as it saw."""
+    distinct = {id(c.stats): c.stats for c in consumers}.values()
+    tokens = sum(s.tokens for s in distinct)
+    return torch.stack([s.mean_abs_K * (s.tokens / max(tokens, 1)) for s in distinct]).sum(0)
+
+
+def _relative_magnitude(consumers: Sequence[Consumer], group_size: int) -> Tensor:
+    """Return the mean over rows of |w| relative to the largest of its group: (K,) f32."""
+    total = torch.zeros(consumers[0].w_NK.shape[1], dtype=torch.float64)
+    rows = 0
+    for consumer in consumers:
+        for part in _search_rows(consumer.w_NK).split(CLIP_ROWS):
+            groups = rtn.split_groups(part.abs(), group_size)
+            largest = groups.amax(-1, keepdim=True).clamp(min=1e-12)
+            total += (groups / largest).flatten(1).sum(0, dtype=torch.float64)
+            rows += len(part)
+    return (total / rows).float()
+
+
+def _search_rows(w_NK: Tensor) -> Tensor:
+    rows, columns = w_NK.shape
+    wanted = max(MIN_SEARCH_ROWS, int(SEARCH_WORK / columns**2))
+    return w_NK if rows <= wanted else w_NK[:: -(-rows // wanted)].contiguous()
+
+
+def _change(w_NK: Tensor, scale_K: Tensor, settings: AffineSettings) -> Tensor:
+    """Return (Q(W s) / s - W)."""
+    groups = rtn.split_groups(w_NK * scale_K, settings.group_size)
+    values = rtn.fake_quantize(groups, groups.amin(-1), groups.amax(-1), settings)
+    return values.view(w_NK.shape).div_(scale_K).sub_(w_NK)
+
+
+def _loss(w_NK: Tensor, weight: AffineWeight, scale_K: Tensor, error: InputError) -> float:
+    rows = slice(None, None, max(1, -(-len(w_NK) // len(_search_rows(w_NK)))))
+    part = AffineWeight(weight.codes[rows], weight.scales[rows], weight.zero_points[rows], weight.group_size)
+    total = error.of(w_NK[rows].contiguous())
+    return error.of(rtn.decode(part).div_(scale_K).sub_(w_NK[rows])) / total if total > 0 else 0.0

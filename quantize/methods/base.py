@@ -1,0 +1,120 @@
+"""The contract of every method: a float32 weight and what is known of its inputs go in, a neutral weight comes out.
+
+Methods know no files, no layers and no models. N outputs, K inputs, T tokens, G = K / group_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from qlocal.weights import AffineWeight, BlockWeight
+
+GRAM_BLOCK = 4096
+"""Rows of the Gram matrix that one matrix product adds: bounds scratch memory."""
+
+WeightT = TypeVar("WeightT", AffineWeight, BlockWeight)
+
+
+@dataclass(frozen=True)
+class Quantized(Generic[WeightT]):
+    """A quantized weight and its loss: ||(W - Q) X||² / ||W X||² over the calibration inputs.
+
+    Without inputs (plain rounding) all columns weigh the same; with a diagonal alone, so does `loss`.
+    """
+
+    weight: WeightT
+    loss: float
+
+
+@dataclass(frozen=True)
+class AffineSettings:
+    """How codes are laid out. symmetric: the zero point is always 8. min_zero: lowest zero point allowed (GPTQ: 1)."""
+
+    group_size: int
+    symmetric: bool
+    min_zero: int = 0
+
+
+class Statistics:
+    """Running sums over the inputs of one linear, or of several that share their input.
+
+    Inputs are rounded to bf16 first, as the engine does before it multiplies.
+    tokens: number of inputs seen. gram_KK: (K, K) f32 sum of x x^T, or None when it was not asked for.
+    sample_SK: (S, K) bf16, evenly taken inputs, or None; stands in for a Gram matrix that is too large.
+    """
+
+    def __init__(self, columns: int, *, gram: bool = False, sample_per_call: int = 0) -> None:
+        self.columns = columns
+        self.tokens = 0
+        self.gram_KK: Tensor | None = torch.zeros(columns, columns) if gram else None
+        self._abs_sum_K = torch.zeros(columns, dtype=torch.float64)
+        self._square_sum_K = torch.zeros(columns, dtype=torch.float64)
+        self._sample_per_call = sample_per_call
+        self._samples: list[Tensor] = []
+
+    def add(self, x_TK: Tensor) -> None:
+        """Count the inputs x (T, K), any float dtype."""
+        rounded = x_TK.to(torch.bfloat16)
+        x = rounded.float()
+        self.tokens += len(x)
+        self._abs_sum_K += x.abs().sum(0, dtype=torch.float64).cpu()
+        self._square_sum_K += x.square().sum(0, dtype=torch.float64).cpu()
+        if self._sample_per_call:
+            step = max(1, len(x) // self._sample_per_call)
+            self._samples.append(rounded[::step][: self._sample_per_call].cpu().clone())
+        if self.gram_KK is not None:
+            self._add_gram(x)
+
+    @property
+    def mean_abs_K(self) -> Tensor:
+        """(K,) f32 mean of |x|; zeros when nothing was seen."""
+        return (self._abs_sum_K / max(self.tokens, 1)).float()
+
+    @property
+    def mean_square_K(self) -> Tensor:
+        """(K,) f32 mean of x²; zeros when nothing was seen."""
+        return (self._square_sum_K / max(self.tokens, 1)).float()
+
+    @property
+    def sample_SK(self) -> Tensor | None:
+        return torch.cat(self._samples) if self._samples else None
+
+    def finish(self) -> None:
+        """Fill the lower triangle of the Gram matrix; only the upper one is summed."""
+        if self.gram_KK is not None:
+            mirror_upper(self.gram_KK)
+
+    def _add_gram(self, x: Tensor) -> None:
+        assert self.gram_KK is not None, "the caller has looked"
+        with exact_bf16_products():
+            for start in range(0, self.columns, GRAM_BLOCK):
+                rows = x[:, start : start + GRAM_BLOCK]
+                target = self.gram_KK[start : start + GRAM_BLOCK, start:]
+                target.add_((rows.T @ x[:, start:]).to(target.device))
+
+
+def mirror_upper(matrix_KK: Tensor) -> None:
+    """Copy the upper triangle over the lower one, in place, a block at a time."""
+    size = len(matrix_KK)
+    for start in range(0, size, GRAM_BLOCK):
+        stop = min(start + GRAM_BLOCK, size)
+        diagonal = matrix_KK[start:stop, start:stop]
+        diagonal.copy_(diagonal.triu() + diagonal.triu(1).T)
+        matrix_KK[stop:, start:stop] = matrix_KK[start:stop, stop:].T
+
+
+@contextmanager
+def exact_bf16_products() -> Iterator[None]:
+    """Let float32 products run in bf16 units: exact where both operands hold bf16 values, sums stay in float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
