@@ -1,0 +1,79 @@
+"""What the devices of this machine can hold and compute. No torch: planning and `doctor` must be quick."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import psutil
+
+from qlocal.errors import UsageError
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: str) -> int:
+    """Return how much memory of `device` (`cpu`, `cuda:0`, ...) is free; UsageError for an unknown device."""
+    if device == "cpu":
+        return _free_host_bytes()
+    found = re.fullmatch(r"cuda:(\d{1,3})", device)
+    if found is None:
+        raise UsageError(f"device '{device}' is unknown", hint="Devices are cpu, cuda:0, cuda:1, ...")
+    return _free_cuda_bytes(int(found[1]))
+
+
+def matmul_dtype(dtype: str, device: str) -> str:
+    """Return what `dtype` (bfloat16, float32) becomes on `device`: bf16 is never emulated."""
+    return "float32" if dtype == "bfloat16" and device == "cpu" and not cpu_has_bf16() else dtype
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX, or Arm's BF16)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:  # not Linux: say no, which is always right
+        return False
+    flags = {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split()}
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _free_host_bytes() -> int:
+    """Free memory of the machine, or of the container where that is less."""
+    available: int = psutil.virtual_memory().available
+    limit, used = (_cgroup_value(name) for name in ("memory.max", "memory.current"))
+    if limit is None or used is None:
+        return available
+    # File pages count as used there, but make room when asked.
+    return min(available, limit - used + (_cgroup_inactive_file() or 0))
+
+
+def _cgroup_value(name: str) -> int | None:
+    try:
+        text = (_CGROUP / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _cgroup_inactive_file() -> int | None:
+    try:
+        lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    values = dict(line.split(maxsplit=1) for line in lines)
+    return sum(int(values.get(name, 0)) for name in ("inactive_file", "active_file"))
+
+
+def _free_cuda_bytes(index: int) -> int:
+    import pynvml  # only where a GPU was asked for
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    except pynvml.NVMLError as error:
+        raise UsageError(
+            f"device 'cuda:{index}' cannot be used: {error}", hint="`qlocal doctor` lists them."
+        ) from error
