@@ -1,0 +1,208 @@
+"""The client of the guard: one helper process, started when first needed and again whenever it is lost.
+
+Usable from any thread; from asyncio through `asyncio.to_thread`. Jobs run one after another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qlocal.errors import EngineError, QLocalError, TemplateError, TokenizerError
+from qlocal.guard import frames
+from qlocal.guard.process import Gone, GuardProcess
+
+JOB_LIMIT_S = 2.0
+LOAD_LIMIT_S = 30.0
+START_LIMIT_S = 20.0
+MAX_TEXT_BYTES = 8 << 20
+TEXT_BYTES_PER_LIMIT = 1 << 20
+"""Time for encoding grows with the text: one `JOB_LIMIT_S` more a MiB."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedVocabulary:
+    """What the guard says about a vocabulary it has loaded. token_bytes: by id. added: (id, text, is_special)."""
+
+    key: str
+    token_bytes: list[bytes]
+    added: list[tuple[int, str, bool]]
+    has_dummy_prefix: bool
+    prefix_ids: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_bytes)
+
+
+class Guard:
+    """Runs templates and vocabularies of strangers in a helper process with limits.
+
+    Raises TemplateError or TokenizerError for what a template or vocabulary does wrong, EngineError when the
+    helper cannot be started. `with Guard() as guard:` ends the helper at the end.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._process: GuardProcess | None = None
+        self._load_frames: dict[str, bytes] = {}
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the helper; the next job would start a new one."""
+        with self._lock:
+            if self._process is not None:
+                self._process.close()
+                self._process = None
+
+    @property
+    def pid(self) -> int | None:
+        """The helper's process id while it runs."""
+        return self._process.pid if self._process is not None else None
+
+    def load_vocabulary(self, kind: str, data: Mapping[str, Any]) -> LoadedVocabulary:
+        """Load a vocabulary. kind: `tokenizer_json`, `sentencepiece` or `gguf`; data: its bytes or lists.
+
+        The request is kept, so that a new helper can load the vocabulary again.
+        """
+        payload = frames.pack({"kind": kind, "data": dict(data)})
+        key = hashlib.sha256(payload).hexdigest()
+        frame = frames.pack({"job": "load", "key": key, "kind": kind, "data": dict(data)})
+        if len(frame) > frames.MAX_REQUEST_BYTES:
+            raise TokenizerError(f"the vocabulary has {len(frame)} bytes, the limit is {frames.MAX_REQUEST_BYTES}")
+        with self._lock:
+            reply = self._send(frame, LOAD_LIMIT_S, "the vocabulary", TokenizerError)
+            self._load_frames[key] = frame
+        return _loaded(key, reply)
+
+    def encode(self, key: str, text: str, *, with_control: bool = False) -> list[int]:
+        """Return the ids of `text`; control strings in it count only `with_control`."""
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size > MAX_TEXT_BYTES:
+            raise TokenizerError(f"the text has {size} bytes, the limit is {MAX_TEXT_BYTES}")
+        factor = 1.0 + size / TEXT_BYTES_PER_LIMIT
+        job = {"job": "encode", "key": key, "text": text, "with_control": with_control, "time_factor": factor}
+        return _ids(self._run(job, "encoding the text", TokenizerError))
+
+    def encode_chat(
+        self, key: str, template: str, conversation: Mapping[str, Any], constants: Mapping[str, Any]
+    ) -> list[int]:
+        """Return the ids of a conversation. conversation: messages, tools, ... (foreign); constants: bos_token, ..."""
+        job = {
+            "job": "encode_chat",
+            "key": key,
+            "template": template,
+            "conversation": dict(conversation),
+            "constants": dict(constants),
+        }
+        return _ids(self._run(job, "the chat template", TemplateError))
+
+    def render(self, template: str, variables: Mapping[str, Any]) -> str:
+        """Return the text that the template makes of the variables."""
+        job = {"job": "render", "template": template, "variables": dict(variables)}
+        return str(self._run(job, "the chat template", TemplateError))
+
+    def end_of_turn(self, key: str, template: str, constants: Mapping[str, Any]) -> int | None:
+        """Return the id of the control token that the template puts after an answer, None if there is none."""
+        job = {"job": "end_of_turn", "key": key, "template": template, "constants": dict(constants)}
+        token_id: int | None = self._run(job, "the chat template", TemplateError)
+        return token_id
+
+    def _run(self, job: dict[str, Any], what: str, error_class: type[QLocalError]) -> Any:
+        job.setdefault("time_factor", 1.0)
+        try:
+            frame = frames.pack(job)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise error_class(
+                f"{what} cannot be used: the conversation holds a value that is no JSON: {error}"
+            ) from error
+        if len(frame) > frames.MAX_REPLY_BYTES:
+            raise error_class(f"{what} is asked to handle {len(frame)} bytes, the limit is {frames.MAX_REPLY_BYTES}")
+        limit_s = JOB_LIMIT_S * job["time_factor"]
+        with self._lock:
+            try:
+                return self._send(frame, limit_s, what, error_class)
+            except _UnknownKey:
+                self._send(self._load_frames[job["key"]], LOAD_LIMIT_S, "the vocabulary", TokenizerError)
+                return self._send(frame, limit_s, what, error_class)
+
+    def _send(self, frame: bytes, limit_s: float, what: str, error_class: type[QLocalError]) -> Any:
+        """Run one job in the helper; a helper that had died before the job is replaced once without a word."""
+        is_fresh = self._process is None
+        try:
+            reply = self._ensure_process().call(frame, limit_s)
+        except Gone as gone:
+            self.close()
+            log.debug("the guard was lost (%s): %s", gone.reason, gone.stderr)
+            if gone.reason == "ended" and not is_fresh:
+                return self._send(frame, limit_s, what, error_class)
+            raise error_class(_breach(what, gone.reason, limit_s)) from gone
+        if "ok" in reply:
+            return reply["ok"]
+        raise self._error(reply, what, error_class)
+
+    def _error(self, reply: dict[str, Any], what: str, error_class: type[QLocalError]) -> Exception:
+        kind, message = reply["error"], reply["message"]
+        if kind == "unknown_key":
+            return _UnknownKey(message)
+        if kind in ("memory", "crash"):
+            self.close()  # it ends by itself as well: its state is in doubt
+            log.debug("the guard ended a job: %s", message)
+            return error_class(_breach(what, kind, 0.0))
+        classes: dict[str, type[QLocalError]] = {"template": TemplateError, "vocabulary": TokenizerError}
+        return classes.get(kind, error_class)(message)
+
+    def _ensure_process(self) -> GuardProcess:
+        if self._process is None:
+            self._process = GuardProcess()
+            try:
+                # Starting Python does not count to the time of the first job.
+                self._process.call(frames.pack({"job": "ready", "time_factor": 1.0}), START_LIMIT_S)
+            except Gone as gone:
+                self.close()
+                raise EngineError(
+                    f"the guard process did not start: {gone.stderr.strip()[-200:] or gone.reason}"
+                ) from gone
+        return self._process
+
+
+class _UnknownKey(Exception):
+    """The helper is new, or has forgotten this vocabulary."""
+
+
+def _breach(what: str, reason: str, limit_s: float) -> str:
+    limits = {
+        "time": f"used more than {limit_s:.0f} s",
+        "memory": "used more memory than it may",
+        "output": f"gave more than {frames.MAX_REPLY_BYTES} bytes",
+    }
+    return f"{what} {limits.get(reason, 'made the guard process fail')}"
+
+
+def _loaded(key: str, reply: dict[str, Any]) -> LoadedVocabulary:
+    lengths = array("I")
+    lengths.frombytes(reply["token_lengths"])
+    blob, table, position = reply["token_bytes"], [], 0
+    for length in lengths:
+        table.append(blob[position : position + length])
+        position += length
+    added = [(token_id, text, is_special) for token_id, text, is_special in reply["added"]]
+    return LoadedVocabulary(key, table, added, reply["has_dummy_prefix"], reply["prefix_ids"])
+
+
+def _ids(packed: bytes) -> list[int]:
+    ids = array("I")
+    ids.frombytes(packed)
+    return ids.tolist()

@@ -1,0 +1,25 @@
+"""Frames between the guard and its client: a u32 length (little endian) and a msgpack value."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgpack
+
+HEADER = struct.Struct("<I")
+MAX_REQUEST_BYTES = 80 << 20
+"""A tokenizer.json may have 64 MiB; lists of a GGUF vocabulary need less."""
+MAX_REPLY_BYTES = 16 << 20
+"""The limit on what a job may hand back; a rendered prompt or a whole vocabulary is far below it."""
+
+
+def pack(value: Any) -> bytes:
+    """Return the frame of `value`, header included. Lone surrogates pass, so that no text can break the frame."""
+    payload: bytes = msgpack.packb(value, use_bin_type=True, unicode_errors="surrogatepass")
+    return HEADER.pack(len(payload)) + payload
+
+
+def unpack(payload: bytes) -> Any:
+    """Return the value of a frame's payload; ValueError when it is malformed."""
+    return msgpack.unpackb(payload, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
