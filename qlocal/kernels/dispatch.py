@@ -1,0 +1,186 @@
+"""Which kernel a weight gets, and the operations the layers call. The only door of this room beside `reference`.
+
+On the CPU: up to 8 tokens one pass over the weights as they are stored (native); more tokens: a tile of rows at a time
+is decoded into a panel that stays in the cache, and multiplied by torch. Elsewhere, and where the library is missing
+or cannot read a weight: the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qlocal.errors import UsageError
+from qlocal.kernels import native, reference
+from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
+
+KERNEL_CHOICES = ("auto", "reference")
+
+# float32 values of a panel: 8 MB, measured best on a CPU with 2 MB of second-level cache a core (4 to 16 are alike).
+_PANEL_ELEMENTS = 2 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedWeight:
+    """A weight in the layout of the kernel that will use it.
+
+    shape: (N, K). dtype: bfloat16 (activations are rounded to it) or float32. Exactly one of `matrix` (native) and
+    `weight` (reference, on `device`) is given. reason: why it is not native, for whoever shows it."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    matrix: native.NativeMatrix | None = None
+    weight: Weight | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """One line of `qlocal doctor`: a kernel, whether it is the one in use, and why or why not."""
+
+    name: str
+    chosen: bool
+    reason: str
+
+
+def prepare(weight: Weight, device: torch.device | str, dtype: torch.dtype, kernels: str = "auto") -> PreparedWeight:
+    """Repack a weight once for the fastest kernel there is.
+
+    weight: (N, K); blocks and dense rows on the CPU are not copied, AffineWeight is (drop the original afterwards).
+    dtype: torch.bfloat16 or torch.float32. kernels: `auto`, or `reference` for plain torch.
+    Raises UsageError for another `kernels`, or a QLOCAL_CPU_ISA that cannot be."""
+    if kernels not in KERNEL_CHOICES:
+        raise UsageError(f"there are no '{kernels}' kernels", hint=f"One of {', '.join(KERNEL_CHOICES)}.")
+    assert dtype in (torch.bfloat16, torch.float32), f"matmul inputs are bfloat16 or float32, not {dtype}"
+    num_rows, columns = weight.shape
+    device = torch.device(device)
+    library = native.load()
+    reason = _why_not_native(weight, device, kernels, library)
+    if reason is None and isinstance(library, native.Library):
+        matrix = native.make_matrix(weight, library)
+        return PreparedWeight((num_rows, columns), dtype, device, matrix=matrix)
+    return PreparedWeight((num_rows, columns), dtype, device, weight=_move(weight, device), reason=reason)
+
+
+def _why_not_native(
+    weight: Weight, device: torch.device, kernels: str, library: native.Library | native.Absent
+) -> str | None:
+    if kernels == "reference":
+        return "the reference was asked for"
+    if device.type != "cpu":
+        return f"there are no native kernels for {device.type}"
+    if isinstance(library, native.Absent):
+        return library.reason
+    return native.unsupported(weight)
+
+
+def _move(weight: Weight, device: torch.device) -> Weight:
+    def moved(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device)
+
+    if isinstance(weight, DenseWeight):
+        return DenseWeight(weight.data.to(device), moved(weight.row_map))
+    if isinstance(weight, BlockWeight):
+        return BlockWeight(weight.blocks.to(device), weight.ggml_type, weight.columns, moved(weight.row_map))
+    return AffineWeight(
+        codes=weight.codes.to(device),
+        scales=weight.scales.to(device),
+        zero_points=weight.zero_points.to(device),
+        group_size=weight.group_size,
+        g_idx=moved(weight.g_idx),
+    )
+
+
+def quant_matmul(x: Tensor, prepared: PreparedWeight) -> Tensor:
+    """Multiply activations by a prepared weight.
+
+    x: (M, K), any float type, on the weight's device; rounded to bfloat16 first when that is the weight's dtype.
+    Returns (M, N) float32; products are added up in float32. With bfloat16 and more than 8 tokens the values of the
+    weight are rounded to bfloat16 too, where the CPU multiplies that; nowhere is it emulated."""
+    num_rows, columns = prepared.shape
+    assert x.dim() == 2 and x.shape[1] == columns, f"activations {tuple(x.shape)} for a weight of {columns} columns"
+    inputs = x.to(prepared.dtype).float()
+    matrix = prepared.matrix
+    if matrix is None:
+        assert prepared.weight is not None, "prepare gives either a matrix or a weight"
+        return reference.quant_matmul(inputs, prepared.weight)
+    if matrix.column_order is not None:
+        inputs = inputs[:, matrix.column_order]
+    if len(inputs) == 0:
+        return torch.zeros((0, num_rows))
+    if len(inputs) <= native.MAX_TOKENS:
+        return native.matmul(inputs, matrix)
+    with _matmul_precision(prepared.dtype):
+        return _panel_matmul(inputs, matrix)
+
+
+def _panel_matmul(x: Tensor, matrix: native.NativeMatrix) -> Tensor:
+    """Decode a tile of rows at a time and multiply it: (M, K) float32 -> (M, N) float32."""
+    num_rows, columns = matrix.shape
+    rows = max(1, min(num_rows, _PANEL_ELEMENTS // max(1, columns)))
+    panel = torch.empty((rows, columns))
+    result = torch.empty((len(x), num_rows))
+    for first in range(0, num_rows, rows):
+        last = min(first + rows, num_rows)
+        tile = panel[: last - first]
+        native.decode(matrix, first, last, tile)
+        result[:, first:last] = torch.mm(x, tile.T)
+    return result
+
+
+@contextmanager
+def _matmul_precision(dtype: torch.dtype) -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices in bfloat16 for a while: float32 sums and results, unlike a bfloat16 mm.
+
+    On a CPU without bfloat16 it multiplies in float32 all the same."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def embedding_rows(weight: Weight, ids: Tensor) -> Tensor:
+    """Return rows of an embedding: weight (V, D), ids (T,) int64 on its device. Returns (T, D) float32.
+
+    Only these rows are read and decoded."""
+    return reference.dequantize(reference.select_rows(weight, ids))
+
+
+def kernel_name(prepared: PreparedWeight) -> str:
+    """Return the kernel a weight will use: `avx512`, `avx2` or `reference`."""
+    return "reference" if prepared.matrix is None else prepared.matrix.library.isa.name.lower()
+
+
+def set_threads(count: int) -> None:
+    """Use `count` threads (at least 1) for the native kernels and for torch."""
+    torch.set_num_threads(count)
+    native.set_threads(count)
+
+
+def describe() -> list[KernelInfo]:
+    """Say which kernels this machine has, which one is chosen, and why not the others."""
+    library = native.load()
+    if isinstance(library, native.Absent):
+        lines = [KernelInfo(isa.name.lower(), False, library.reason) for isa in reversed(native.Isa)]
+        return [*lines, KernelInfo("reference", True, "plain torch; many times slower than native kernels")]
+    lines = [_describe_isa(isa, library) for isa in reversed(native.Isa)]
+    return [*lines, KernelInfo("reference", False, "used for weights that the native kernels cannot read")]
+
+
+def _describe_isa(isa: native.Isa, library: native.Library) -> KernelInfo:
+    name = isa.name.lower()
+    if isa == library.isa:
+        features = ", ".join(feature.name.lower() for feature in library.features if feature.name)
+        return KernelInfo(name, True, f"the CPU has {features}")
+    if isa.needs not in library.features:
+        return KernelInfo(name, False, "the CPU or the operating system lacks it")
+    forced = native.ISA_VARIABLE if library.isa < isa else None
+    return KernelInfo(name, False, f"{forced} names another" if forced else f"{library.isa.name.lower()} is faster")
