@@ -8,7 +8,7 @@ from qlocal.errors import FormatError
 from qlocal.formats import hf_checkpoint
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.gguf_checkpoint import GgufCheckpoint
-from qlocal.formats.gguf_reader import MAGIC
+from qlocal.formats.gguf_values import MAGIC
 from qlocal.formats.mapped_file import MappedFile
 
 
@@ -23,7 +23,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return hf_checkpoint.open_folder(path)
     if not path.exists():
         raise FormatError(f"{path}: there is no such file or folder")
-    if MappedFile(path, follow_links=True).size >= 4 and MappedFile(path, follow_links=True).read(0, 4) == MAGIC:
+    file = MappedFile(path, follow_links=True)
+    if file.size >= len(MAGIC) and file.read(0, len(MAGIC)) == MAGIC:
         return GgufCheckpoint.open(path)
     raise FormatError(
         f"{path.name}: is neither a folder nor a GGUF file",

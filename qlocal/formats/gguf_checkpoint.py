@@ -44,6 +44,7 @@ class GgufCheckpoint:
         return cls(path, architecture, config, tensors, header.files, header)
 
     def read(self, name: str) -> Weight:
+        from qlocal.formats.gguf_rows import permuted_rows  # imports torch, and opening does without
         from qlocal.weights import BlockWeight, DenseWeight
 
         spec = self.tensors[name].spec
@@ -58,18 +59,6 @@ class GgufCheckpoint:
 
     def generation_defaults(self) -> GenerationDefaults:
         return gguf_metadata.read_generation_defaults(self.header)
-
-
-def permuted_rows(rows: int, heads: int) -> torch.Tensor:
-    """Return (N,) int64: where row n of the model's q or k lies in a GGUF file of arch llama.
-
-    Rotary pairs are neighbours there and half a head apart here: model row h*hd + b*hd/2 + i is GGUF row h*hd + 2i + b.
-    """
-    import torch  # heavy, and opening does without
-
-    half = rows // heads // 2
-    gguf_rows = torch.arange(rows, dtype=torch.int64).view(heads, half, 2)
-    return gguf_rows.transpose(1, 2).reshape(rows)
 
 
 def _stored(spec: TensorSpec, tensor: GgufTensor) -> StoredTensor:

@@ -8,7 +8,8 @@ from typing import Any
 
 from qlocal.errors import ConfigError, FormatError, TokenizerError, UnsupportedError
 from qlocal.formats.base import GenerationDefaults, GgufVocabulary, TokenizerData
-from qlocal.formats.gguf_reader import GgufHeader, GgufTensor, ValueType
+from qlocal.formats.gguf_reader import GgufHeader, GgufTensor
+from qlocal.formats.gguf_values import ValueType
 from qlocal.ggml_types import GgmlType
 from qlocal.models import by_gguf_arch
 from qlocal.models.base import Architecture, ModelConfig

@@ -10,20 +10,25 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from qlocal.errors import FormatError, UnsupportedError
+from qlocal.formats.gguf_values import (
+    DEFAULT_ALIGNMENT,
+    MAGIC,
+    MAX_NAME_BYTES,
+    SCALAR_CODES,
+    MetaValue,
+    ValueType,
+    padded,
+)
 from qlocal.formats.mapped_file import MappedFile
 from qlocal.ggml_types import LAYOUTS, GgmlType, row_bytes
 
-MAGIC = b"GGUF"
-DEFAULT_ALIGNMENT = 32
 MAX_KEYS = 65_536
 MAX_TENSORS = 262_144
 MAX_KEY_BYTES = 65_535
-MAX_NAME_BYTES = 63
 MAX_STRING_BYTES = 64 << 20
 MAX_HEADER_BYTES = 128 << 20
 MAX_ARRAY_ELEMENTS = 1 << 22
@@ -33,41 +38,6 @@ MAX_SPLITS = 1024
 _FIRST_READ = 16 << 20
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _TRUNCATED = "The file is truncated or damaged; fetch it again."
-
-
-class ValueType(IntEnum):
-    """Type number of a metadata value."""
-
-    UINT8 = 0
-    INT8 = 1
-    UINT16 = 2
-    INT16 = 3
-    UINT32 = 4
-    INT32 = 5
-    FLOAT32 = 6
-    BOOL = 7
-    STRING = 8
-    ARRAY = 9
-    UINT64 = 10
-    INT64 = 11
-    FLOAT64 = 12
-
-
-SCALAR_CODES = {
-    ValueType.UINT8: "B", ValueType.INT8: "b", ValueType.UINT16: "H", ValueType.INT16: "h", ValueType.UINT32: "I",
-    ValueType.INT32: "i", ValueType.FLOAT32: "f", ValueType.BOOL: "?", ValueType.UINT64: "Q", ValueType.INT64: "q",
-    ValueType.FLOAT64: "d",
-}  # fmt: skip
-"""struct's letter of each fixed-size type."""
-
-
-@dataclass(frozen=True)
-class MetaValue:
-    """One metadata value. element: the type of the elements when `kind` is ARRAY, and then `value` is a list."""
-
-    kind: ValueType
-    value: Any
-    element: ValueType | None = None
 
 
 @dataclass(frozen=True)
@@ -352,7 +322,7 @@ def _alignment(metadata: Mapping[str, MetaValue], name: str) -> int:
 def _place_tensors(cursor: _Cursor, infos: list[_TensorInfo], alignment: int) -> dict[str, GgufTensor]:
     """Hold offsets and sizes against the file: each tensor begins where the padded one before ends."""
     file = cursor.file
-    data_start = _padded(cursor.position, alignment)
+    data_start = padded(cursor.position, alignment)
     expected = 0
     tensors = {}
     for info in infos:
@@ -368,9 +338,5 @@ def _place_tensors(cursor: _Cursor, infos: list[_TensorInfo], alignment: int) ->
                 f"{where}: ends at byte {start + num_bytes}, the file has {file.size} bytes", hint=_TRUNCATED
             )
         tensors[info.name] = GgufTensor(info.name, info.dims[::-1], info.ggml_type, num_bytes, start, file)
-        expected = _padded(info.offset + num_bytes, alignment)
+        expected = padded(info.offset + num_bytes, alignment)
     return tensors
-
-
-def _padded(position: int, alignment: int) -> int:
-    return -(-position // alignment) * alignment

@@ -87,7 +87,7 @@ def test_a_symmetric_file_with_the_wrong_version_is_read_by_its_words(stored: st
 def test_a_symmetric_file_with_other_zero_points_is_refused() -> None:
     case = VECTORS["gptq_asym"]
     config = replace(_gptq_config(case, "v2"), symmetric=True)
-    with pytest.raises(FormatError, match="q_proj.qzeros: .*not all zero points are 8"):
+    with pytest.raises(FormatError, match=r"q_proj\.qzeros: .*not all zero points are 8"):
         _decode_gptq(case, "v2", config)
 
 
