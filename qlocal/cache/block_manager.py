@@ -47,12 +47,13 @@ class BlockManager:
         """Return how many blocks hold `num_tokens`."""
         return -(-num_tokens // self.block_size)
 
-    def admit(self, token_ids: Sequence[int], max_tokens: int) -> tuple[BlockTable, int] | None:
+    def admit(self, token_ids: Sequence[int], max_tokens: int, *, reuse: bool = True) -> tuple[BlockTable, int] | None:
         """Reserve for a prompt and `max_tokens` more; return the table and how many tokens it already holds.
 
         The last token of the prompt is never among them: its logits are needed. None: there is no room now.
+        reuse: whether the prompt may begin with what earlier sequences computed.
         """
-        usable = token_ids[: len(token_ids) - 1]
+        usable = token_ids[: len(token_ids) - 1] if reuse else []
         shared, digests = self._full_blocks_of(usable)
         # The last generated token is never an input, so it needs no place.
         num_new = self.blocks_for(len(token_ids) + max(max_tokens - 1, 0)) - len(shared)
@@ -125,7 +126,7 @@ class BlockManager:
 
     def _copy_tail(self, table: BlockTable, rest: Sequence[int]) -> int:
         """Start a new block with the longest beginning of `rest` that some block holds; return its length."""
-        found = self._pool.find_longest(self._parent(table), rest[: self.block_size])
+        found = self._pool.find_longest(self._parent(table), rest[: self.block_size]) if rest else None
         if found is None:
             return 0
         source, length = found

@@ -1,0 +1,1 @@
+"""Generation: sequences, scheduling, the step, sampling, and the process around them."""

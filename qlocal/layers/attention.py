@@ -43,14 +43,15 @@ def _decode(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _prefill(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     tokens, context = q.shape[0], k.shape[1]
-    # torch has no grouped kernel for float32 on every device, and its fallback holds all (H, t, S) scores.
-    repeats = q.shape[1] // k.shape[0]
-    k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
+    on_cpu = q.device.type == "cpu"
+    if not on_cpu:  # no grouped kernel for float32 there: the fall-back would hold all (H, t, S) scores
+        repeats = q.shape[1] // k.shape[0]
+        k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
     mask = None
     if context > tokens:  # is_causal would align the first query with the first key
         own_position = torch.arange(context - tokens, context, device=q.device)
         mask = torch.arange(context, device=q.device) <= own_position[:, None]  # (t, S)
     out = F.scaled_dot_product_attention(
-        q.transpose(0, 1)[None], k[None], v[None], attn_mask=mask, is_causal=mask is None
+        q.transpose(0, 1)[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, enable_gqa=on_cpu
     )
     return out[0].transpose(0, 1)

@@ -62,14 +62,14 @@ class QuantLinear:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Multiply. x: (T, K) f32, any strides. Returns (T, N) f32 for every part."""
-        x = x.to(self._dtype).contiguous()
+        x = x.contiguous()
         outputs: list[Tensor] = []
         for group in self._groups:
             assert group is not None, "every part is filled before the first forward"
             y = dispatch.quant_matmul(x, group.prepared)  # (T, sum of sizes) f32
             if group.bias is not None:
                 y += group.bias
-            outputs += y.split(group.sizes, dim=-1)
+            outputs += torch.split(y, group.sizes, dim=-1)
         return tuple(outputs)
 
     def _check(self, weight: Weight, rows: int) -> None:

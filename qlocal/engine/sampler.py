@@ -1,0 +1,149 @@
+"""Choosing the next token. Each request has its own random numbers, so company in the batch changes nothing.
+
+Order: ids without a token, penalties, bias, temperature, top-k, top-p, min-p. Log probabilities that are
+reported are those of the model, before any of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qlocal.protocol import Sampling, TokenLogprobs
+
+NUM_LIKELY = 1024
+"""How many of the most likely tokens are sorted first; a nucleus is nearly always among them."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen token; logprobs when the request asks for them."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class SamplingState:
+    """The settings of one request, its random numbers, and which tokens it has seen."""
+
+    def __init__(self, sampling: Sampling, num_tokens: int, prompt_ids: Sequence[int], vocab_size: int) -> None:
+        self.sampling = sampling
+        self.num_tokens = num_tokens
+        self._random = random.Random(sampling.seed)
+        self._seen: Tensor | None = None
+        self._counts: Tensor | None = None
+        if sampling.repetition_penalty != 1.0:
+            self._seen = torch.zeros(vocab_size, dtype=torch.bool)
+            self._seen[list(prompt_ids)] = True
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            self._counts = torch.zeros(vocab_size)
+        bias = sorted(sampling.logit_bias.items())
+        self._bias_ids = torch.tensor([token_id for token_id, _ in bias], dtype=torch.int64)
+        self._bias = torch.tensor([value for _, value in bias])
+
+    def uniform(self) -> float:
+        """Return the request's next random number in [0, 1)."""
+        return self._random.random()
+
+    def note(self, token_id: int) -> None:
+        """Count a generated token."""
+        if self._seen is not None:
+            self._seen[token_id] = True
+        if self._counts is not None:
+            self._counts[token_id] += 1
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """Apply penalties and bias to (V,) f32, without writing to it.
+
+        The repetition penalty counts prompt and answer, the other two the answer alone.
+        """
+        settings = self.sampling
+        if self._seen is not None:
+            penalty = settings.repetition_penalty
+            punished = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits = torch.where(self._seen, punished, logits)
+        if self._counts is not None:
+            present = (self._counts > 0).float()
+            logits = logits - settings.frequency_penalty * self._counts - settings.presence_penalty * present
+        if len(self._bias_ids):
+            logits = logits.index_add(0, self._bias_ids, self._bias)
+        return logits
+
+
+def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice | None]:
+    """Choose a token for every row. logits: (B, V) f32. None stands for a row that is not finite."""
+    return [_choose(row, state) for row, state in zip(logits.cpu(), states, strict=True)]
+
+
+def _choose(logits: Tensor, state: SamplingState) -> Choice | None:
+    if not torch.isfinite(logits[: state.num_tokens]).all():
+        return None
+    logits = _without_missing_tokens(logits, state.num_tokens)
+    adjusted = state.adjusted(logits)
+    token_id = int(adjusted.argmax()) if state.sampling.temperature == 0 else _draw(adjusted, state)
+    state.note(token_id)
+    wanted = state.sampling.top_logprobs
+    return Choice(token_id, None if wanted is None else token_logprobs(logits, token_id, wanted))
+
+
+def token_logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
+    """Return the log probability of `token_id` and the best `num_top` tokens. logits: (V,) f32."""
+    logprobs = logits.log_softmax(-1)
+    top = logprobs.topk(min(num_top, len(logprobs)))
+    return TokenLogprobs(token_id, float(logprobs[token_id]), top.indices.tolist(), top.values.tolist())
+
+
+def prompt_logprobs(logits: Tensor, next_ids: Sequence[int], num_tokens: int, num_top: int) -> list[TokenLogprobs]:
+    """Return the log probabilities of the prompt tokens that follow. logits: (t, V) f32; next_ids: t of them."""
+    rows = (_without_missing_tokens(row, num_tokens) for row in logits.cpu())
+    return [token_logprobs(row, token_id, num_top) for row, token_id in zip(rows, next_ids, strict=True)]
+
+
+def _without_missing_tokens(logits: Tensor, num_tokens: int) -> Tensor:
+    """Give no probability to embedding rows that belong to no token."""
+    if num_tokens >= len(logits):
+        return logits
+    logits = logits.clone()
+    logits[num_tokens:] = float("-inf")
+    return logits
+
+
+def _draw(logits: Tensor, state: SamplingState) -> int:
+    """Draw from the filtered distribution by its cumulative sum: one random number a token."""
+    probabilities = (logits / state.sampling.temperature).softmax(-1)
+    token_ids, kept = _filtered(probabilities, state.sampling)
+    cumulative = kept.double().cumsum(0)
+    threshold = state.uniform() * float(cumulative[-1])
+    index = min(int(torch.searchsorted(cumulative, threshold, right=True)), len(kept) - 1)
+    return index if token_ids is None else int(token_ids[index])
+
+
+def _filtered(probabilities: Tensor, settings: Sampling) -> tuple[Tensor | None, Tensor]:
+    """Return (ids, probabilities) that pass top-k, top-p and min-p, most likely first; ids None means all."""
+    if settings.top_k is None and settings.top_p >= 1.0 and settings.min_p <= 0.0:
+        return None, probabilities
+    if settings.top_k is not None:
+        best = probabilities.topk(min(settings.top_k, len(probabilities)))
+        num_kept = _num_kept(best.values / best.values.sum(), settings)
+        return best.indices[:num_kept], best.values[:num_kept]
+    best = probabilities.topk(min(NUM_LIKELY, len(probabilities)))
+    num_kept = _num_kept(best.values, settings)
+    if num_kept == len(best.values):  # the tail may reach further
+        best = probabilities.sort(descending=True)  # type: ignore[assignment]
+        num_kept = _num_kept(best.values, settings)
+    return best.indices[:num_kept], best.values[:num_kept]
+
+
+def _num_kept(probabilities: Tensor, settings: Sampling) -> int:
+    """How many of `probabilities`, most likely first, top-p and min-p keep; never none.
+
+    top-p keeps the fewest whose sum reaches it; min-p those of at least that share of the most likely one,
+    measured before top-p.
+    """
+    before = probabilities.cumsum(0) - probabilities
+    keep = (before < settings.top_p) & (probabilities >= settings.min_p * probabilities[0])
+    return max(int(keep.sum()), 1)

@@ -1,0 +1,104 @@
+"""Which sequences compute how many tokens in the next step. Continuous batching; prompts are read in chunks."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qlocal.cache.block_manager import BlockManager
+from qlocal.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class ScheduledRun:
+    """`length` tokens of one sequence, from position `start`. `samples`: they are its last known tokens."""
+
+    sequence: Sequence
+    start: int
+    length: int
+
+    @property
+    def samples(self) -> bool:
+        return self.start + self.length == len(self.sequence.token_ids)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.sequence.token_ids[self.start : self.start + self.length]
+
+
+class Scheduler:
+    """First come, first served for admission; each step serves every running sequence.
+
+    Decoding sequences get one token each; those that still read their prompt share `prefill_chunk` tokens
+    evenly, so that a short prompt does not wait for a long one.
+    """
+
+    def __init__(self, blocks: BlockManager, slots: int, prefill_chunk: int) -> None:
+        self._blocks = blocks
+        self._slots = slots
+        self._prefill_chunk = prefill_chunk
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def find(self, request_id: str) -> Sequence | None:
+        """Return the waiting or running sequence of a request."""
+        return next((s for s in (*self.running, *self.waiting) if s.request_id == request_id), None)
+
+    def next_batch(self) -> list[ScheduledRun]:
+        """Admit what fits, and return what to compute now; blocks for it are taken."""
+        self._admit()
+        batch = [ScheduledRun(s, s.num_computed, 1) for s in self.running if s.num_pending == 1]
+        batch += self._prefill_runs([s for s in self.running if s.num_pending > 1])
+        for run in batch:
+            assert run.sequence.table is not None, "running sequences were admitted"
+            self._blocks.reach(run.sequence.table, run.start + run.length)
+        return batch
+
+    def commit(self, batch: list[ScheduledRun]) -> None:
+        """Note that the tokens of `batch` are computed."""
+        for run in batch:
+            sequence = run.sequence
+            assert sequence.table is not None, "running sequences were admitted"
+            sequence.num_computed = run.start + run.length
+            self._blocks.commit(sequence.table, sequence.token_ids, sequence.num_computed)
+
+    def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Take a sequence out and give its blocks back. keep: its computed prefix may be reused."""
+        if sequence.table is None:
+            self.waiting.remove(sequence)
+            return
+        self.running.remove(sequence)
+        if keep:
+            self._blocks.release(sequence.table, sequence.token_ids, sequence.num_computed)
+        else:
+            self._blocks.discard(sequence.table)
+        sequence.table = None
+
+    def _admit(self) -> None:
+        # Strictly in order: a long request that waits for room is not overtaken for ever by short ones.
+        while self.waiting and len(self.running) < self._slots:
+            sequence = self.waiting[0]
+            request = sequence.request
+            admitted = self._blocks.admit(request.input_ids, request.max_tokens, reuse=not request.echo_logprobs)
+            if admitted is None:
+                return
+            sequence.table, sequence.num_cached = admitted
+            sequence.num_computed = sequence.num_cached
+            sequence.admitted_at = time.perf_counter()
+            self.running.append(self.waiting.popleft())
+
+    def _prefill_runs(self, sequences: list[Sequence]) -> Iterator[ScheduledRun]:
+        """Share the chunk evenly; what short prompts leave over goes to the longer ones."""
+        room = self._prefill_chunk
+        by_need = sorted(sequences, key=lambda s: s.num_pending)
+        for index, sequence in enumerate(by_need):
+            share = max(room // (len(by_need) - index), 1)
+            length = min(sequence.num_pending, share)
+            room -= length
+            yield ScheduledRun(sequence, sequence.num_computed, length)

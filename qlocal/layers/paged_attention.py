@@ -1,0 +1,68 @@
+"""Attention of one step over the block cache: new keys and values are stored, then every sequence reads its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qlocal.cache.storage import KVStorage
+from qlocal.layers.attention import Attend, attend_sequence
+
+
+@dataclass(frozen=True)
+class TokenRun:
+    """The tokens of one sequence in a step: `length` of them, after `num_past` that the cache holds already."""
+
+    length: int
+    num_past: int
+    blocks: list[int]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the step's tokens are stored, on one device. blocks, offsets: (T,) int64; tables: one a run."""
+
+    blocks: Tensor
+    offsets: Tensor
+    tables: list[Tensor]
+
+    def to(self, device: torch.device) -> _Places:
+        return _Places(self.blocks.to(device), self.offsets.to(device), [t.to(device) for t in self.tables])
+
+
+class PagedAttention:
+    """Attention for the runs of one step, which stand one after another in T."""
+
+    def __init__(self, runs: Sequence[TokenRun], storage: KVStorage, block_size: int) -> None:
+        self._runs = runs
+        self._storage = storage
+        tables = [torch.tensor(run.blocks, dtype=torch.int64) for run in runs]
+        positions = [torch.arange(run.num_past, run.num_past + run.length) for run in runs]
+        blocks = torch.cat([table[p // block_size] for table, p in zip(tables, positions, strict=True)])
+        self.positions = torch.cat(positions)
+        """(T,) int64 on the CPU."""
+        self._places = {torch.device("cpu"): _Places(blocks, self.positions % block_size, tables)}
+
+    def of_layer(self, layer: int) -> Attend:
+        """Return the attention of decoder layer `layer`."""
+        cache = self._storage.layers[layer]
+        places = self._places_on(cache.k.device)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache.write(places.blocks, places.offsets, k, v)
+            outputs, start = [], 0
+            for run, table in zip(self._runs, places.tables, strict=True):
+                seen_k, seen_v = cache.read(table, run.num_past + run.length)
+                outputs.append(attend_sequence(q[start : start + run.length], seen_k, seen_v))
+                start += run.length
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+        return attend
+
+    def _places_on(self, device: torch.device) -> _Places:
+        if device not in self._places:
+            self._places[device] = self._places[torch.device("cpu")].to(device)
+        return self._places[device]
