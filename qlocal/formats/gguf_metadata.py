@@ -155,7 +155,7 @@ def _rope(header: GgufHeader, keys: _Keys, arch: str) -> dict[str, Any] | None:
         scaling["original_max_position_embeddings"] = keys.integer(f"{prefix}.original_context_length")
         scaling["beta_fast"] = keys.number(f"{prefix}.yarn_beta_fast")
         scaling["beta_slow"] = keys.number(f"{prefix}.yarn_beta_slow")
-        attention = keys.number(f"{prefix}.yarn_attn_factor") or keys.number(f"{prefix}.attn_factor")
+        attention = keys.number(f"{prefix}.attn_factor")
         if attention is not None and factor is not None and factor > 1.0:
             # GGUF multiplies YaRN's own factor, a config.json replaces it.
             scaling["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0)

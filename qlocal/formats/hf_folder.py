@@ -124,11 +124,20 @@ def read_generation_defaults(folder: Path, vocab_size: int, stop_ids: tuple[int,
 
 
 def read_tokenizer(folder: Path) -> TokenizerData:
-    """Return tokenizer.json, else tokenizer.model, with template and special tokens from tokenizer_config.json."""
+    """Return the vocabulary, with template and special tokens from tokenizer_config.json.
+
+    tokenizer.json is taken, else tokenizer.model; where the former is only a conversion of the latter (byte
+    fallback), the sentencepiece model itself.
+    """
     config_path = folder / "tokenizer_config.json"
     config = read_json_object(config_path) if config_path.exists() else {}
     tokenizer_json = _optional(folder / "tokenizer.json")
-    sentencepiece = None if tokenizer_json is not None else _optional(folder / "tokenizer.model")
+    sentencepiece = _optional(folder / "tokenizer.model")
+    if tokenizer_json is not None and sentencepiece is not None:
+        if _is_conversion(tokenizer_json):
+            tokenizer_json = None
+        else:
+            sentencepiece = None
     if tokenizer_json is None and sentencepiece is None:
         raise TokenizerError(
             f"{folder.name}: holds neither tokenizer.json nor tokenizer.model",
@@ -144,6 +153,12 @@ def read_tokenizer(folder: Path) -> TokenizerData:
         add_bos=_adds_bos(config, tokenizer_json, bos),
         added_tokens=_added_tokens(config) if sentencepiece is not None else None,
     )
+
+
+def _is_conversion(tokenizer_json: bytes) -> bool:
+    """Whether a tokenizer.json was made from a sentencepiece model: its BPE falls back to bytes."""
+    model = parse_json_object(tokenizer_json, "tokenizer.json").get("model")
+    return isinstance(model, Mapping) and model.get("byte_fallback") is True
 
 
 def _optional(path: Path) -> bytes | None:
