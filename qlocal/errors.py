@@ -12,7 +12,9 @@
     ├── ResumeError              a work folder belongs to other arguments or another source
     ├── QualityError             `quantize verify` measured too great a distance (exit code 3)
     ├── RequestError             an HTTP request; carries status, param and code
-    └── EngineError              a rank or helper process failed or went away
+    ├── EngineError              a rank or helper process failed or went away
+    ├── ServerError              a server cannot be reached, went away or answers nonsense
+    └── HistoryError             the chat's history file cannot be opened, read or written
 
 Raised where the knowledge is, shown once: the command line prints it, the server sends it as JSON,
 the chat shows it beside the prompt.
@@ -102,3 +104,11 @@ class RequestError(QLocalError):
 
 class EngineError(QLocalError):
     """An engine rank or a helper process failed, or stopped answering."""
+
+
+class ServerError(QLocalError):
+    """A server that the chat talks to cannot be reached, went away, refused, or sent nonsense."""
+
+
+class HistoryError(QLocalError):
+    """The file of past conversations cannot be opened, read or written."""

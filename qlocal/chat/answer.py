@@ -1,0 +1,110 @@
+"""Receive one answer and keep it: every piece is in the store within half a second of its arrival."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from qlocal.chat.events import AnswerEvent, Done, Failure, TextDelta, ThinkingDelta, Usage
+from qlocal.chat.store.records import MessageState
+from qlocal.chat.store.threaded import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+SAVE_S = 0.5
+
+
+class Answer:
+    """An answer while it is written: its text, its speed, and its row in the store."""
+
+    def __init__(self, store: Store, message_id: int) -> None:
+        self.message_id = message_id
+        self.failure: Failure | None = None
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+        self._store = store
+        self._parts: list[str] = []
+        self._num_deltas = 0
+        self._first_at: float | None = None
+        self._last_at = 0.0
+        self._save_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def text(self) -> str:
+        """What has been written so far."""
+        return "".join(self._parts)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """The server's own figure; before that, pieces a second as they arrive."""
+        if self.usage is not None and self.usage.tokens_per_s is not None:
+            return self.usage.tokens_per_s
+        if self._first_at is None or self._last_at <= self._first_at:
+            return None
+        tokens = self.usage.completion_tokens if self.usage is not None else self._num_deltas
+        return (tokens - 1) / (self._last_at - self._first_at)
+
+    async def receive(self, events: AsyncGenerator[AnswerEvent, None], on_event: Callable[[AnswerEvent], None]) -> None:
+        """Read the answer to its end and hand every event on. Cancelled, it is kept as stopped."""
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    self._take(event)
+                    on_event(event)
+        except asyncio.CancelledError:
+            self._finish(MessageState.STOPPED)
+            raise
+        self._finish(MessageState.FAILED if self.failure is not None else MessageState.COMPLETE)
+
+    def _take(self, event: AnswerEvent) -> None:
+        match event:
+            case TextDelta(text):
+                self._count()
+                self._parts.append(text)
+                self._save_soon()
+            case ThinkingDelta():
+                self._count()
+            case Usage():
+                self.usage = event
+            case Done(reason):
+                self.finish_reason = reason
+            case Failure():
+                self.failure = event
+
+    def _count(self) -> None:
+        self._num_deltas += 1
+        self._last_at = time.monotonic()
+        if self._first_at is None:
+            self._first_at = self._last_at
+
+    def _save_soon(self) -> None:
+        if self._save_timer is None:
+            self._save_timer = asyncio.get_running_loop().call_later(SAVE_S, self._save)
+
+    def _save(self) -> None:
+        self._save_timer = None
+        message_id, text = self.message_id, self.text
+        self._store.submit(lambda history: history.save_partial(message_id, text))
+
+    def _finish(self, state: MessageState) -> None:
+        """Queue the last word; the store does it before anything that is asked of it later."""
+        if self._save_timer is not None:
+            self._save_timer.cancel()
+        message_id, text, meta = self.message_id, self.text, self._meta()
+        self._store.submit(lambda history: history.finish_answer(message_id, text, state, meta))
+
+    def _meta(self) -> dict[str, Any]:
+        usage = self.usage
+        meta = {
+            "prompt_tokens": usage.prompt_tokens if usage else None,
+            "completion_tokens": usage.completion_tokens if usage else None,
+            "cached_tokens": usage.cached_tokens if usage else None,
+            "tokens_per_s": self.tokens_per_s,
+            "finish_reason": self.finish_reason,
+            "error": self.failure.message if self.failure else None,
+        }
+        return {name: value for name, value in meta.items() if value is not None}

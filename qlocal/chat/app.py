@@ -1,0 +1,127 @@
+"""`qlocal chat`: the application around the chat screen. Paints at once; server and history come in behind it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import platformdirs
+from textual import constants, work
+from textual.app import App
+from textual.binding import BindingType
+
+from qlocal import config
+from qlocal.chat.link_state import Link, LinkState, Phase
+from qlocal.chat.screens.chat import ChatScreen
+from qlocal.chat.store.threaded import Store
+from qlocal.chat.theme import DARK, LIGHT
+from qlocal.config import ChatOptions
+from qlocal.errors import QLocalError
+
+# A terminal sends Esc alone and at the head of other keys; the wait that tells them apart delays every stop.
+ESCAPE_DELAY_S = 0.025
+
+LinkFactory = Callable[[ChatOptions], Link]
+
+
+class ChatApp(App[int]):
+    """The chat. `make_link` is a parameter so that tests and screenshots can script the server."""
+
+    TITLE = "qlocal"
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = []
+
+    def __init__(self, options: ChatOptions, store: Store, make_link: LinkFactory | None = None) -> None:
+        super().__init__()
+        self._options = options
+        self._store = store
+        self._make_link = make_link or _make_link
+        self._link: Link | None = None
+        self.chat = ChatScreen(
+            store,
+            options.system,
+            has_model=bool(options.model or options.endpoint),
+            write_terminal=self._write_terminal,
+        )
+        self.failure: QLocalError | None = None
+
+    def on_mount(self) -> None:
+        self.register_theme(DARK)
+        self.register_theme(LIGHT)
+        self.theme = DARK.name
+        self.push_screen(self.chat)
+        self._open_history()
+        # After the first paint: importing the HTTP client takes a third as long as all of the above.
+        self.call_after_refresh(self._follow_link)
+
+    def _write_terminal(self, sequence: str) -> bool:
+        """Write a control sequence to the terminal; False where there is none."""
+        if self._driver is None or self.is_headless:
+            return False
+        self._driver.write(sequence)
+        return True
+
+    def action_exit_now(self) -> None:
+        """Leave from any screen."""
+        self.exit(0)
+
+    async def on_unmount(self) -> None:
+        if self._link is not None:
+            await self._link.aclose()
+
+    @work(group="history")
+    async def _open_history(self) -> None:
+        try:
+            notice = await self._store.open()
+            await self.chat.use_history()
+        except QLocalError as error:
+            # Without a history everything that is said would be lost in silence.
+            self.failure = error
+            self.exit(error.exit_code)
+            return
+        if notice is not None:
+            self.chat.say(notice)
+
+    @work(group="link")
+    async def _follow_link(self) -> None:
+        try:
+            self._link = self._make_link(self._options)
+            self.chat.use_link(self._link)
+            async for state in self._link.states():
+                self.chat.show_link(state)
+        except QLocalError as error:
+            self.chat.show_link(LinkState(Phase.FAILED, error=str(error)))
+
+
+def history_path(settings: config.Settings) -> Path:
+    """Return where the history lies: beside the model folder of QLOCAL_HOME, else in the user's data folder."""
+    if settings.sources.get("home") == "environment":
+        return settings.home / "history.sqlite3"
+    return Path(platformdirs.user_data_path(config.APP)) / "history.sqlite3"
+
+
+def run_chat(options: ChatOptions) -> int:
+    """Run the chat in this terminal and return the exit code. QLocalError if the history cannot be opened."""
+    if "ESCDELAY" not in os.environ:
+        vars(constants)["ESCAPE_DELAY"] = ESCAPE_DELAY_S
+    if not sys.stdin.isatty() or not sys.stdout.isatty():
+        raise QLocalError("the chat needs a terminal", hint="`qlocal run MODEL PROMPT` answers without one.")
+    store = Store(history_path(config.load_settings()))
+    app = ChatApp(options, store)
+    try:
+        code = app.run()
+    finally:
+        store.close_now()
+    if app.failure is not None:
+        raise app.failure
+    return code or 0
+
+
+def _make_link(options: ChatOptions) -> Link:
+    # Imported late for the sake of the first paint: the HTTP client costs 0.1 s.
+    from qlocal.chat.link import open_link
+
+    return open_link(options)

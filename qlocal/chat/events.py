@@ -1,0 +1,61 @@
+"""What a server tells the chat about an answer, as typed values; the engine's state is `schema.Status`.
+
+Nothing here knows HTTP or the screen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """More text of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ThinkingDelta:
+    """More text of what a model thinks before it answers; it is not part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts and times of one answer; what a server does not tell is None."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    tokens_per_s: float | None = None
+    max_context: int | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer is complete. `finish_reason`: stop, length, or what the server says."""
+
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The answer ends here with an error; text that came before it stays. `code` is the server's own word."""
+
+    message: str
+    code: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """The size of a conversation as the model reads it, and the most it may have."""
+
+    prompt_tokens: int
+    max_context: int
+
+
+AnswerEvent = TextDelta | ThinkingDelta | Usage | Done | Failure

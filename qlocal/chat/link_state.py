@@ -1,0 +1,74 @@
+"""What the screen knows of the server behind it, and what it asks of it. No HTTP here, so that opening is cheap."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from qlocal.chat.events import AnswerEvent, TokenCount
+
+
+class Phase(str, Enum):
+    """How far the way to an answer is; the value is the word in the status line."""
+
+    STARTING = "starting the server"
+    CHOOSING = "no model chosen"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    LOST = "server gone"
+
+
+@dataclass(frozen=True)
+class LinkState:
+    """The server and its model. `error` says why nothing can be asked, or what went wrong before."""
+
+    phase: Phase = Phase.STARTING
+    model: str | None = None
+    stage: str | None = None
+    fraction: float | None = None
+    """Of loading, 0 to 1."""
+    max_context: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A line of the model chooser; `is_here` False is shown, but cannot be taken."""
+
+    name: str
+    detail: str = ""
+    is_here: bool = True
+
+
+class Link(Protocol):
+    """A server: our own, or somebody's. States come from `states`; the rest may be called once one is `READY`."""
+
+    def states(self) -> AsyncGenerator[LinkState, None]:
+        """Connect and yield every change of state, for ever; a server that goes away is started again."""
+        ...
+
+    async def choices(self) -> list[Choice]:
+        """Return the models that can be chosen. QLocalError."""
+        ...
+
+    async def select(self, model: str) -> None:
+        """Use another model; `states` tells how that goes. QLocalError if it is refused at once."""
+        ...
+
+    async def count(self, messages: list[dict[str, str]]) -> TokenCount | None:
+        """Return the size of a conversation; None where the server has no way to tell. QLocalError."""
+        ...
+
+    def answer(self, messages: list[dict[str, str]], options: dict[str, Any] | None = None) -> AnswerStream:
+        """Return the events of an answer; cancelling their reader stops the server's work."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections; the server goes on."""
+        ...
+
+
+AnswerStream = AsyncGenerator[AnswerEvent, None]

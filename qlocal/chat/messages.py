@@ -1,0 +1,24 @@
+"""Every message that a widget sends up, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.message import Message
+
+
+@dataclass
+class PromptSubmitted(Message):
+    """The user pressed Enter on a text that is not empty."""
+
+    text: str
+
+
+@dataclass
+class LinesBelow(Message):
+    """So many lines were written below what the reader sees; 0 once the end is in view."""
+
+    count: int
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, LinesBelow)

@@ -1,0 +1,112 @@
+"""The conversation that is open: its branch of messages and what is sent to the model. No screen, no network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qlocal.chat.store.records import Message, MessageState, Role
+from qlocal.chat.store.threaded import Store
+
+if TYPE_CHECKING:
+    from qlocal.chat.client import ChatMessage
+
+
+class Session:
+    """One conversation. Every change is in the store before it is in `branch`."""
+
+    def __init__(self, store: Store, system: str | None = None) -> None:
+        self._store = store
+        self._default_system = system
+        self.system = system
+        self.conversation_id: int | None = None
+        self.branch: list[Message] = []
+
+    def clear(self) -> None:
+        """Begin a new conversation; it enters the store with its first message."""
+        self.conversation_id, self.branch, self.system = None, [], self._default_system
+
+    async def open(self, conversation_id: int) -> None:
+        """Show an earlier conversation where it was left."""
+        conversation = await self._store.run(lambda history: history.conversation(conversation_id))
+        self.branch = await self._store.run(lambda history: history.branch(conversation_id))
+        self.conversation_id = conversation_id
+        self.system = conversation.system if conversation is not None else self._default_system
+
+    async def add_prompt(self, text: str, model: str | None) -> Message:
+        """Add what the user wrote behind the last message."""
+        if self.conversation_id is None:
+            system = self.system
+            self.conversation_id = await self._store.run(lambda h: h.new_conversation(text, model, system))
+        conversation_id = self.conversation_id
+        parent_id = self.branch[-1].message_id if self.branch else None
+        await self._store.run(lambda history: history.add_message(conversation_id, parent_id, Role.USER, text))
+        await self._reload()
+        return self.branch[-1]
+
+    async def begin_answer(self, model: str | None) -> Message:
+        """Add an empty answer to the last prompt; if that has one already, the new one is its sibling."""
+        prompt = self.last_prompt()
+        assert prompt is not None and self.conversation_id is not None, "an answer follows a prompt"
+        conversation_id = self.conversation_id
+        await self._store.run(lambda history: history.begin_answer(conversation_id, prompt.message_id, model))
+        await self._store.run(lambda history: history.set_model(conversation_id, model))
+        await self._reload()
+        return self.branch[-1]
+
+    async def refresh(self) -> None:
+        """Read the branch again, after an answer was finished."""
+        if self.conversation_id is not None:
+            await self._reload()
+
+    async def step_branch(self, step: int) -> bool:
+        """Show the answer before (-1) or after (1) the last one; False if there is none."""
+        answer = self.last_answer()
+        if answer is None or self.conversation_id is None:
+            return False
+        conversation_id = self.conversation_id
+        siblings = await self._store.run(lambda history: history.siblings(answer.message_id))
+        idx = siblings.index(answer.message_id) + step
+        if not 0 <= idx < len(siblings):
+            return False
+        await self._store.run(lambda history: history.select_branch(conversation_id, siblings[idx]))
+        await self._reload()
+        return True
+
+    def last_prompt(self) -> Message | None:
+        """Return the last message of the user."""
+        return next((m for m in reversed(self.branch) if m.role is Role.USER), None)
+
+    def last_answer(self) -> Message | None:
+        """Return the last message if it is an answer."""
+        return self.branch[-1] if self.branch and self.branch[-1].role is Role.ASSISTANT else None
+
+    def request(self) -> list[ChatMessage]:
+        """Return the conversation up to the last prompt, as it is sent. Nothing is left out but empty answers.
+
+        Two prompts in a row (the first one's answer failed) become one: many templates refuse them otherwise.
+        """
+        messages: list[ChatMessage] = [{"role": "system", "content": self.system}] if self.system else []
+        prompt = self.last_prompt()
+        for message in self.branch:
+            if message.content:
+                _join(messages, message.role.value, message.content)
+            if message is prompt:
+                break
+        return messages
+
+    async def _reload(self) -> None:
+        assert self.conversation_id is not None, "only a stored conversation is read again"
+        conversation_id = self.conversation_id
+        self.branch = await self._store.run(lambda history: history.branch(conversation_id))
+
+
+def _join(messages: list[ChatMessage], role: str, content: str) -> None:
+    if messages and messages[-1]["role"] == role:
+        messages[-1]["content"] += "\n\n" + content
+    else:
+        messages.append({"role": role, "content": content})
+
+
+def is_unfinished(message: Message) -> bool:
+    """Whether an answer has less text than its model would have written."""
+    return message.state is not MessageState.COMPLETE

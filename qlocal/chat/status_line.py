@@ -1,0 +1,40 @@
+"""The words of the status line. Pure text: what is known of model, speed and context, in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BAR_CELLS = 12
+
+
+@dataclass(frozen=True)
+class StatusLine:
+    """What the status line shows. `tokens_per_s` of the answer that is written or was last; None before the first."""
+
+    model: str | None = None
+    state: str = "starting"
+    fraction: float | None = None
+    tokens_per_s: float | None = None
+    context_used: int | None = None
+    max_context: int | None = None
+
+    def text(self) -> str:
+        """Return the line, without padding."""
+        parts = [self.model or "no model", self._progress(), self._speed(), self._context()]
+        return " · ".join(parts)
+
+    def _progress(self) -> str:
+        if self.fraction is None:
+            return self.state
+        filled = round(self.fraction * BAR_CELLS)
+        return f"{self.state} {'━' * filled}{'╌' * (BAR_CELLS - filled)} {self.fraction:.0%}"
+
+    def _speed(self) -> str:
+        return "– tok/s" if self.tokens_per_s is None else f"{self.tokens_per_s:.1f} tok/s"
+
+    def _context(self) -> str:
+        used = "–" if self.context_used is None else f"{self.context_used:,}"
+        if self.max_context is None:
+            return f"context {used}"
+        share = f" ({self.context_used / self.max_context:.0%})" if self.context_used is not None else ""
+        return f"context {used} / {self.max_context:,}{share}"

@@ -1,0 +1,1 @@
+"""Past conversations on disk: SQLite, without Textual and without the network."""

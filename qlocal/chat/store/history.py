@@ -1,0 +1,208 @@
+"""Conversations and messages in SQL. Synchronous: `threaded.py` gives it its thread.
+
+Nothing is ever overwritten by a new answer: a regenerated one is a sibling under the same parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from typing import Any
+
+from qlocal.chat.store.database import transaction
+from qlocal.chat.store.records import Conversation, Message, MessageState, Role
+
+MAX_TITLE_CHARS = 80
+
+_BRANCH = """
+    WITH RECURSIVE branch (id, depth) AS (
+        SELECT :leaf, 0
+        UNION ALL
+        SELECT message.parent_id, depth + 1 FROM branch JOIN message ON message.id = branch.id
+        WHERE message.parent_id IS NOT NULL
+    )
+    SELECT message.* FROM branch JOIN message ON message.id = branch.id ORDER BY depth DESC
+"""
+_TIP = """
+    WITH RECURSIVE tip (id, depth) AS (
+        SELECT :message, 0
+        UNION ALL
+        SELECT (SELECT MAX(message.id) FROM message WHERE message.parent_id = tip.id), depth + 1 FROM tip
+        WHERE EXISTS (SELECT 1 FROM message WHERE message.parent_id = tip.id)
+    )
+    SELECT id FROM tip ORDER BY depth DESC LIMIT 1
+"""
+
+
+class History:
+    """The history through one connection. Every change is one transaction that begins with the write lock."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    def new_conversation(self, first_text: str, model: str | None, system: str | None) -> int:
+        """Begin a conversation; its title is the first line of its first message."""
+        now = time.time()
+        with transaction(self._db):
+            row = self._db.execute(
+                "INSERT INTO conversation (title, model, system, created_at, updated_at) VALUES (?, ?, ?, ?, ?)",
+                (title_of(first_text), model, system, now, now),
+            )
+        return _row_id(row)
+
+    def add_message(self, conversation_id: int, parent_id: int | None, role: Role, content: str) -> int:
+        """Add a finished message under `parent_id`; it becomes the leaf."""
+        return self._insert(conversation_id, parent_id, role, content, MessageState.COMPLETE, None)
+
+    def begin_answer(self, conversation_id: int, parent_id: int, model: str | None) -> int:
+        """Add the empty message that an answer will fill, as leaf."""
+        return self._insert(conversation_id, parent_id, Role.ASSISTANT, "", MessageState.STREAMING, model)
+
+    def save_partial(self, message_id: int, content: str) -> None:
+        """Keep what has been written of an answer so far."""
+        with transaction(self._db):
+            self._db.execute("UPDATE message SET content = ? WHERE id = ?", (content, message_id))
+
+    def finish_answer(self, message_id: int, content: str, state: MessageState, meta: dict[str, Any]) -> None:
+        """Write the last word on an answer: its text, how it ended and what is known of it."""
+        with transaction(self._db):
+            self._db.execute(
+                "UPDATE message SET content = ?, state = ?, meta = ?, writer_pid = NULL WHERE id = ?",
+                (content, state.value, json.dumps(meta), message_id),
+            )
+
+    def set_model(self, conversation_id: int, model: str | None) -> None:
+        """Remember which model a conversation was last held with."""
+        with transaction(self._db):
+            self._db.execute("UPDATE conversation SET model = ? WHERE id = ?", (model, conversation_id))
+
+    def select_branch(self, conversation_id: int, message_id: int) -> None:
+        """Show the branch that goes through a message, down to the newest message below it."""
+        with transaction(self._db):
+            tip = self._db.execute(_TIP, {"message": message_id}).fetchone()[0]
+            self._db.execute("UPDATE conversation SET leaf_id = ? WHERE id = ?", (tip, conversation_id))
+
+    def close_orphans(self) -> None:
+        """Mark answers as stopped whose chat ended while it wrote them; their text stays."""
+        query = "SELECT DISTINCT writer_pid FROM message WHERE state = 'streaming' AND writer_pid IS NOT NULL"
+        dead = [row[0] for row in self._db.execute(query) if not _is_alive(row[0])]
+        if not dead:
+            return
+        with transaction(self._db):
+            self._db.executemany(
+                "UPDATE message SET state = 'stopped', writer_pid = NULL WHERE state = 'streaming' AND writer_pid = ?",
+                [(pid,) for pid in dead],
+            )
+
+    def conversations(self, limit: int = 1000) -> list[Conversation]:
+        """Return the conversations, last used first, without their messages."""
+        query = """
+            SELECT c.*, (SELECT COUNT(*) FROM message m WHERE m.conversation_id = c.id) AS num_messages
+            FROM conversation c ORDER BY c.updated_at DESC, c.id DESC LIMIT ?
+        """
+        return [_conversation(row) for row in self._db.execute(query, (limit,))]
+
+    def conversation(self, conversation_id: int) -> Conversation | None:
+        """Return one conversation, or None if it is gone."""
+        query = "SELECT c.*, 0 AS num_messages FROM conversation c WHERE c.id = ?"
+        row = self._db.execute(query, (conversation_id,)).fetchone()
+        return None if row is None else _conversation(row)
+
+    def branch(self, conversation_id: int) -> list[Message]:
+        """Return the messages of the shown branch, first to last."""
+        row = self._db.execute("SELECT leaf_id FROM conversation WHERE id = ?", (conversation_id,)).fetchone()
+        if row is None or row[0] is None:
+            return []
+        siblings = self._siblings(conversation_id)
+        rows = self._db.execute(_BRANCH, {"leaf": row[0]}).fetchall()
+        return [_message(row, siblings[row["parent_id"]]) for row in rows]
+
+    def siblings(self, message_id: int) -> list[int]:
+        """Return the ids of all branches at a message, its own included, oldest first."""
+        query = """
+            SELECT other.id FROM message one JOIN message other
+            ON other.conversation_id = one.conversation_id AND other.parent_id IS one.parent_id
+            WHERE one.id = ? ORDER BY other.id
+        """
+        return [row[0] for row in self._db.execute(query, (message_id,))]
+
+    def recent_prompts(self, limit: int = 200) -> list[str]:
+        """Return what the user last wrote, newest first, without repetitions."""
+        query = """
+            SELECT content FROM message WHERE role = 'user' GROUP BY content ORDER BY MAX(id) DESC LIMIT ?
+        """
+        return [row[0] for row in self._db.execute(query, (limit,))]
+
+    def _siblings(self, conversation_id: int) -> dict[int | None, list[int]]:
+        """Return the ids under each parent, oldest first."""
+        found: dict[int | None, list[int]] = {}
+        query = "SELECT id, parent_id FROM message WHERE conversation_id = ? ORDER BY id"
+        for row in self._db.execute(query, (conversation_id,)):
+            found.setdefault(row["parent_id"], []).append(row["id"])
+        return found
+
+    def _insert(
+        self,
+        conversation_id: int,
+        parent_id: int | None,
+        role: Role,
+        content: str,
+        state: MessageState,
+        model: str | None,
+    ) -> int:
+        now = time.time()
+        writer_pid = os.getpid() if state is MessageState.STREAMING else None
+        with transaction(self._db):
+            row = self._db.execute(
+                "INSERT INTO message (conversation_id, parent_id, role, content, state, writer_pid, model, created_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (conversation_id, parent_id, role.value, content, state.value, writer_pid, model, now),
+            )
+            message_id = _row_id(row)
+            self._db.execute(
+                "UPDATE conversation SET leaf_id = ?, updated_at = ? WHERE id = ?", (message_id, now, conversation_id)
+            )
+        return message_id
+
+
+def title_of(text: str) -> str:
+    """Return the first line of a text that says anything, shortened to 80 characters."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "Untitled")
+    return line if len(line) <= MAX_TITLE_CHARS else line[: MAX_TITLE_CHARS - 1] + "…"
+
+
+def _row_id(cursor: sqlite3.Cursor) -> int:
+    assert cursor.lastrowid is not None, "an INSERT that succeeded has a row id"
+    return cursor.lastrowid
+
+
+def _conversation(row: sqlite3.Row) -> Conversation:
+    values = dict(row)
+    return Conversation(conversation_id=values.pop("id"), **values)
+
+
+def _message(row: sqlite3.Row, siblings: list[int]) -> Message:
+    return Message(
+        message_id=row["id"],
+        parent_id=row["parent_id"],
+        role=Role(row["role"]),
+        content=row["content"],
+        state=MessageState(row["state"]),
+        model=row["model"],
+        created_at=row["created_at"],
+        meta=json.loads(row["meta"]),
+        siblings=len(siblings),
+        sibling_idx=siblings.index(row["id"]),
+    )
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

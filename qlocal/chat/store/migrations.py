@@ -1,0 +1,81 @@
+"""The history's schema, as numbered steps. A released step is never changed: a new one is added.
+
+Each runs in one transaction; a file that held conversations is copied before the first step (`database.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Migration:
+    """SQL that leads from schema `version - 1` to `version`."""
+
+    version: int
+    statements: tuple[str, ...]
+
+
+_FIRST = (
+    """
+    CREATE TABLE conversation (
+        id          INTEGER PRIMARY KEY,
+        title       TEXT NOT NULL,
+        model       TEXT,
+        system      TEXT,
+        created_at  REAL NOT NULL,
+        updated_at  REAL NOT NULL,
+        leaf_id     INTEGER REFERENCES message (id) ON DELETE SET NULL
+    ) STRICT
+    """,
+    "CREATE INDEX conversation_by_time ON conversation (updated_at)",
+    """
+    CREATE TABLE message (
+        id               INTEGER PRIMARY KEY,
+        conversation_id  INTEGER NOT NULL REFERENCES conversation (id) ON DELETE CASCADE,
+        parent_id        INTEGER REFERENCES message (id) ON DELETE CASCADE,
+        role             TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+        content          TEXT NOT NULL,
+        state            TEXT NOT NULL CHECK (state IN ('streaming', 'complete', 'stopped', 'failed')),
+        writer_pid       INTEGER,
+        model            TEXT,
+        created_at       REAL NOT NULL,
+        meta             TEXT NOT NULL DEFAULT '{}'
+    ) STRICT
+    """,
+    "CREATE INDEX message_by_parent ON message (parent_id)",
+    "CREATE INDEX message_by_conversation ON message (conversation_id)",
+    # Trigrams find words of every script, Chinese and Japanese too, where there are no spaces to split at.
+    """
+    CREATE VIRTUAL TABLE message_text USING fts5 (
+        content, content = 'message', content_rowid = 'id', tokenize = 'trigram'
+    )
+    """,
+    # An answer enters the index when it is final: while it streams its row changes twice a second.
+    """
+    CREATE TRIGGER message_added AFTER INSERT ON message WHEN new.state <> 'streaming' BEGIN
+        INSERT INTO message_text (rowid, content) VALUES (new.id, new.content);
+    END
+    """,
+    """
+    CREATE TRIGGER message_finished AFTER UPDATE ON message
+    WHEN old.state = 'streaming' AND new.state <> 'streaming' BEGIN
+        INSERT INTO message_text (rowid, content) VALUES (new.id, new.content);
+    END
+    """,
+    """
+    CREATE TRIGGER message_edited AFTER UPDATE OF content ON message
+    WHEN old.state <> 'streaming' AND new.state <> 'streaming' BEGIN
+        INSERT INTO message_text (message_text, rowid, content) VALUES ('delete', old.id, old.content);
+        INSERT INTO message_text (rowid, content) VALUES (new.id, new.content);
+    END
+    """,
+    """
+    CREATE TRIGGER message_removed AFTER DELETE ON message WHEN old.state <> 'streaming' BEGIN
+        INSERT INTO message_text (message_text, rowid, content) VALUES ('delete', old.id, old.content);
+    END
+    """,
+)
+
+MIGRATIONS = (Migration(1, _FIRST),)
+LATEST = MIGRATIONS[-1].version

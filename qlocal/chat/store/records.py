@@ -1,0 +1,57 @@
+"""The rows of the history as values. A conversation is a tree of messages; its leaf says which branch is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Role(str, Enum):
+    """Who speaks, in OpenAI's words."""
+
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class MessageState(str, Enum):
+    """How far a message is; all but `streaming` are final."""
+
+    STREAMING = "streaming"
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    """The reader stopped it, or the chat ended while it was written."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message. `siblings` counts the branches at this point, `sibling_idx` says which one this is.
+
+    meta: what is known of an answer: prompt_tokens, completion_tokens, cached_tokens, tokens_per_s, error.
+    """
+
+    message_id: int
+    parent_id: int | None
+    role: Role
+    content: str
+    state: MessageState
+    model: str | None
+    created_at: float
+    meta: dict[str, Any] = field(default_factory=dict)
+    siblings: int = 1
+    sibling_idx: int = 0
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation without its messages. Times are seconds since 1970; `leaf_id` None when it is empty."""
+
+    conversation_id: int
+    title: str
+    model: str | None
+    system: str | None
+    created_at: float
+    updated_at: float
+    leaf_id: int | None = None
+    num_messages: int = 0

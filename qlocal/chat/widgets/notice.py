@@ -1,0 +1,32 @@
+"""One sentence beside the prompt: an error, or what the chat waits for. Hidden while there is nothing to say."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widgets import Static
+
+from qlocal.clean import clean
+
+
+class Notice(Static):
+    """`say` for information, `warn` for errors, `clear` when it is no longer true."""
+
+    def on_mount(self) -> None:
+        self.clear()
+
+    def say(self, sentence: str) -> None:
+        """Show information."""
+        self._show(sentence, is_error=False)
+
+    def warn(self, sentence: str) -> None:
+        """Show an error."""
+        self._show(sentence, is_error=True)
+
+    def clear(self) -> None:
+        """Show nothing and take no room."""
+        self.display = False
+
+    def _show(self, sentence: str, *, is_error: bool) -> None:
+        self.set_class(is_error, "error")
+        self.update(Content(clean(sentence)))
+        self.display = True

@@ -1,0 +1,66 @@
+"""The editor at the bottom: Enter sends, Ctrl+J is a new line, up and down at its edges walk through old prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from textual.events import Key
+from textual.widgets import TextArea
+
+from qlocal.chat.messages import PromptSubmitted
+
+# Shift+Enter and Alt+Enter reach us in some terminals only; Ctrl+J in all of them.
+NEW_LINE_KEYS = frozenset({"ctrl+j", "shift+enter", "alt+enter", "ctrl+enter"})
+
+
+class Prompt(TextArea):
+    """A text area that grows with its text and remembers what was sent."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(
+            id=id, soft_wrap=True, show_line_numbers=False, tab_behavior="focus", placeholder="Ask something …"
+        )
+        self._history: list[str] = []
+        self._history_idx = 0
+        self._draft = ""
+
+    def set_history(self, newest_first: Iterable[str]) -> None:
+        """Take over what was sent in earlier sessions."""
+        self._history = list(newest_first)[::-1]
+        self._history_idx = len(self._history)
+
+    def accept(self) -> None:
+        """Clear the editor: its text was taken."""
+        if not self._history or self._history[-1] != self.text:
+            self._history.append(self.text)
+        self._history_idx = len(self._history)
+        self._draft = ""
+        self.text = ""
+
+    async def _on_key(self, event: Key) -> None:
+        if event.key == "enter":
+            self._take(event)
+            if self.text.strip():
+                self.post_message(PromptSubmitted(self.text))
+        elif event.key in NEW_LINE_KEYS:
+            self._take(event)
+            self.insert("\n")
+        elif (event.key == "up" and self.cursor_at_first_line) or (event.key == "down" and self.cursor_at_last_line):
+            self._take(event)
+            self._recall(-1 if event.key == "up" else 1)
+        else:
+            await super()._on_key(event)
+
+    def _take(self, event: Key) -> None:
+        event.stop()
+        event.prevent_default()
+
+    def _recall(self, step: int) -> None:
+        idx = self._history_idx + step
+        if not 0 <= idx <= len(self._history):
+            return
+        if self._history_idx == len(self._history):
+            self._draft = self.text
+        self._history_idx = idx
+        self.text = self._draft if idx == len(self._history) else self._history[idx]
+        self.move_cursor(self.document.end)

@@ -1,0 +1,99 @@
+"""JSON of the HTTP routes into typed events. Everything here was written by a server: every field is checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from qlocal.chat.events import AnswerEvent, Done, Failure, TextDelta, ThinkingDelta, Usage
+from qlocal.errors import ServerError
+from qlocal.schema import Status
+
+
+def as_int(value: Any) -> int | None:
+    """Return an integer field, or None where it is absent or something else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def as_float(value: Any) -> float | None:
+    """Return a number as float, or None where it is absent or something else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def as_text(value: Any) -> str | None:
+    """Return a text field, or None where it is absent or something else."""
+    return value if isinstance(value, str) else None
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """Return a JSON object, or an empty one where it is absent or something else."""
+    return value if isinstance(value, dict) else {}
+
+
+def parse_status(body: Any) -> Status:
+    """Read the object of GET /qlocal/status and of every event of GET /qlocal/events. ServerError if it is none."""
+    try:
+        return Status.from_json(body)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ServerError(f"the server's status cannot be read: {error!r}") from error
+
+
+def parse_error(status_code: int, body: str) -> Failure:
+    """Read an error response: `{"error": {...}}`, `{"error": "..."}`, `{"detail": "..."}`, or anything else."""
+    try:
+        values = as_object(json.loads(body))
+    except ValueError:
+        values = {}
+    error = values.get("error", values)
+    if isinstance(error, str):
+        return Failure(error)
+    fields = as_object(error)
+    message = as_text(fields.get("message")) or as_text(values.get("detail"))
+    if message is None:
+        return Failure(f"the server answered HTTP {status_code} without saying why")
+    code = fields.get("code") or fields.get("type")
+    return Failure(message, str(code) if code else None)
+
+
+def parse_chunk(data: str) -> Iterator[AnswerEvent]:
+    """Read the data of one server-sent event of a chat completion (`[DONE]` excepted)."""
+    try:
+        chunk = json.loads(data)
+    except ValueError:
+        yield Failure(f"the server sent an event that is not JSON: {data[:80]!r}")
+        return
+    values = as_object(chunk)
+    if "error" in values:
+        yield parse_error(200, data)
+        return
+    choices = values.get("choices")
+    for choice in choices if isinstance(choices, list) else []:
+        yield from _parse_choice(as_object(choice))
+    if usage := as_object(values.get("usage")):
+        yield parse_usage(usage, as_object(values.get("qlocal")) or as_object(usage.get("qlocal")))
+
+
+def _parse_choice(choice: dict[str, Any]) -> Iterator[AnswerEvent]:
+    delta = as_object(choice.get("delta"))
+    if thinking := as_text(delta.get("reasoning_content")) or as_text(delta.get("reasoning")):
+        yield ThinkingDelta(thinking)
+    if text := as_text(delta.get("content")):
+        yield TextDelta(text)
+    if reason := as_text(choice.get("finish_reason")):
+        yield Done(reason)
+
+
+def parse_usage(usage: dict[str, Any], own: dict[str, Any]) -> Usage:
+    """Read OpenAI's `usage` with our own extra object beside it (empty for other servers)."""
+    details = as_object(usage.get("prompt_tokens_details"))
+    cached = as_int(own.get("cached_tokens"))
+    return Usage(
+        prompt_tokens=as_int(usage.get("prompt_tokens")) or 0,
+        completion_tokens=as_int(usage.get("completion_tokens")) or 0,
+        cached_tokens=cached if cached is not None else as_int(details.get("cached_tokens")),
+        prefill_s=as_float(own.get("prefill_s")),
+        decode_s=as_float(own.get("decode_s")),
+        tokens_per_s=as_float(own.get("tokens_per_s")),
+        max_context=as_int(own.get("max_context")),
+    )

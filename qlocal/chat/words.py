@@ -1,0 +1,93 @@
+"""The sentences of the chat, and the words over a message. Pure text, in one place for a later second language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qlocal.chat.entry_view import Entry
+from qlocal.chat.events import TokenCount, Usage
+from qlocal.chat.link_state import LinkState, Phase
+from qlocal.chat.store.records import Message, MessageState, Role
+
+WELCOME = """qlocal
+
+Ask something below.
+
+Enter  send          Ctrl+J  new line      Esc     stop
+Ctrl+R answer again  Ctrl+N  new           Ctrl+O  open an earlier one
+F2     model         Ctrl+Y  copy answer   Ctrl+Q  quit"""
+STILL_BUSY = "An answer is being written: Esc stops it. Your text stays here."
+NOTHING_TO_REPEAT = "There is no message to answer again."
+NOTHING_TO_COPY = "There is no answer to copy."
+NO_LINK_YET = "The server is being looked for."
+THINKING = "The model is thinking …"
+
+
+def waiting_for(state: LinkState) -> str:
+    """Say why a message has not been sent yet."""
+    match state.phase:
+        case Phase.CHOOSING | Phase.FAILED:
+            why = f"{state.error}. " if state.error else ""
+            return f"{why}Your message waits: choose a model with F2, Esc takes it back from the queue."
+        case _:
+            return "Your message will be sent when the model is ready; Esc takes it back from the queue."
+
+
+def too_long(count: TokenCount) -> str:
+    """Say that a conversation does not fit, with both numbers."""
+    return (
+        f"The conversation has {count.prompt_tokens:,} tokens, the model reads at most {count.max_context:,}: "
+        "nothing was sent. Begin a new one with Ctrl+N, or start with a larger --context."
+    )
+
+
+def cut_at_limit(usage: Usage | None) -> str:
+    """Say that an answer ended because no room was left."""
+    size = f" after {usage.completion_tokens:,} tokens" if usage is not None else ""
+    return f"The answer was ended{size} by its limit, not by the model."
+
+
+def lines_below(count: int) -> str:
+    """Say how much has come in below the reader."""
+    return f"↓ {count:,} new line{'s' if count != 1 else ''} · Ctrl+End follows"
+
+
+def known_context(branch: Sequence[Message]) -> int | None:
+    """Return the tokens of a stored conversation as its last answer counted them."""
+    meta = branch[-1].meta if branch else {}
+    prompt, completion = meta.get("prompt_tokens"), meta.get("completion_tokens")
+    return prompt + completion if isinstance(prompt, int) and isinstance(completion, int) else None
+
+
+def entry_of(message: Message) -> Entry:
+    """Return a stored message as the transcript shows it."""
+    is_user = message.role is Role.USER
+    return Entry(
+        entry_id=message.message_id,
+        is_user=is_user,
+        text=message.content,
+        head=_head(message),
+        note=_note(message),
+        is_streaming=message.state is MessageState.STREAMING,
+    )
+
+
+def _head(message: Message) -> str:
+    parts = ["You" if message.role is Role.USER else message.model or "Answer"]
+    if isinstance(tokens := message.meta.get("completion_tokens"), int):
+        parts.append(f"{tokens:,} tokens")
+    if isinstance(speed := message.meta.get("tokens_per_s"), float):
+        parts.append(f"{speed:.1f} tok/s")
+    if message.siblings > 1:
+        parts.append(f"‹{message.sibling_idx + 1}/{message.siblings}›")
+    return " · ".join(parts)
+
+
+def _note(message: Message) -> str | None:
+    match message.state:
+        case MessageState.STOPPED:
+            return "■ stopped"
+        case MessageState.FAILED:
+            return f"■ {message.meta.get('error', 'failed')}"
+        case _:
+            return None

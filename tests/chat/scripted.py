@@ -1,0 +1,74 @@
+"""A link without a server: states and answers come from a script. For tests and screenshots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlocal.chat.events import AnswerEvent, Done, TextDelta, TokenCount, Usage
+from qlocal.chat.link_state import AnswerStream, Choice, LinkState, Phase
+
+READY = LinkState(Phase.READY, "tiny-model", max_context=4096)
+
+
+def answer_of(text: str, pieces: int = 4) -> list[AnswerEvent]:
+    """The events of an answer that arrives in pieces of so many characters."""
+    deltas: list[AnswerEvent] = [TextDelta(text[i : i + pieces]) for i in range(0, len(text), pieces)]
+    usage = Usage(20, len(deltas), tokens_per_s=42.5, cached_tokens=8, max_context=4096)
+    return [*deltas, usage, Done("stop")]
+
+
+@dataclass
+class ScriptedLink:
+    """Answers are taken in turn, the last one again and again. An int in an answer waits for `go_on` so often."""
+
+    answers: list[list[AnswerEvent | asyncio.Event]]
+    first_states: list[LinkState] = field(default_factory=lambda: [READY])
+    models: list[Choice] = field(default_factory=lambda: [Choice("tiny-model"), Choice("other-model")])
+    counted: TokenCount | None = None
+    requests: list[list[dict[str, str]]] = field(default_factory=list)
+    selected: list[str] = field(default_factory=list)
+    num_cancelled: int = 0
+    _new_states: asyncio.Queue[LinkState] = field(default_factory=asyncio.Queue)
+
+    def push(self, *states: LinkState) -> None:
+        for state in states:
+            self._new_states.put_nowait(state)
+
+    async def states(self) -> Any:
+        for state in self.first_states:
+            yield state
+        while True:
+            yield await self._new_states.get()
+
+    async def choices(self) -> list[Choice]:
+        return self.models
+
+    async def select(self, model: str) -> None:
+        self.selected.append(model)
+        self.push(LinkState(Phase.READY, model, max_context=4096))
+
+    async def count(self, messages: list[dict[str, str]]) -> TokenCount | None:
+        return self.counted
+
+    def answer(self, messages: list[dict[str, str]], options: dict[str, Any] | None = None) -> AnswerStream:
+        self.requests.append([dict(message) for message in messages])
+        events = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return self._stream(events)
+
+    async def aclose(self) -> None:
+        return None
+
+    async def _stream(self, events: Iterable[AnswerEvent | asyncio.Event]) -> AnswerStream:
+        try:
+            for event in events:
+                await asyncio.sleep(0)
+                if isinstance(event, asyncio.Event):
+                    await event.wait()
+                else:
+                    yield event
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
