@@ -1,0 +1,176 @@
+"""Every native kernel against the reference: all storages, numbers of tokens on both sides of every limit, odd shapes.
+
+Stated tolerances, relative to the sum of |x| |w| of the output (what rounding errors grow with):
+float32 2e-6; bfloat16 the same up to 8 tokens (only the inputs are rounded), 2^-8 above (weights too).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qlocal.ggml_types import GgmlType
+from qlocal.kernels import dispatch, native, reference
+from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
+from tests.kernels.weights import QUANTIZED_TYPES, random_affine, random_blocks
+
+TOKENS = (1, 2, 3, 7, 8, 9, 17, 33)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def assert_products_agree(weight: Weight, dtype: torch.dtype, tokens: tuple[int, ...] = TOKENS) -> None:
+    num_rows, columns = weight.shape
+    prepared = dispatch.prepare(weight, "cpu", dtype)
+    assert dispatch.kernel_name(prepared) != "reference"
+    values = reference.dequantize(weight).double()
+    for count in tokens:
+        x = torch.randn((count, columns), generator=torch.Generator().manual_seed(count))
+        inputs = x.to(dtype).double()
+        rounded = dtype == torch.bfloat16 and count > native.MAX_TOKENS
+        limit = (2**-8 if rounded else 2e-6) * (inputs.abs() @ values.abs().T)
+        found = dispatch.quant_matmul(x, prepared)
+        assert found.shape == (count, num_rows) and found.dtype == torch.float32
+        assert bool(((found - inputs @ values.T).abs() <= limit).all()), f"{count} tokens"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ggml_type", QUANTIZED_TYPES)
+@pytest.mark.parametrize("shape", [(1, 256), (37, 768)])
+def test_blocks_multiply_as_the_reference(
+    isa: str, ggml_type: GgmlType, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    assert_products_agree(random_blocks(ggml_type, *shape, row_map=True), dtype)
+
+
+@pytest.mark.parametrize(
+    "ggml_type",
+    [GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.Q5_0, GgmlType.Q5_1, GgmlType.Q8_0, GgmlType.IQ4_NL],
+)
+@pytest.mark.parametrize("columns", [32, 288, 896])
+def test_rows_may_end_in_the_middle_of_a_chunk(isa: str, ggml_type: GgmlType, columns: int) -> None:
+    assert_products_agree(random_blocks(ggml_type, 11, columns), torch.float32, (1, 2, 5, 9))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize(("columns", "group_size"), [(96, 32), (320, 64), (640, 128), (288, 96), (352, 352)])
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16])
+def test_affine_groups_multiply_as_the_reference(
+    isa: str, columns: int, group_size: int, act_order: bool, scale_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    weight = random_affine(29, columns, group_size, act_order=act_order, scale_dtype=scale_dtype)
+    assert_products_agree(weight, dtype, (1, 3, 8, 17))
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("columns", [1, 15, 64, 271, 515])
+def test_dense_rows_of_any_length_multiply_as_the_reference(isa: str, stored: torch.dtype, columns: int) -> None:
+    data = torch.randn(19, columns).to(stored)
+    row_map = torch.arange(19).flip(0)
+    for dtype in DTYPES:
+        assert_products_agree(DenseWeight(data, row_map), dtype)
+
+
+@pytest.mark.parametrize("ggml_type", QUANTIZED_TYPES)
+def test_decoded_values_are_the_reference_up_to_one_rounding(isa: str, ggml_type: GgmlType) -> None:
+    """Products with a shift are fused here and rounded twice in ggml; without a shift the bits are equal."""
+    weight = random_blocks(ggml_type, 13, 512, row_map=True)
+    expected = reference.dequantize(weight)
+    found = decoded(weight)
+    shifted = (GgmlType.Q4_1, GgmlType.Q5_1, GgmlType.Q2_K, GgmlType.Q4_K, GgmlType.Q5_K)
+    if ggml_type in shifted:
+        torch.testing.assert_close(found, expected, rtol=2e-7, atol=2e-7)
+    else:
+        assert torch.equal(found, expected)
+
+
+def test_decoded_affine_and_dense_values_are_exact(isa: str) -> None:
+    for act_order in (False, True):
+        weight = random_affine(7, 256, 64, act_order=act_order)
+        values = reference.dequantize(weight)
+        order = torch.argsort(weight.g_idx, stable=True) if weight.g_idx is not None else torch.arange(256)
+        assert torch.equal(decoded(weight), values[:, order])
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        data = torch.randn(5, 37).to(dtype)
+        assert torch.equal(decoded(DenseWeight(data)), data.float())
+
+
+def decoded(weight: Weight) -> torch.Tensor:
+    library = native.load()
+    assert isinstance(library, native.Library)
+    matrix = native.make_matrix(weight, library)
+    panel = torch.empty(matrix.shape)
+    native.decode(matrix, 0, matrix.shape[0], panel)
+    return panel
+
+
+def test_strided_rows_and_columns_are_read_where_they_lie(isa: str) -> None:
+    whole = torch.randn(40, 96).half()
+    assert_products_agree(DenseWeight(whole[::2, 32:]), torch.float32, (1, 9))
+    assert_products_agree(DenseWeight(whole.T), torch.float32, (1, 9))
+    blocks = random_blocks(GgmlType.Q4_0, 10, 128)
+    assert_products_agree(BlockWeight(blocks.blocks[1:7, 18:54], GgmlType.Q4_0, 64), torch.float32, (1, 9))
+
+
+def test_mapped_rows_are_not_copied(isa: str) -> None:
+    weight = random_blocks(GgmlType.Q4_K, 8, 256, row_map=True)
+    prepared = dispatch.prepare(weight, "cpu", torch.bfloat16)
+    assert prepared.matrix is not None
+    assert prepared.matrix.matrix.data == weight.blocks.data_ptr()
+
+
+def test_nothing_is_written_beside_the_result(isa: str) -> None:
+    """Rows of 31 and a guard of sentinels around the output of every number of tokens."""
+    library = native.load()
+    assert isinstance(library, native.Library)
+    matrix = native.make_matrix(random_blocks(GgmlType.Q5_0, 31, 64), library)
+    for count in range(1, native.MAX_TOKENS + 1):
+        out = torch.full((count + 2, 40), -7.0)
+        x = torch.randn(count, 64)
+        library.functions.qlocal_matmul(library.isa, matrix.matrix, x.data_ptr(), 64, count, out[1:, 4:].data_ptr(), 40)
+        assert torch.equal(out[1 : count + 1, 4:35], native.matmul(x, matrix))
+        out[1 : count + 1, 4:35] = -7.0
+        assert bool((out == -7.0).all())
+
+
+def test_threads_do_not_change_the_result(isa: str) -> None:
+    weight = random_blocks(GgmlType.Q6_K, 1021, 512)
+    prepared = dispatch.prepare(weight, "cpu", torch.bfloat16)
+    inputs = [torch.randn(count, 512) for count in (1, 4, 20)]
+    native.set_threads(1)
+    alone = [dispatch.quant_matmul(x, prepared) for x in inputs]
+    try:
+        for count in (2, 3, 5):
+            native.set_threads(count)
+            for _ in range(20):
+                for x, expected in zip(inputs, alone, strict=True):
+                    assert torch.equal(dispatch.quant_matmul(x, prepared), expected)
+    finally:
+        native.set_threads(1)
+
+
+def test_infinite_scales_stay_visible(isa: str) -> None:
+    """A corrupt block must not become a plausible number."""
+    weight = random_blocks(GgmlType.Q8_0, 3, 64)
+    weight.blocks[1, :2] = torch.tensor([0x00, 0x7E], dtype=torch.uint8)  # NaN
+    result = dispatch.quant_matmul(torch.randn(1, 64), dispatch.prepare(weight, "cpu", torch.float32))
+    assert torch.isnan(result[0, 1]) and bool(torch.isfinite(result[0, [0, 2]]).all())
+
+
+def test_a_group_of_odd_size_is_left_to_the_reference(isa: str) -> None:
+    weight = random_affine(5, 80, 16)
+    prepared = dispatch.prepare(weight, "cpu", torch.float32)
+    assert dispatch.kernel_name(prepared) == "reference"
+    assert prepared.reason == "its group size 16 is no multiple of 32"
+    x = torch.randn(2, 80)
+    torch.testing.assert_close(dispatch.quant_matmul(x, prepared), x @ reference.dequantize(weight).T)
+
+
+def test_uneven_groups_are_left_to_the_reference(isa: str) -> None:
+    even = random_affine(5, 64, 32)
+    g_idx = torch.cat([torch.zeros(33), torch.ones(31)]).to(torch.int32)
+    weight = AffineWeight(even.codes, even.scales, even.zero_points, 32, g_idx)
+    prepared = dispatch.prepare(weight, "cpu", torch.float32)
+    assert prepared.reason == "its groups differ in size"
+    x = torch.randn(1, 64)
+    torch.testing.assert_close(dispatch.quant_matmul(x, prepared), x @ reference.dequantize(weight).T)
