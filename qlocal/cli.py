@@ -1,0 +1,87 @@
+"""`qlocal`: finds the command and shows what went wrong in one line. Imports a command only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+import qlocal
+from qlocal.clean import clean
+from qlocal.errors import QLocalError, UsageError
+
+COMMANDS = {
+    "chat": "talk to a model in the terminal",
+    "run": "answer one question on standard output",
+    "serve": "serve OpenAI's HTTP interface",
+    "stop": "end the server that runs in the background",
+    "models": "list, show or remove models",
+    "pull": "fetch a model from the hub",
+    "eval": "measure perplexity and the distance to a reference",
+    "bench": "measure the speed of kernels and engine",
+    "doctor": "show devices, memory, kernels and settings",
+    "completion": "print the completion script of a shell",
+}
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""Exit codes as a shell would give them: 128 and the number of the signal."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of printing its usage: every error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"See `{self.prog} --help`.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 for errors, 3 for a failed quality gate."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except QLocalError as error:
+        print(f"qlocal: {clean(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone, as `head` does. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def build_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """Return the parser with all commands; only those in `names` are imported and know their arguments."""
+    parser = Parser(prog="qlocal", description="Run 4-bit language models on this machine.")
+    parser.add_argument("--version", action="version", version=f"qlocal {qlocal.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, help_text in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text.capitalize() + ".")
+        if name in names:
+            _module(name).add_arguments(command)
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    names = [name for name in arguments[:1] if name in COMMANDS]
+    parser = build_parser(names)
+    args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    code: int = _module(args.command).run(args)
+    return code
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"qlocal.commands.{name}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

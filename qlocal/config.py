@@ -1,0 +1,199 @@
+"""Options as frozen dataclasses, from flags, then environment (QLOCAL_...), then config.toml, then defaults.
+
+`Settings` also remembers which source won, for `qlocal doctor`. Reading the file happens once, at start.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from qlocal.errors import ConfigError
+
+APP = "qlocal"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a model is loaded. `max_context` None takes what fits; `max_memory` in bytes."""
+
+    devices: tuple[str, ...] = ("cpu",)
+    max_context: int | None = None
+    slots: int = 8
+    dtype: str = "bfloat16"
+    kernels: str = "auto"
+    threads: int | None = None
+    max_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where a server listens: TCP on the loopback when `port` is given (0: any free one), else a Unix socket.
+
+    model: loaded at start, or None. idle_exit_s: end after so long without a client; None stays.
+    allowed_origins: values of the Origin header that may read answers; none by default.
+    """
+
+    model: str | None = None
+    socket: Path | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    token_file: Path | None = None
+    allowed_origins: tuple[str, ...] = ()
+    idle_exit_s: float | None = None
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What `qlocal chat` opens with. `endpoint` replaces the own server by any OpenAI-compatible one."""
+
+    model: str | None = None
+    endpoint: str | None = None
+    token: str | None = None
+    context: int | None = None
+    devices: tuple[str, ...] = ("cpu",)
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """One question and its answer on standard output. Absent sampling fields leave it to the model's makers."""
+
+    model: str
+    prompt: str
+    system: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    json: bool = False
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What environment and config.toml may set. `sources` names the winner of each field."""
+
+    home: Path
+    runtime: Path
+    devices: tuple[str, ...] = ("cpu",)
+    max_context: int | None = None
+    threads: int | None = None
+    idle_exit_s: float = 900.0
+    hub_endpoint: str = "https://huggingface.co"
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+def config_folder() -> Path:
+    """Return the folder of the user's config.toml and models.toml; QLOCAL_CONFIG moves it."""
+    override = os.environ.get("QLOCAL_CONFIG")
+    return Path(override) if override else platformdirs.user_config_path(APP)
+
+
+def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings; `flags` (absent: None) win over environment, config.toml and defaults.
+
+    Raises ConfigError naming the file or variable, the key and the value.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    layers: list[tuple[str, Mapping[str, Any]]] = [("flag", given), ("environment", _environment())]
+    path = config_folder() / "config.toml"
+    layers.append((path.name, _file_values(path)))
+    layers.append(("default", _defaults()))
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name in _PARSERS:
+        source, value = next((label, layer[name]) for label, layer in layers if name in layer)
+        values[name], sources[name] = value, source
+    return Settings(**values, sources=sources)
+
+
+def _defaults() -> dict[str, Any]:
+    home = platformdirs.user_data_path(APP) / "models"
+    defaults = {f.name: f.default for f in fields(Settings) if f.name not in ("home", "runtime", "sources")}
+    return {**defaults, "home": home, "runtime": platformdirs.user_runtime_path(APP)}
+
+
+def _environment() -> dict[str, Any]:
+    found = {}
+    for name, (variable, parse) in _PARSERS.items():
+        if text := os.environ.get(variable):
+            found[name] = _parsed(parse, text, variable)
+    if "home" in found and "runtime" not in found:
+        # A model folder of one's own comes with a server of its own: two of them must not meet at one socket.
+        found["runtime"] = found["home"] / "run"
+    return found
+
+
+def _file_values(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as TOML: {error}") from error
+    if unknown := sorted(raw.keys() - _PARSERS.keys()):
+        raise ConfigError(f"{path}: unknown key '{unknown[0]}'", hint=f"Known keys: {', '.join(sorted(_PARSERS))}.")
+    return {name: _parsed(_PARSERS[name][1], value, f"{path}: {name}") for name, value in raw.items()}
+
+
+def _parsed(parse: Callable[[Any], Any], value: Any, where: str) -> Any:
+    try:
+        return parse(value)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where} is {value!r}: {error}") from error
+
+
+def _folder(value: Any) -> Path:
+    if not isinstance(value, str):
+        raise TypeError("expected a path")
+    return Path(value).expanduser().absolute()
+
+
+def device_list(value: Any) -> tuple[str, ...]:
+    """Return the names of `cuda:0,cpu`, or of a list of them; ValueError for anything else."""
+    names = value.split(",") if isinstance(value, str) else list(value)
+    devices = tuple(str(name).strip() for name in names)
+    for device in devices:
+        kind, _, index = device.partition(":")
+        if device != "cpu" and not (kind == "cuda" and index.isdecimal()):
+            raise ValueError(f"'{device}' is no device; expected cpu or cuda:0, cuda:1, ...")
+    return devices
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if isinstance(value, bool) or number < 1:
+        raise ValueError("expected a whole number above 0")
+    return number
+
+
+def _seconds(value: Any) -> float:
+    number = float(value)
+    if isinstance(value, bool) or not 0 < number < 1e9:
+        raise ValueError("expected seconds above 0")
+    return number
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError("expected text")
+    return value
+
+
+_PARSERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "home": ("QLOCAL_HOME", _folder),
+    "runtime": ("QLOCAL_RUNTIME", _folder),
+    "devices": ("QLOCAL_DEVICES", device_list),
+    "max_context": ("QLOCAL_MAX_CONTEXT", _count),
+    "threads": ("QLOCAL_THREADS", _count),
+    "idle_exit_s": ("QLOCAL_IDLE_EXIT_S", _seconds),
+    "hub_endpoint": ("QLOCAL_HUB_ENDPOINT", _text),
+}

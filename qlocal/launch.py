@@ -1,0 +1,214 @@
+"""Finding or starting this user's server, and HTTP clients to it. No torch.
+
+One server a user: its private socket, log and lock lie in the runtime folder of the settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from qlocal.config import EngineOptions, Settings, load_settings
+from qlocal.errors import EngineError, QLocalError, RequestError, UsageError
+from qlocal.schema import EngineState, Status
+
+SERVE_COMMAND = (sys.executable, "-m", "qlocal.cli", "serve")
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 15.0
+POLL_S = 0.05
+MAX_SOCKET_PATH = 100
+"""Linux allows 107 bytes in a Unix socket's address."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is: a Unix socket, or a base URL with its token."""
+
+    socket: Path | None = None
+    url: str = "http://localhost"
+    token: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.socket) if self.socket is not None else self.url
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+
+def runtime_folder(settings: Settings | None = None) -> Path:
+    """Return the folder of socket, lock and log: the settings' one, or a short private one where that is too long."""
+    folder = (settings or load_settings()).runtime
+    if len(os.fsencode(folder / "server.sock")) <= MAX_SOCKET_PATH:
+        return folder
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"qlocal-{os.getuid()}-{digest}"
+
+
+def own_address(settings: Settings | None = None) -> Address:
+    """Return where this user's server listens, whether it runs or not."""
+    return Address(socket=runtime_folder(settings) / "server.sock")
+
+
+def connect(address: Address, *, read_timeout_s: float | None = 60.0) -> httpx.Client:
+    """Return a client. The server pings streams every 10 s; answers in one piece need `read_timeout_s` None."""
+    transport = httpx.HTTPTransport(uds=str(address.socket)) if address.socket else httpx.HTTPTransport()
+    return httpx.Client(
+        transport=transport, base_url=address.url, headers=address.headers(), timeout=_timeout(read_timeout_s)
+    )
+
+
+def connect_async(address: Address, *, read_timeout_s: float | None = 60.0) -> httpx.AsyncClient:
+    """As `connect`, for asyncio."""
+    transport = httpx.AsyncHTTPTransport(uds=str(address.socket)) if address.socket else httpx.AsyncHTTPTransport()
+    return httpx.AsyncClient(
+        transport=transport, base_url=address.url, headers=address.headers(), timeout=_timeout(read_timeout_s)
+    )
+
+
+def error_of(response: httpx.Response) -> QLocalError:
+    """Return the error that a response carries; its body must have been read."""
+    try:
+        error = response.json()["error"]
+        return RequestError(error["message"], status=response.status_code, param=error["param"], code=error["code"])
+    except (ValueError, KeyError, TypeError):
+        return EngineError(f"the server answered {response.status_code} {response.reason_phrase}")
+
+
+def fetch_status(address: Address) -> Status | None:
+    """Return the server's status, or None when none answers there."""
+    if not _listens(address):
+        return None
+    try:
+        with connect(address, read_timeout_s=5.0) as client:
+            response = client.get("/qlocal/status")
+    except httpx.TransportError:
+        return None
+    if response.status_code != 200:
+        raise error_of(response)
+    return Status.from_json(response.json())
+
+
+def ensure_server(model: str | None, options: EngineOptions | None = None) -> Address:
+    """Find this user's server or start one in the background; return once it answers, not once it has loaded.
+
+    A server that runs with another model is asked to change it. Raises RequestError when there is no such
+    model, EngineError when no server comes up.
+    """
+    options = options or EngineOptions()
+    settings = load_settings()
+    address = own_address(settings)
+    status = fetch_status(address)
+    if status is None:
+        _start(model, options, settings, address)
+    elif model is not None and _must_load(model, options, status, address):
+        request_load(address, model, options)
+    return address
+
+
+def request_load(address: Address, model: str, options: EngineOptions) -> Status:
+    """Ask a server to load a model; returns its status at once."""
+    body: dict[str, Any] = {"model": _absolute(model), "devices": list(options.devices)}
+    if options.max_context is not None:
+        body["max_context"] = options.max_context
+    with connect(address) as client:
+        response = client.post("/qlocal/load", json=body)
+    if response.status_code != 202:
+        raise error_of(response)
+    return Status.from_json(response.json())
+
+
+def stop(address: Address | None = None) -> bool:
+    """Stop this user's server (or the one at `address`) and wait until it is gone. False when none ran."""
+    address = address or own_address()
+    if fetch_status(address) is None:
+        return False
+    with connect(address) as client:
+        client.post("/qlocal/stop")
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if not _listens(address) if address.socket else fetch_status(address) is None:
+            return True
+        time.sleep(POLL_S)
+    raise EngineError(f"the server at {address} did not end within {STOP_TIMEOUT_S:g} s")
+
+
+def _listens(address: Address) -> bool:
+    """Whether somebody accepts connections at a Unix socket; of other addresses only a request can tell."""
+    if address.socket is None:
+        return True
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(address.socket))
+        except OSError:
+            return False
+    return True
+
+
+def _timeout(read_timeout_s: float | None) -> httpx.Timeout:
+    return httpx.Timeout(30.0, connect=5.0, read=read_timeout_s)
+
+
+def _must_load(model: str, options: EngineOptions, status: Status, address: Address) -> bool:
+    """Whether the server holds another model, none, or this one with another context than asked for."""
+    if status.state is EngineState.FAILED or status.model != Path(model).name.removesuffix(".gguf"):
+        return True
+    return options.max_context is not None and status.max_context not in (None, options.max_context)
+
+
+def _absolute(model: str) -> str:
+    """Return `model` with a relative path made absolute: the server has another working folder."""
+    path = Path(model)
+    return str(path.absolute()) if path.exists() else model
+
+
+def _start(model: str | None, options: EngineOptions, settings: Settings, address: Address) -> None:
+    assert address.socket is not None, "the own server listens on a socket"
+    folder = address.socket.parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log_path = folder / "server.log"
+    with log_path.open("ab") as log:
+        log_start = log.tell()
+        process = subprocess.Popen(
+            [*SERVE_COMMAND, *_serve_arguments(model, options, settings, address.socket)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # outlives this terminal, and its Ctrl-C
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while fetch_status(address) is None:
+        if process.poll() is not None and fetch_status(address) is None:
+            raise _start_error(log_path, log_start)
+        if time.monotonic() > deadline:
+            process.terminate()
+            raise EngineError(f"the server did not answer within {START_TIMEOUT_S:g} s", hint=f"Its log: {log_path}.")
+        time.sleep(POLL_S)
+
+
+def _serve_arguments(model: str | None, options: EngineOptions, settings: Settings, socket: Path) -> list[str]:
+    arguments = ["--socket", str(socket), "--idle-exit", f"{settings.idle_exit_s:g}"]
+    arguments += ["--devices", ",".join(options.devices), "--dtype", options.dtype, "--kernels", options.kernels]
+    optional = {"--context": options.max_context, "--threads": options.threads, "--max-memory": options.max_memory}
+    for flag, value in optional.items():
+        if value is not None:
+            arguments += [flag, str(value)]
+    return arguments if model is None else [*arguments, "--", _absolute(model)]
+
+
+def _start_error(log_path: Path, log_start: int) -> QLocalError:
+    """Return the last line that the server wrote before it ended: it explains itself in one."""
+    with log_path.open("rb") as log:
+        log.seek(log_start)
+        lines = log.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
+    said = lines[-1].removeprefix("qlocal: ") if lines else "it said nothing"
+    return UsageError(f"the server could not start: {said}", hint=None if lines else f"Its log: {log_path}.")

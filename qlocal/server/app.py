@@ -1,0 +1,183 @@
+"""The routes. Translates HTTP to the service and its answers to HTTP; decides nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from qlocal.config import EngineOptions
+from qlocal.errors import QLocalError, RequestError
+from qlocal.schema import Status
+from qlocal.server import errors, generation, json_body
+from qlocal.server.access import MAX_BODY_BYTES, Access, AccessRules
+from qlocal.server.generation import Delta, Ended, Job, Usage
+from qlocal.server.requests import ChatRequest, CompletionRequest, CountRequest, LoadRequest, validate
+from qlocal.server.service import Service
+from qlocal.server.shapes import ChatShape, CompletionShape, Envelope, Shape, model_object
+from qlocal.server.streaming import DONE, ClientGone, EventStream, event, unless_gone
+from qlocal.server.text import ModelText
+
+log = logging.getLogger(__name__)
+
+
+def build_app(service: Service, rules: AccessRules, options: EngineOptions, on_stop: Callable[[], None]) -> Starlette:
+    """Return the application. `options` are those of later loads; `on_stop` makes the server end."""
+    routes = Routes(service, options, on_stop)
+    return Starlette(
+        routes=[
+            Route("/health", routes.health),
+            Route("/v1/models", routes.models),
+            Route("/v1/models/{name:path}", routes.one_model),
+            Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+            Route("/v1/completions", routes.complete, methods=["POST"]),
+            Route("/qlocal/status", routes.status),
+            Route("/qlocal/events", routes.events),
+            Route("/qlocal/load", routes.load, methods=["POST"]),
+            Route("/qlocal/count", routes.count, methods=["POST"]),
+            Route("/qlocal/stop", routes.stop, methods=["POST"]),
+        ],
+        middleware=[Middleware(Access, rules=rules)],
+        exception_handlers={
+            QLocalError: errors.on_expected,
+            HTTPException: errors.on_http,
+            ClientGone: errors.on_client_gone,
+            Exception: errors.on_unexpected,
+        },
+    )
+
+
+class Routes:
+    """The handlers."""
+
+    def __init__(self, service: Service, options: EngineOptions, on_stop: Callable[[], None]) -> None:
+        self._service = service
+        self._options = options
+        self._on_stop = on_stop
+
+    async def health(self, request: Request) -> Response:
+        """200 when the engine produces tokens, else 503."""
+        await unless_gone(self._service.check_health(), request)
+        return JSONResponse({"status": "ok", "model": self._service.model(None).name})
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": self._model_objects()})
+
+    async def one_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        for found in self._model_objects():
+            if found["id"] == name:
+                return JSONResponse(found)
+        raise RequestError(f"the model '{name[:200]}' is not loaded", status=404, param="model", code="model_not_found")
+
+    async def chat(self, request: Request) -> ASGIApp:
+        body = validate(ChatRequest, await _json(request))
+        model = self._service.model(body.model)
+        job = await unless_gone(self._service.chat_job(body, model), request)
+        shape = ChatShape(Envelope(job.request_id, model, with_logprobs=bool(body.logprobs)))
+        return await self._answer(request, job, model, shape, bool(body.stream), body.wants_usage)
+
+    async def complete(self, request: Request) -> ASGIApp:
+        body = validate(CompletionRequest, await _json(request))
+        model = self._service.model(body.model)
+        job = await unless_gone(self._service.completion_job(body, model), request)
+        shape = CompletionShape(Envelope(job.request_id, model, with_logprobs=body.logprobs is not None))
+        return await self._answer(request, job, model, shape, bool(body.stream), body.wants_usage)
+
+    async def status(self, request: Request) -> Response:
+        return JSONResponse(self._service.board.status.to_json())
+
+    async def events(self, request: Request) -> ASGIApp:
+        return EventStream(_status_events(self._service.board.changes()))
+
+    async def load(self, request: Request) -> Response:
+        body = validate(LoadRequest, await _json(request))
+        await self._service.load(body, self._options)
+        return JSONResponse(self._service.board.status.to_json(), status_code=202)
+
+    async def count(self, request: Request) -> Response:
+        body = validate(CountRequest, await _json(request))
+        return JSONResponse(await self._service.count(body.messages))
+
+    async def stop(self, request: Request) -> Response:
+        log.info("asked to stop")
+        self._on_stop()
+        return JSONResponse(self._service.board.status.to_json(), status_code=202)
+
+    async def _answer(
+        self, request: Request, job: Job, model: ModelText, shape: Shape, stream: bool, wants_usage: bool
+    ) -> ASGIApp:
+        parts = generation.run(job, self._service.engine, model, self._service.max_context)
+        if stream:
+            return EventStream(_chunks(parts, job, shape, wants_usage))
+        return JSONResponse(await unless_gone(_whole(parts, shape), request))
+
+    def _model_objects(self) -> list[dict[str, Any]]:
+        try:
+            model = self._service.model(None)
+        except RequestError:  # nothing is loaded, so nothing is listed
+            return []
+        return [model_object(model, self._service.max_context, self._service.created)]
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    """Return the body as a JSON object, read up to the limit whatever its length was said to be."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestError(f"the body is larger than the limit of {MAX_BODY_BYTES} bytes", status=413)
+    return await asyncio.to_thread(json_body.parse, bytes(body))
+
+
+async def _whole(parts: AsyncGenerator[Delta | Ended | Usage, None], shape: Shape) -> dict[str, Any]:
+    deltas: list[Delta] = []
+    endings: list[Ended] = []
+    async with contextlib.aclosing(parts):
+        async for part in parts:
+            if isinstance(part, Delta):
+                deltas.append(part)
+            elif isinstance(part, Ended):
+                endings.append(part)
+            else:
+                return shape.whole(deltas, endings, part)
+    raise AssertionError("a generation ends with its usage or raises")
+
+
+async def _chunks(
+    parts: AsyncGenerator[Delta | Ended | Usage, None], job: Job, shape: Shape, wants_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a streamed answer. An error after the headers is an event, and no [DONE] follows it."""
+    # With include_usage every chunk has the key, and only the last one a value.
+    extra = {"usage": None} if wants_usage else {}
+    async with contextlib.aclosing(parts):
+        try:
+            for opening in shape.opening(job.num_choices):
+                yield event(opening | extra)
+            async for part in parts:
+                if isinstance(part, Delta):
+                    yield event(shape.delta(part) | extra)
+                elif isinstance(part, Ended):
+                    yield event(shape.ended(part) | extra)
+                elif wants_usage:
+                    yield event(shape.usage_chunk(part))
+        except QLocalError as error:
+            log.warning("%s ends with an error: %s", job.request_id, error)
+            yield event(errors.body_of(error))
+            return
+    yield DONE
+
+
+async def _status_events(changes: AsyncIterator[Status]) -> AsyncGenerator[bytes, None]:
+    async for status in changes:
+        yield event(status.to_json())

@@ -1,0 +1,220 @@
+"""The server's side of the engine: starts and supervises the rank, hands out sequences by request id.
+
+Knows token ids and nothing about text or HTTP. Everything runs on the server's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from qlocal.errors import EngineError
+from qlocal.protocol import (
+    Cancel,
+    Failed,
+    Finished,
+    Load,
+    Message,
+    Ping,
+    Pong,
+    Progress,
+    Ready,
+    Started,
+    Submit,
+    Tokens,
+)
+from qlocal.schema import EngineState, LoadProgress
+from qlocal.server.rank_process import RANK_COMMAND, RankProcess
+from qlocal.server.status import StatusBoard
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RestartLimits:
+    """At most `count` restarts within `window_s` seconds: an engine that keeps dying is not worth the heat."""
+
+    count: int = 3
+    window_s: float = 600.0
+    _times: deque[float] = field(default_factory=deque)
+
+    def allow(self) -> bool:
+        """Count one restart and say whether it is still within the limits."""
+        now = time.monotonic()
+        while self._times and now - self._times[0] > self.window_s:
+            self._times.popleft()
+        self._times.append(now)
+        return len(self._times) <= self.count
+
+
+class EngineClient:
+    """Owns at most one rank. `load` replaces it; `generate` runs sequences on it."""
+
+    def __init__(
+        self,
+        board: StatusBoard,
+        *,
+        command: Sequence[str] = RANK_COMMAND,
+        limits: RestartLimits | None = None,
+        ping_s: float = 10.0,
+        stall_s: float = 120.0,
+    ) -> None:
+        self._board = board
+        self._command = command
+        self._limits = limits or RestartLimits()
+        self._ping_s = ping_s
+        self._stall_s = stall_s
+        self._supervisor: asyncio.Task[None] | None = None
+        self._rank: RankProcess | None = None
+        self._ready = False
+        self._cause: EngineError | None = None
+        self._queues: dict[str, asyncio.Queue[Message | EngineError]] = {}
+        self._last_sign = time.monotonic()
+        self.last_token_s = float("-inf")
+        """Monotonic time of the last token of any sequence."""
+
+    @property
+    def running(self) -> int:
+        """Sequences whose end has not been seen yet."""
+        return len(self._queues)
+
+    @property
+    def pid(self) -> int | None:
+        return self._rank.pid if self._rank else None
+
+    async def load(self, load: Load) -> None:
+        """Stop the rank that runs and start loading; progress and outcome appear on the status board."""
+        await self.stop()
+        self._supervisor = asyncio.create_task(self._supervise(load), name="engine supervisor")
+
+    async def stop(self) -> None:
+        """End the rank; sequences that run get an EngineError."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+            self._supervisor = None
+        self._fail_sequences(EngineError("the engine was stopped"))
+
+    async def generate(self, submits: Sequence[Submit]) -> AsyncIterator[Message]:
+        """Run sequences and yield Started, Tokens and Finished of all of them until each has finished.
+
+        Close the iterator (`contextlib.aclosing`) to cancel what still runs. EngineError when the engine is lost.
+        """
+        rank = self._ready_rank()
+        queue: asyncio.Queue[Message | EngineError] = asyncio.Queue()
+        open_ids = {submit.request_id for submit in submits}
+        self._queues.update(dict.fromkeys(open_ids, queue))
+        try:
+            for submit in submits:
+                rank.send(submit)
+            while open_ids:
+                message = await queue.get()
+                if isinstance(message, EngineError):
+                    raise message
+                yield message
+                if isinstance(message, Finished):
+                    open_ids.discard(message.request_id)
+        finally:
+            for request_id in open_ids:
+                if self._queues.pop(request_id, None) is not None:
+                    rank.send(Cancel(request_id))
+
+    def cancel(self, request_id: str) -> None:
+        """Ask the rank to end one sequence; its Finished still arrives."""
+        if self._rank is not None and request_id in self._queues:
+            self._rank.send(Cancel(request_id))
+
+    def _ready_rank(self) -> RankProcess:
+        if self._rank is None or not self._ready:
+            raise EngineError("no model is ready", hint="Wait until it is loaded, or load one.")
+        return self._rank
+
+    async def _supervise(self, load: Load) -> None:
+        while True:
+            was_ready, cause = await self._live(load)
+            self._fail_sequences(cause)
+            if not was_ready or not self._limits.allow():
+                log.error("the engine is given up: %s", cause)
+                self._board.update(state=EngineState.FAILED, error=str(cause), progress=None)
+                return
+            log.warning("the engine is started again: %s", cause)
+            self._board.update(
+                state=EngineState.LOADING, error=str(cause), progress=LoadProgress("starting the engine again")
+            )
+
+    async def _live(self, load: Load) -> tuple[bool, EngineError]:
+        """Run one rank to its end. Return whether it had been ready, and why it ended."""
+        self._cause, self._ready, ending = None, False, ""
+        try:
+            rank = await RankProcess.start(self._command)
+        except EngineError as error:
+            return False, error
+        self._rank, self._last_sign = rank, time.monotonic()
+        watchdog = asyncio.create_task(self._watch(rank), name="engine watchdog")
+        try:
+            rank.send(load)
+            async for message in rank.messages():
+                self._handle(message)
+        except EngineError as error:
+            self._cause = error
+        finally:
+            was_ready, self._ready, self._rank = self._ready, False, None
+            watchdog.cancel()
+            ending = await rank.end()
+        return was_ready, self._cause or EngineError(ending)
+
+    async def _watch(self, rank: RankProcess) -> None:
+        nonce = 0
+        while True:
+            await asyncio.sleep(self._ping_s)
+            if not self._ready:
+                self._last_sign = time.monotonic()
+                continue
+            if time.monotonic() - self._last_sign > self._stall_s:
+                self._cause = EngineError(f"the engine gave no sign of life for {self._stall_s:g} s")
+                rank.kill()
+                return
+            nonce += 1
+            rank.send(Ping(nonce))
+
+    def _handle(self, message: Message) -> None:
+        self._last_sign = time.monotonic()
+        match message:
+            case Progress():
+                self._board.update(progress=LoadProgress(message.stage, message.done, message.total))
+            case Ready():
+                self._ready = True
+                self._board.update(
+                    state=EngineState.READY,
+                    error=None,
+                    progress=None,
+                    max_context=message.max_context,
+                    plan=message.plan,
+                )
+            case Failed():
+                self._cause = EngineError(message.message, hint=message.hint)
+            case Started() | Tokens() | Finished():
+                self._deliver(message)
+            case Pong():
+                log.debug("engine: %s running, %s waiting", message.running, message.waiting)
+            case _:
+                raise EngineError(f"the engine sent a {type(message).__name__}, which it must not")
+
+    def _deliver(self, message: Started | Tokens | Finished) -> None:
+        if isinstance(message, Tokens):
+            self.last_token_s = time.monotonic()
+        finished = isinstance(message, Finished)
+        queue = self._queues.pop(message.request_id, None) if finished else self._queues.get(message.request_id)
+        if queue is not None:  # absent after a cancellation: its last messages are of no interest
+            queue.put_nowait(message)
+
+    def _fail_sequences(self, cause: EngineError) -> None:
+        for queue in set(self._queues.values()):
+            queue.put_nowait(cause)
+        self._queues.clear()

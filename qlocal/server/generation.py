@@ -1,0 +1,196 @@
+"""From a checked job to text: submits its sequences, decodes their tokens, holds stop strings back.
+
+Streams and whole answers are made of the same deltas, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from qlocal.errors import EngineError
+from qlocal.protocol import Finished, Sampling, Started, Submit, TokenLogprobs, Tokens
+from qlocal.schema import SpeedReport
+from qlocal.server.engine_client import EngineClient
+from qlocal.server.stop_strings import StopFilter
+from qlocal.server.text import ModelText
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request, ready for the engine. Choice `i * n + k` is the k-th answer to prompt i.
+
+    max_tokens: one limit a prompt, already within the context; 0 asks for the prompt's log probabilities alone.
+    """
+
+    request_id: str
+    prompts: Sequence[list[int]]
+    max_tokens: Sequence[int]
+    sampling: Sampling
+    n: int = 1
+    stops: Sequence[str] = ()
+    echo: bool = False
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.prompts) * self.n
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New text of one choice and the log probabilities of its tokens (prompt tokens first, when echoed)."""
+
+    index: int
+    text: str
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One choice is complete. finish_reason: stop or length."""
+
+    index: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The whole job is complete."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    speed: SpeedReport
+
+
+async def run(
+    job: Job, engine: EngineClient, model: ModelText, max_context: int
+) -> AsyncIterator[Delta | Ended | Usage]:
+    """Yield deltas of all choices as they come, an Ended for each, and the Usage last.
+
+    Close the iterator to cancel. EngineError when the engine is lost or refuses.
+    """
+    choices = {f"{job.request_id}-{index}": _Choice(index, job, model) for index in range(job.num_choices)}
+    submits = [choice.submit(request_id, model) for request_id, choice in choices.items()]
+    async with contextlib.aclosing(engine.generate(submits)) as messages:
+        async for message in messages:
+            assert isinstance(message, (Started, Tokens, Finished)), "generate yields nothing else"
+            choice = choices[message.request_id]
+            if isinstance(message, Started):
+                choice.started = message
+                deltas = choice.echo(message)
+            elif isinstance(message, Tokens):
+                deltas = choice.tokens(message)
+                if choice.is_stopped:
+                    engine.cancel(message.request_id)
+            else:
+                deltas = choice.finish(message)
+            for delta in deltas:
+                yield delta
+            if isinstance(message, Finished):
+                yield Ended(choice.index, choice.finish_reason)
+    yield _usage(job, list(choices.values()), max_context)
+
+
+class _Choice:
+    """One sequence on its way from tokens to text."""
+
+    def __init__(self, index: int, job: Job, model: ModelText) -> None:
+        self.index = index
+        self._job = job
+        self._prompt_ids = job.prompts[index // job.n]
+        self._max_tokens = job.max_tokens[index // job.n]
+        self._model = model
+        self._stop_ids = frozenset(model.stop_ids)
+        self._decoder = model.tokenizer.stream_decoder()
+        self._filter = StopFilter(job.stops)
+        self._waiting: list[tuple[int, TokenLogprobs]] = []  # (where the token's text starts, its log probability)
+        self._decoded_chars = 0
+        self._shown_chars = 0
+        self.is_stopped = False
+        self.finish_reason = "length"
+        self.started: Started | None = None
+        self.completion_tokens = 0
+        self.decode_s = 0.0
+
+    def submit(self, request_id: str, model: ModelText) -> Submit:
+        sampling = self._job.sampling
+        if sampling.seed is not None:
+            # The same seed for every choice would give the same answer n times.
+            sampling = replace(sampling, seed=(sampling.seed + self.index % self._job.n) % (1 << 63))
+        return Submit(
+            request_id=request_id,
+            input_ids=self._prompt_ids,
+            max_tokens=max(self._max_tokens, 1),
+            stop_ids=list(model.stop_ids),
+            sampling=sampling,
+            num_tokens=model.tokenizer.num_tokens,
+            echo_logprobs=self._job.echo and sampling.top_logprobs is not None,
+        )
+
+    def echo(self, started: Started) -> list[Delta]:
+        """Return the prompt as text, where it was asked for; it passes no stop string filter."""
+        if not self._job.echo:
+            return []
+        decoder = self._model.tokenizer.stream_decoder()
+        text = "".join(decoder.push(token_id) for token_id in self._prompt_ids) + decoder.finish()
+        logprobs = started.prompt_logprobs
+        if logprobs and len(logprobs) == len(self._prompt_ids) - 1:  # nothing stands before the first token
+            logprobs = [TokenLogprobs(self._prompt_ids[0], float("nan")), *logprobs]
+        return [Delta(self.index, text, logprobs)]
+
+    def tokens(self, message: Tokens) -> list[Delta]:
+        """Take new tokens; return what they allow to show."""
+        shown = ""
+        logprobs = message.logprobs or [None] * len(message.token_ids)
+        for token_id, logprob in zip(message.token_ids, logprobs, strict=True):
+            if self.is_stopped or self._max_tokens == 0:
+                break
+            self.completion_tokens += 1
+            if token_id in self._stop_ids:
+                continue
+            if logprob is not None:
+                self._waiting.append((self._decoded_chars, logprob))
+            text = self._decoder.push(token_id)
+            self._decoded_chars += len(text)
+            shown += self._filter.feed(text)
+            self.is_stopped = self._filter.stopped
+        return self._delta(shown)
+
+    def finish(self, message: Finished) -> list[Delta]:
+        """Take the sequence's end; return the text that was held back."""
+        self.decode_s = message.decode_s
+        if message.reason == "error" or (message.reason == "cancelled" and not self.is_stopped):
+            raise EngineError(message.message or "the engine cancelled the answer")
+        if self.is_stopped:
+            self.finish_reason = "stop"
+            return []
+        self.finish_reason = "length" if self._max_tokens == 0 else message.reason
+        shown = self._filter.feed(self._decoder.finish()) + self._filter.finish()
+        if self._filter.stopped:
+            self.finish_reason = "stop"
+        return self._delta(shown, is_last=True)
+
+    def _delta(self, shown: str, *, is_last: bool = False) -> list[Delta]:
+        self._shown_chars += len(shown)
+        ready = [lp for start, lp in self._waiting if start < self._shown_chars or is_last]
+        if not shown and not ready:
+            return []
+        self._waiting = self._waiting[len(ready) :]
+        return [Delta(self.index, shown, ready)]
+
+
+def _usage(job: Job, choices: Sequence[_Choice], max_context: int) -> Usage:
+    started = [choice.started for choice in choices if choice.started is not None]
+    completion_tokens = sum(choice.completion_tokens for choice in choices)
+    cached_tokens = sum(s.cached_tokens for s in started[:: job.n])
+    decode_s = max((choice.decode_s for choice in choices), default=0.0)
+    speed = SpeedReport(
+        cached_tokens=cached_tokens,
+        prefill_s=round(sum(s.prefill_s for s in started), 6),
+        decode_s=round(decode_s, 6),
+        tokens_per_s=round(completion_tokens / decode_s, 3) if decode_s > 0 else 0.0,
+        max_context=max_context,
+    )
+    return Usage(sum(map(len, job.prompts)), completion_tokens, cached_tokens, speed)

@@ -1,0 +1,248 @@
+"""What the server does, without HTTP: which model is loaded, and requests made into jobs for the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qlocal.config import EngineOptions, device_list
+from qlocal.errors import EngineError, QLocalError, RequestError, TokenizerError
+from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
+from qlocal.schema import EngineState, LoadProgress
+from qlocal.server.engine_client import EngineClient
+from qlocal.server.generation import Job
+from qlocal.server.requests import ChatMessage, ChatRequest, CompletionRequest, LoadRequest, Options
+from qlocal.server.status import StatusBoard
+from qlocal.server.text import ModelText, OpenText
+
+HEALTH_TIMEOUT_S = 5.0
+FALLBACK_TEMPERATURE = 0.7
+FALLBACK_TOP_P = 0.95
+"""For models whose makers recommend nothing: OpenAI's default of 1.0 makes small 4-bit models ramble."""
+
+Resolve = Callable[[str], Path]
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """One server's state: the status board, the engine, and the text side of the model that is loaded."""
+
+    def __init__(self, engine: EngineClient, board: StatusBoard, open_text: OpenText, resolve: Resolve) -> None:
+        self.engine = engine
+        self.board = board
+        self.created = int(time.time())
+        self._open_text = open_text
+        self._resolve = resolve
+        self._model: ModelText | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._health_ids = itertools.count()
+
+    async def load(self, request: LoadRequest, options: EngineOptions) -> None:
+        """Stop what is loaded and start loading another model; returns before it is ready.
+
+        Raises RequestError when there is no such model; later failures appear on the status board.
+        """
+        options = _with_request(options, request)
+        try:
+            path = await asyncio.to_thread(self._resolve, request.model)
+        except QLocalError as error:
+            raise RequestError(str(error), status=404, param="model", code="model_not_found") from error
+        await self._stop_loading()
+        await self.engine.stop()
+        self._model = None
+        name = path.name.removesuffix(".gguf")
+        self.board.update(
+            state=EngineState.LOADING,
+            model=name,
+            error=None,
+            max_context=None,
+            plan=None,
+            progress=LoadProgress("reading headers and tokenizer"),
+        )
+        self._loading = asyncio.create_task(self._load(name, path, options), name="load")
+
+    async def close(self) -> None:
+        """End the engine."""
+        await self._stop_loading()
+        await self.engine.stop()
+
+    def model(self, name: str | None) -> ModelText:
+        """Return the loaded model; RequestError when it is another one (404) or not ready (503)."""
+        status = self.board.status
+        if status.state is EngineState.READY and self._model is not None:
+            if name is not None and name not in (self._model.name, str(self._model.path)):
+                raise RequestError(
+                    f"the model '{name[:200]}' is not loaded; this server has '{self._model.name}'",
+                    status=404,
+                    param="model",
+                    code="model_not_found",
+                )
+            return self._model
+        reasons = {
+            EngineState.EMPTY: "no model is loaded",
+            EngineState.LOADING: f"the model '{status.model}' is still loading",
+            EngineState.FAILED: f"the model '{status.model}' could not be loaded: {status.error}",
+        }
+        raise RequestError(
+            reasons.get(status.state, "the model is being changed"), status=503, code=f"model_{status.state.value}"
+        )
+
+    async def chat_job(self, request: ChatRequest, model: ModelText) -> Job:
+        """Render and encode a conversation. RequestError with param `messages` for what its template refuses."""
+        ids = await self._encode_chat(request.messages, model)
+        sampling = _sampling(request, model, request.num_logprobs)
+        job_id = f"chatcmpl-{uuid.uuid4().hex}"
+        limits = [self._limit(ids, request.limit, "messages")]
+        return Job(job_id, [ids], limits, sampling, request.n or 1, request.stops)
+
+    async def completion_job(self, request: CompletionRequest, model: ModelText) -> Job:
+        """Encode raw prompts."""
+        prompts = [
+            await self._encode(p, model) if isinstance(p, str) else _checked_ids(p, model) for p in request.prompts
+        ]
+        limits = [self._limit(ids, request.max_tokens, "prompt") for ids in prompts]
+        sampling = _sampling(request, model, request.logprobs)
+        job_id = f"cmpl-{uuid.uuid4().hex}"
+        return Job(job_id, prompts, limits, sampling, request.n or 1, request.stops, echo=bool(request.echo))
+
+    async def count(self, messages: Sequence[ChatMessage]) -> dict[str, int]:
+        """Return how many tokens a conversation takes, and how many there are."""
+        ids = await self._encode_chat(messages, self.model(None))
+        return {"prompt_tokens": len(ids), "max_context": self.max_context}
+
+    @property
+    def max_context(self) -> int:
+        return self.board.status.max_context or 0
+
+    async def check_health(self) -> None:
+        """Make the engine produce one token, or see that it does; RequestError 503 when it does not in time."""
+        model = self.model(None)
+        if time.monotonic() - self.engine.last_token_s < HEALTH_TIMEOUT_S:
+            return
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                await self._one_token(model)
+        except (TimeoutError, EngineError) as error:
+            # A long prompt may keep the engine from our token, but not from saying that it works.
+            reason = str(error) or f"the engine gave no token within {HEALTH_TIMEOUT_S:g} s"
+            raise RequestError(reason, status=503, code="engine_unhealthy") from error
+
+    async def _one_token(self, model: ModelText) -> None:
+        request_id = f"health-{next(self._health_ids)}"
+        submit = Submit(
+            request_id,
+            [model.stop_ids[0] if model.stop_ids else 0],
+            1,
+            [],
+            Sampling(temperature=0.0),
+            model.tokenizer.num_tokens,
+        )
+        async for message in self.engine.generate([submit]):
+            if isinstance(message, Finished) and message.reason == "error":
+                raise EngineError(message.message or "the engine failed")
+            if isinstance(message, Tokens):
+                continue
+
+    async def _load(self, name: str, path: Path, options: EngineOptions) -> None:
+        try:
+            self._model = await asyncio.to_thread(self._open_text, name, path)
+        except QLocalError as error:
+            log.error("%s cannot be loaded: %s", name, error)
+            self.board.update(state=EngineState.FAILED, error=str(error), progress=None)
+            return
+        await self.engine.load(_load_message(path, options))
+
+    async def _stop_loading(self) -> None:
+        if self._loading is not None:
+            # Not cancelled: the thread that reads the headers could not be, and it takes a second at most.
+            await asyncio.wait([self._loading])
+            self._loading = None
+
+    async def _encode_chat(self, messages: Sequence[ChatMessage], model: ModelText) -> list[int]:
+        try:
+            return await model.encode_chat([message.plain() for message in messages])
+        except TokenizerError as error:
+            raise RequestError(str(error), param="messages", code="template_error") from error
+
+    async def _encode(self, text: str, model: ModelText) -> list[int]:
+        try:
+            return await model.encode(text)
+        except TokenizerError as error:
+            raise RequestError(str(error), param="prompt") from error
+
+    def _limit(self, ids: list[int], wanted: int | None, param: str) -> int:
+        """Return how many tokens may follow; a wish beyond the context ends there with reason `length`."""
+        room = self.max_context - len(ids)
+        if not ids:
+            raise RequestError(f"{param} is empty: it has no tokens", param=param)
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, and the context of this model is {self.max_context} tokens",
+                param=param,
+                code="context_length_exceeded",
+                hint="Shorten the conversation or load the model with a larger context.",
+            )
+        return room if wanted is None else min(wanted, room)
+
+
+def _with_request(options: EngineOptions, request: LoadRequest) -> EngineOptions:
+    if request.max_context is not None:
+        options = replace(options, max_context=request.max_context)
+    if request.devices is not None:
+        try:
+            options = replace(options, devices=device_list(request.devices))
+        except ValueError as error:
+            raise RequestError(f"devices: {error}", param="devices") from error
+    return options
+
+
+def _load_message(path: Path, options: EngineOptions) -> Load:
+    return Load(
+        path=str(path),
+        devices=list(options.devices),
+        max_context=options.max_context,
+        slots=options.slots,
+        dtype=options.dtype,
+        kernels=options.kernels,
+        threads=options.threads,
+        max_memory=options.max_memory,
+    )
+
+
+def _checked_ids(ids: list[int], model: ModelText) -> list[int]:
+    num_tokens = model.tokenizer.num_tokens
+    if wrong := next((i for i in ids if i >= num_tokens), None):
+        raise RequestError(f"prompt holds the token id {wrong}, expected ids below {num_tokens}", param="prompt")
+    return ids
+
+
+def _sampling(request: Options, model: ModelText, num_logprobs: int | None) -> Sampling:
+    """Return the request's sampling over the makers' defaults over our own."""
+    num_tokens = model.tokenizer.num_tokens
+    if wrong := next((i for i in request.biases if i >= num_tokens), None):
+        raise RequestError(f"logit_bias names the token {wrong}, expected ids below {num_tokens}", param="logit_bias")
+    makers = model.defaults
+
+    def first(*values: Any) -> Any:
+        return next((value for value in values if value is not None), None)
+
+    silent = makers.temperature is None and makers.top_p is None and makers.top_k is None
+    return Sampling(
+        temperature=first(request.temperature, makers.temperature, FALLBACK_TEMPERATURE if silent else 1.0),
+        top_k=first(request.top_k, makers.top_k),
+        top_p=first(request.top_p, makers.top_p, FALLBACK_TOP_P if silent else 1.0),
+        min_p=first(request.min_p, 0.0),
+        repetition_penalty=first(request.repetition_penalty, makers.repetition_penalty, 1.0),
+        presence_penalty=first(request.presence_penalty, 0.0),
+        frequency_penalty=first(request.frequency_penalty, 0.0),
+        seed=request.seed,
+        logit_bias=request.biases,
+        top_logprobs=num_logprobs,
+    )

@@ -1,0 +1,138 @@
+"""A real server on a real socket, in a thread, with a rank that answers with its prompt and one token a byte."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from qlocal.config import ServeOptions
+from qlocal.errors import TemplateError, UsageError
+from qlocal.formats.base import GenerationDefaults
+from qlocal.launch import Address, connect, fetch_status, stop
+from qlocal.schema import EngineState
+from qlocal.server.access import AccessRules
+from qlocal.server.bind import bind_tcp, bind_unix
+from qlocal.server.engine_client import EngineClient, RestartLimits
+from qlocal.server.http_server import serve
+from qlocal.server.service import Service
+from qlocal.server.status import StatusBoard
+from qlocal.server.text import ModelText
+
+STOP_ID = 256
+TOKEN = "a-token-of-the-tests"
+RANK = (sys.executable, "-m", "tests.server.fake_rank")
+
+
+class ByteDecoder:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(bytes([token_id]))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class ByteCodec:
+    """One token a byte; a conversation is the text of its messages. REFUSE makes the template fail."""
+
+    num_tokens = 257
+    end_of_turn_ids = (STOP_ID,)
+
+    def encode_with_specials(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        text = "".join(m["content"] or "" for m in messages)
+        if "REFUSE" in text:
+            raise TemplateError("the template refuses this conversation")
+        return self.encode_with_specials(text)
+
+    def stream_decoder(self) -> ByteDecoder:
+        return ByteDecoder()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id % 256])
+
+
+def open_fake_text(name: str, path: Path) -> ModelText:
+    if "headless" in name:
+        raise UsageError(f"{name}: config.json is missing")
+    return ModelText(name, path, ByteCodec(), (STOP_ID,), GenerationDefaults((STOP_ID,), temperature=0.7, top_k=20))
+
+
+def resolve_fake(name: str) -> Path:
+    if "unknown" in name:
+        raise UsageError(f"there is no model '{name}'", hint="Did you mean 'echo'?")
+    return Path("/models") / name
+
+
+@dataclass
+class Running:
+    """A server of the tests."""
+
+    address: Address
+    service: Service
+
+    def client(self, **headers: str) -> httpx.Client:
+        client = connect(self.address)
+        client.headers.update(headers)
+        return client
+
+    def wait_for(self, state: EngineState, timeout_s: float = 10.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            status = fetch_status(self.address)
+            if status is not None and status.state is state:
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"the server is not {state.value} but {fetch_status(self.address)}")
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start servers: `start(model="echo", tcp=False, ...)`; all are stopped at the end."""
+    with ExitStack() as stack:
+
+        def start_one(model: str | None = "echo", *, tcp: bool = False, **engine: Any) -> Running:
+            folder = tmp_path / "run"
+            listener = stack.enter_context(bind_tcp("127.0.0.1", 0) if tcp else bind_unix(folder / "s.sock"))
+            board = StatusBoard()
+            engine = {"limits": RestartLimits(count=1), "command": RANK} | engine
+            service = Service(EngineClient(board, **engine), board, open_fake_text, resolve_fake)
+            if tcp:
+                port = listener.getsockname()[1]
+                address = Address(url=f"http://127.0.0.1:{port}", token=TOKEN)
+                rules = AccessRules(TOKEN, port, ("https://friend.example",))
+            else:
+                address, rules = Address(socket=folder / "s.sock"), AccessRules()
+            thread = threading.Thread(target=serve, args=(service, rules, listener, ServeOptions(model=model)))
+            thread.start()
+            stack.callback(thread.join, 10)
+            stack.callback(stop, address)
+            running = Running(address, service)
+            if model == "echo":
+                running.wait_for(EngineState.READY)
+            return running
+
+        yield start_one
+
+
+@pytest.fixture
+def server(start: Start) -> Running:
+    """A server with the model `echo` ready, on a Unix socket."""
+    return start()
