@@ -27,7 +27,7 @@ class _Group:
     """Neighbouring parts that one kernel call computes. sizes: rows of each part; bias: (sum of sizes,) f32."""
 
     prepared: dispatch.PreparedWeight
-    sizes: tuple[int, ...]
+    sizes: list[int]
     bias: Tensor | None
 
 
@@ -80,7 +80,7 @@ class QuantLinear:
         device = self._placement.device
         joined = weights[0] if len(weights) == 1 else _join(weights)
         prepared = dispatch.prepare(joined, device, self._dtype, kernels=self._placement.kernels)
-        sizes = tuple(w.shape[0] for w in weights)
+        sizes = [w.shape[0] for w in weights]
         return _Group(prepared, sizes, _joined_bias(biases, sizes, device))
 
 

@@ -1,0 +1,145 @@
+"""The real process over a real socket pair."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qlocal.protocol import (
+    HEADER,
+    Cancel,
+    Failed,
+    Finished,
+    Load,
+    Message,
+    Ping,
+    Pong,
+    Progress,
+    Ready,
+    Shutdown,
+    Tokens,
+    decode,
+    encode,
+    frame_length,
+)
+from tests import tiny
+from tests.engine.running import VOCAB, request
+from tests.memory_checkpoint import random_ids
+
+START_TIMEOUT_S = 120.0
+
+
+class Rank:
+    """A running rank process and our end of its socket."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(START_TIMEOUT_S)
+        command = [sys.executable, "-m", "qlocal.engine.rank", "--fd", str(theirs.fileno())]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], env=environment, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE
+        )
+        theirs.close()
+
+    def send(self, message: Message) -> None:
+        self.socket.sendall(encode(message))
+
+    def receive(self) -> Message:
+        return decode(self._read(frame_length(self._read(HEADER.size))))
+
+    def until(self, kind: type[Message]) -> list[Message]:
+        """Return what arrives up to and including the first message of `kind`."""
+        messages = [self.receive()]
+        while not isinstance(messages[-1], kind):
+            messages.append(self.receive())
+        return messages
+
+    def _read(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            part = self.socket.recv(count - len(data))
+            assert part, "the rank closed the socket"
+            data += part
+        return data
+
+
+@pytest.fixture
+def rank() -> Iterator[Rank]:
+    started = Rank()
+    yield started
+    started.socket.close()
+    started.process.kill()
+    started.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("rank") / "model")
+
+
+def test_a_rank_loads_answers_and_ends_with_the_socket(rank: Rank, folder: Path) -> None:
+    rank.send(Load(str(folder), ["cpu"], dtype="float32", threads=1))
+    loading = rank.until(Ready)
+    progress = [m for m in loading if isinstance(m, Progress)]
+    assert progress[-1].done == progress[-1].total > 0
+    ready = loading[-1]
+    assert isinstance(ready, Ready) and ready.max_context == 512
+
+    rank.send(request("a", random_ids(VOCAB, 9), 5))
+    rank.send(request("b", random_ids(VOCAB, 400), 100))
+    answers = rank.until(Finished)
+    assert isinstance(answers[-1], Finished) and answers[-1].request_id == "a"
+    assert sum(isinstance(m, Tokens) and m.request_id == "a" for m in answers) == 5
+    rank.send(Cancel("b"))
+    (cancelled,) = (m for m in rank.until(Finished) if isinstance(m, Finished))
+    assert cancelled.reason == "cancelled"
+    rank.send(Ping(7))
+    pong = rank.until(Pong)[-1]
+    assert isinstance(pong, Pong) and (pong.nonce, pong.running, pong.waiting) == (7, 0, 0)
+    assert pong.free_blocks == pong.total_blocks
+    rank.socket.close()
+    assert rank.process.wait(timeout=30) == 0
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_reported_in_one_sentence(rank: Rank, folder: Path) -> None:
+    rank.send(Load(str(folder / "missing"), ["cpu"]))
+    failed = rank.until(Failed)[-1]
+    assert isinstance(failed, Failed) and "missing" in failed.message
+    assert rank.process.wait(timeout=30) == 1
+    assert rank.process.stderr is not None and b"Traceback" not in rank.process.stderr.read()
+
+
+def test_shutdown_ends_the_process_in_the_middle_of_an_answer(rank: Rank, folder: Path) -> None:
+    rank.send(Load(str(folder), ["cpu"], dtype="float32", threads=1))
+    rank.until(Ready)
+    rank.send(request("a", random_ids(VOCAB, 9), 500))
+    rank.until(Tokens)
+    rank.send(Shutdown())
+    assert rank.process.wait(timeout=30) == 0
+
+
+def test_ctrl_c_in_the_terminal_is_left_to_the_server(rank: Rank, folder: Path) -> None:
+    rank.send(Load(str(folder), ["cpu"], dtype="float32", threads=1))
+    rank.until(Ready)
+    rank.process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    rank.send(Ping(1))
+    assert isinstance(rank.until(Pong)[-1], Pong)
+
+
+def test_a_malformed_frame_is_an_error_not_a_traceback(rank: Rank, folder: Path) -> None:
+    rank.send(Load(str(folder), ["cpu"], dtype="float32", threads=1))
+    rank.until(Ready)
+    rank.socket.sendall(HEADER.pack(3) + b"abc")
+    failed = rank.until(Failed)[-1]
+    assert isinstance(failed, Failed) and "malformed message" in failed.message
+    assert rank.process.wait(timeout=30) == 1
