@@ -97,6 +97,12 @@ def installed(home: Path | None = None) -> dict[str, Path]:
     return {str(path.relative_to(home)).removesuffix(".gguf"): path for path in sorted(_checkpoints(home, depth=2))}
 
 
+def display_name(path: Path) -> str:
+    """Return what a checkpoint is called on screen and by clients; `awq` alone would say nothing."""
+    name = path.name.removesuffix(".gguf")
+    return f"{path.parent.name}/{name}" if name in FORMATS else name
+
+
 def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
     """Return a hint with the nearest of the known names, or where to see them all."""
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)

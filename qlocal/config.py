@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -118,7 +119,13 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
 def _defaults() -> dict[str, Any]:
     home = platformdirs.user_data_path(APP) / "models"
     defaults = {f.name: f.default for f in fields(Settings) if f.name not in ("home", "runtime", "sources")}
-    return {**defaults, "home": home, "runtime": platformdirs.user_runtime_path(APP)}
+    return {**defaults, "home": home, "runtime": _default_runtime()}
+
+
+def _default_runtime() -> Path:
+    if "XDG_RUNTIME_DIR" in os.environ:
+        return platformdirs.user_runtime_path(APP)
+    return Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}"
 
 
 def _environment() -> dict[str, Any]:

@@ -6,18 +6,21 @@ One server a user: its private socket, log and lock lie in the runtime folder of
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from qlocal.catalog import resolve
 from qlocal.config import EngineOptions, Settings, load_settings
 from qlocal.errors import EngineError, QLocalError, RequestError, UsageError
 from qlocal.schema import EngineState, Status
@@ -48,10 +51,13 @@ class Address:
 def runtime_folder(settings: Settings | None = None) -> Path:
     """Return the folder of socket, lock and log: the settings' one, or a short private one where that is too long."""
     folder = (settings or load_settings()).runtime
-    if len(os.fsencode(folder / "server.sock")) <= MAX_SOCKET_PATH:
-        return folder
-    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"qlocal-{os.getuid()}-{digest}"
+    if len(os.fsencode(folder / "server.sock")) > MAX_SOCKET_PATH:
+        digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+        folder = Path(tempfile.gettempdir()) / f"qlocal-{os.getuid()}-{digest}"
+    if folder.exists() and folder.stat().st_uid != os.getuid():
+        # Somebody who made it first could listen there and read every conversation.
+        raise UsageError(f"{folder} belongs to another user", hint="Name another folder with QLOCAL_RUNTIME.")
+    return folder
 
 
 def own_address(settings: Settings | None = None) -> Address:
@@ -84,6 +90,16 @@ def error_of(response: httpx.Response) -> QLocalError:
         return EngineError(f"the server answered {response.status_code} {response.reason_phrase}")
 
 
+def events_of(response: httpx.Response) -> Iterator[dict[str, Any] | None]:
+    """Yield the JSON events of one of our streams; None stands for `[DONE]`. EngineError when it breaks off."""
+    try:
+        for line in response.iter_lines():
+            if line.startswith("data: "):
+                yield None if line == "data: [DONE]" else json.loads(line[6:])
+    except httpx.TransportError as error:
+        raise EngineError(f"the server went away: {error}") from error
+
+
 def fetch_status(address: Address) -> Status | None:
     """Return the server's status, or None when none answers there."""
     if not _listens(address):
@@ -101,23 +117,25 @@ def fetch_status(address: Address) -> Status | None:
 def ensure_server(model: str | None, options: EngineOptions | None = None) -> Address:
     """Find this user's server or start one in the background; return once it answers, not once it has loaded.
 
-    A server that runs with another model is asked to change it. Raises RequestError when there is no such
+    A server that runs with another model is asked to change it. Raises UsageError when there is no such
     model, EngineError when no server comes up.
     """
     options = options or EngineOptions()
     settings = load_settings()
+    if model is not None:
+        model = str(resolve(model, settings.home))  # absolute: the server has another working folder
     address = own_address(settings)
     status = fetch_status(address)
     if status is None:
         _start(model, options, settings, address)
-    elif model is not None and _must_load(model, options, status, address):
+    elif model is not None and _must_load(model, options, status):
         request_load(address, model, options)
     return address
 
 
 def request_load(address: Address, model: str, options: EngineOptions) -> Status:
     """Ask a server to load a model; returns its status at once."""
-    body: dict[str, Any] = {"model": _absolute(model), "devices": list(options.devices)}
+    body: dict[str, Any] = {"model": model, "devices": list(options.devices)}
     if options.max_context is not None:
         body["max_context"] = options.max_context
     with connect(address) as client:
@@ -158,17 +176,13 @@ def _timeout(read_timeout_s: float | None) -> httpx.Timeout:
     return httpx.Timeout(30.0, connect=5.0, read=read_timeout_s)
 
 
-def _must_load(model: str, options: EngineOptions, status: Status, address: Address) -> bool:
-    """Whether the server holds another model, none, or this one with another context than asked for."""
-    if status.state is EngineState.FAILED or status.model != Path(model).name.removesuffix(".gguf"):
+def _must_load(path: str, options: EngineOptions, status: Status) -> bool:
+    """Whether the server holds another model, or this one with less context or on other devices than asked for."""
+    if status.state in (EngineState.FAILED, EngineState.EMPTY) or status.path != path:
         return True
-    return options.max_context is not None and status.max_context not in (None, options.max_context)
-
-
-def _absolute(model: str) -> str:
-    """Return `model` with a relative path made absolute: the server has another working folder."""
-    path = Path(model)
-    return str(path.absolute()) if path.exists() else model
+    if status.plan is not None and not {part["device"] for part in status.plan["devices"]} <= set(options.devices):
+        return True
+    return (options.max_context or 0) > (status.max_context or options.max_context or 0)
 
 
 def _start(model: str | None, options: EngineOptions, settings: Settings, address: Address) -> None:
@@ -202,7 +216,7 @@ def _serve_arguments(model: str | None, options: EngineOptions, settings: Settin
     for flag, value in optional.items():
         if value is not None:
             arguments += [flag, str(value)]
-    return arguments if model is None else [*arguments, "--", _absolute(model)]
+    return arguments if model is None else [*arguments, "--", model]
 
 
 def _start_error(log_path: Path, log_start: int) -> QLocalError:

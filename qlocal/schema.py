@@ -33,6 +33,7 @@ class LoadProgress:
 class Status:
     """The answer of GET /qlocal/status and every event of GET /qlocal/events.
 
+    path: the checkpoint that `model` names.
     error: why the last load failed or why the engine was started again, else None.
     """
 
@@ -40,6 +41,7 @@ class Status:
     version: str
     pid: int
     model: str | None = None
+    path: str | None = None
     error: str | None = None
     max_context: int | None = None
     progress: LoadProgress | None = None
@@ -57,6 +59,7 @@ class Status:
             version=values["version"],
             pid=values["pid"],
             model=values.get("model"),
+            path=values.get("path"),
             error=values.get("error"),
             max_context=values.get("max_context"),
             progress=LoadProgress(progress["stage"], progress["done"], progress["total"]) if progress else None,

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from qlocal.errors import EngineError
@@ -101,7 +101,7 @@ class EngineClient:
             self._supervisor = None
         self._fail_sequences(EngineError("the engine was stopped"))
 
-    async def generate(self, submits: Sequence[Submit]) -> AsyncIterator[Message]:
+    async def generate(self, submits: Sequence[Submit]) -> AsyncGenerator[Message, None]:
         """Run sequences and yield Started, Tokens and Finished of all of them until each has finished.
 
         Close the iterator (`contextlib.aclosing`) to cancel what still runs. EngineError when the engine is lost.

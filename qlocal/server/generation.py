@@ -6,7 +6,7 @@ Streams and whole answers are made of the same deltas, so they cannot differ.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
 from qlocal.errors import EngineError
@@ -66,7 +66,7 @@ class Usage:
 
 async def run(
     job: Job, engine: EngineClient, model: ModelText, max_context: int
-) -> AsyncIterator[Delta | Ended | Usage]:
+) -> AsyncGenerator[Delta | Ended | Usage, None]:
     """Yield deltas of all choices as they come, an Ended for each, and the Usage last.
 
     Close the iterator to cancel. EngineError when the engine is lost or refuses.
@@ -143,7 +143,7 @@ class _Choice:
     def tokens(self, message: Tokens) -> list[Delta]:
         """Take new tokens; return what they allow to show."""
         shown = ""
-        logprobs = message.logprobs or [None] * len(message.token_ids)
+        logprobs: Sequence[TokenLogprobs | None] = message.logprobs or [None] * len(message.token_ids)
         for token_id, logprob in zip(message.token_ids, logprobs, strict=True):
             if self.is_stopped or self._max_tokens == 0:
                 break

@@ -214,9 +214,12 @@ class CompletionRequest(Options):
     @property
     def prompts(self) -> list[str | list[int]]:
         """One entry a prompt; an empty one stands for an empty request."""
-        if isinstance(self.prompt, str) or not self.prompt or isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]  # the first element tells the kind of the list
-        return list(self.prompt)  # type: ignore[arg-type]
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        ids = [part for part in self.prompt if isinstance(part, int)]
+        if ids or not self.prompt:
+            return [ids]
+        return [part for part in self.prompt if not isinstance(part, int)]
 
 
 class LoadRequest(_Body):
@@ -250,7 +253,7 @@ def validate(kind: type[BodyT], raw: Mapping[str, Any]) -> BodyT:
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for name, meaning in UNSUPPORTED.items():
-        harmless = (None, "", [], {}) if name != "best_of" else (None, raw.get("n") or 1)
+        harmless: tuple[Any, ...] = (None, "", [], {}) if name != "best_of" else (None, raw.get("n") or 1)
         if name in raw and raw[name] not in harmless:
             raise RequestError(f"{name} is not supported: {meaning} cannot be asked for here", param=name)
 

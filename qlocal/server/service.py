@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qlocal.catalog import display_name
 from qlocal.config import EngineOptions, device_list
 from qlocal.errors import EngineError, QLocalError, RequestError, TokenizerError
 from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
@@ -57,10 +58,11 @@ class Service:
         await self._stop_loading()
         await self.engine.stop()
         self._model = None
-        name = path.name.removesuffix(".gguf")
+        name = display_name(path)
         self.board.update(
             state=EngineState.LOADING,
             model=name,
+            path=str(path),
             error=None,
             max_context=None,
             plan=None,

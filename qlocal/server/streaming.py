@@ -23,8 +23,8 @@ class ClientGone(Exception):
 
 
 def event(value: Any) -> bytes:
-    """Return one event with `value` as JSON."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n\n"
+    """Return one event with `value` as JSON in ASCII: some clients take U+2028 and U+0085 for line ends."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
 async def with_pings(events: AsyncGenerator[bytes, None], every_s: float = PING_S) -> AsyncIterator[bytes]:

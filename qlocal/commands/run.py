@@ -1,0 +1,122 @@
+"""`qlocal run`: one question, its answer on standard output. Goes through the server, as the chat does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from qlocal import launch
+from qlocal.clean import clean
+from qlocal.commands.options import add_engine, add_model, engine_options, positive, probability, seed, temperature
+from qlocal.commands.waiting import wait_until_ready
+from qlocal.config import RunOptions
+from qlocal.errors import EngineError, UsageError
+
+MAX_PROMPT_BYTES = 16 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the question; - or none reads standard input")
+    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument("--temperature", type=temperature, help="0 takes the most likely token")
+    parser.add_argument("--top-p", type=probability, help="sample from the most likely tokens of this total")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="end the answer after so many tokens")
+    parser.add_argument("--seed", type=seed, help="the same seed gives the same answer")
+    parser.add_argument("--json", action="store_true", help="print the answer with its usage as JSON")
+    add_engine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    engine, _ = engine_options(args)
+    options = RunOptions(
+        model=args.model,
+        prompt=_prompt(args.prompt),
+        system=args.system,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+        json=args.json,
+        engine=engine,
+    )
+    address = launch.ensure_server(options.model, options.engine)
+    wait_until_ready(address)
+    if options.json:
+        print(json.dumps(_answer(address, options), ensure_ascii=False))
+    else:
+        _print_stream(_deltas(address, options))
+    return 0
+
+
+def _prompt(given: str | None) -> str:
+    text = given if given not in (None, "-") else _read_standard_input()
+    if not text or not text.strip():
+        raise UsageError("the prompt is empty", hint="Give it as an argument, or on standard input with -.")
+    return text
+
+
+def _read_standard_input() -> str:
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise UsageError(f"the prompt on standard input is larger than {MAX_PROMPT_BYTES} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8: byte {error.start} cannot be decoded") from error
+
+
+def _body(options: RunOptions) -> dict[str, Any]:
+    messages = [{"role": "system", "content": options.system}] if options.system is not None else []
+    messages.append({"role": "user", "content": options.prompt})
+    sampling = {
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "max_tokens": options.max_tokens,
+        "seed": options.seed,
+    }
+    return {"messages": messages, **{name: value for name, value in sampling.items() if value is not None}}
+
+
+def _answer(address: launch.Address, options: RunOptions) -> Any:
+    with launch.connect(address, read_timeout_s=None) as client:
+        response = _checked(client.post("/v1/chat/completions", json=_body(options)))
+    return response.json()
+
+
+def _deltas(address: launch.Address, options: RunOptions) -> Iterator[str]:
+    """Yield the answer's text as it comes. EngineError when the stream ends without its proper end."""
+    with (
+        launch.connect(address) as client,
+        client.stream("POST", "/v1/chat/completions", json=_body(options) | {"stream": True}) as response,
+    ):
+        _checked(response)
+        for chunk in launch.events_of(response):
+            if chunk is None:
+                return
+            if "error" in chunk:
+                raise EngineError(chunk["error"]["message"])
+            yield from (choice["delta"].get("content") or "" for choice in chunk["choices"])
+    raise EngineError("the server ended in the middle of the answer")
+
+
+def _checked(response: httpx.Response) -> httpx.Response:
+    if response.status_code != 200:
+        response.read()
+        raise launch.error_of(response)
+    return response
+
+
+def _print_stream(deltas: Iterator[str]) -> None:
+    last = ""
+    for text in deltas:
+        sys.stdout.write(clean(text))
+        sys.stdout.flush()
+        last = text or last
+    if not last.endswith("\n"):
+        print(flush=True)
