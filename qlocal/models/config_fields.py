@@ -1,7 +1,7 @@
 """Turn the fields of a config.json into a ModelConfig. Every field is checked against its range.
 
 Fields are taken by allow-list; what a stranger's file says beyond them changes nothing. GGUF metadata
-is translated to the same names by `formats/gguf_config.py`, so there is one set of checks.
+is translated to the same names by `formats/gguf_metadata.py`, so there is one set of checks.
 """
 
 from __future__ import annotations
