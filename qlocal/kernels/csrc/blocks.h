@@ -1,7 +1,8 @@
 // Decoding of every block storage: how bytes become codes and scales. Shared by all instruction sets.
 //
 // A block is a number of units of 32 columns. `decode` calls `sink(unit, codes, scale)` for each unit: 32 signed
-// bytes and an object that turns codes into values. Layouts and values: docs/formats.md, kernels/reference/.
+// bytes, or the nibbles they come from, and an object that turns codes into values. Layouts and values:
+// docs/formats.md, kernels/reference/.
 //
 // Everything lives in an unnamed namespace: each including file is compiled for another instruction set, and a
 // function with external linkage could be merged with one that this CPU cannot run.
@@ -120,10 +121,47 @@ template <int From, int To, int Mask> QLOCAL_INLINE __m256i move_bits(__m256i by
     return _mm256_and_si256(bytes, bytes_of(Mask));
 }
 
-QLOCAL_INLINE __m256i iq4_levels(__m256i codes) {
-    const __m128i levels = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels), codes);
-}
+// --- Nibbles not yet unpacked: instruction sets that look up 16 floats at once index a table of values with them,
+// the others ask for the codes. A level is the signed number that a nibble stands for.
+
+constexpr float kCounting[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+constexpr float kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+struct LinearLevels {
+    int zero;
+    QLOCAL_INLINE __m256i codes(__m256i nibbles) const { return _mm256_sub_epi8(nibbles, bytes_of(zero)); }
+    template <class V> QLOCAL_INLINE typename V::F table() const {
+        return V::sub(V::load(kCounting), V::set1(float(zero)));
+    }
+};
+
+struct Iq4Levels {
+    QLOCAL_INLINE __m256i codes(__m256i nibbles) const {
+        const __m128i levels = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels), nibbles);
+    }
+    template <class V> QLOCAL_INLINE typename V::F table() const { return V::load(kIq4Levels); }
+};
+
+// 16 bytes: columns 0..15 in the low nibbles, 16..31 in the high ones.
+template <class Levels> struct SplitNibbles {
+    const uint8_t* bytes;
+    Levels levels;
+    QLOCAL_INLINE __m256i codes() const { return levels.codes(nibbles16(bytes)); }
+    template <class V, int Part> QLOCAL_INLINE auto indices() const { return V::template indices<4 * Part>(bytes); }
+};
+
+// 32 bytes: one nibble of each, the low (Shift 0) or the high one (Shift 4).
+template <int Shift> struct NibbleRun {
+    const uint8_t* bytes;
+    LinearLevels levels{0};
+    QLOCAL_INLINE __m256i codes() const {
+        return Shift == 0 ? low_nibbles(load32(bytes)) : high_nibbles(load32(bytes));
+    }
+    template <class V, int Part> QLOCAL_INLINE auto indices() const {
+        return V::template indices<Shift>(bytes + 16 * Part);
+    }
+};
 
 // Eight signed bytes times a factor, as floats.
 QLOCAL_INLINE void scale8(__m128i bytes, float factor, float* out) {
@@ -151,14 +189,14 @@ QLOCAL_INLINE void six_bit_pairs(const uint8_t* block, float* scales, float* shi
 struct Q4_0Blocks {
     static constexpr int64_t units = 1, bytes = 18;
     template <class Sink> QLOCAL_INLINE void decode(const uint8_t* b, const Sink& sink) const {
-        sink(0, _mm256_sub_epi8(nibbles16(b + 2), bytes_of(8)), Scale{load_f16(b)});
+        sink(0, SplitNibbles<LinearLevels>{b + 2, {8}}, Scale{load_f16(b)});
     }
 };
 
 struct Q4_1Blocks {
     static constexpr int64_t units = 1, bytes = 20;
     template <class Sink> QLOCAL_INLINE void decode(const uint8_t* b, const Sink& sink) const {
-        sink(0, nibbles16(b + 4), ScaleShift{load_f16(b), load_f16(b + 2)});
+        sink(0, SplitNibbles<LinearLevels>{b + 4, {0}}, ScaleShift{load_f16(b), load_f16(b + 2)});
     }
 };
 
@@ -234,9 +272,9 @@ struct Q4_KBlocks {
         six_bit_pairs(b, scales, shifts);
         repeat<4>([&](auto run) QLOCAL_INLINE_LAMBDA {
             constexpr int unit = 2 * decltype(run)::value;
-            const __m256i codes = load32(b + 16 + 16 * unit);
-            sink(unit, low_nibbles(codes), ScaleShift{scales[unit], shifts[unit]});
-            sink(unit + 1, high_nibbles(codes), ScaleShift{scales[unit + 1], shifts[unit + 1]});
+            const uint8_t* run_bytes = b + 16 + 16 * unit;
+            sink(unit, NibbleRun<0>{run_bytes}, ScaleShift{scales[unit], shifts[unit]});
+            sink(unit + 1, NibbleRun<4>{run_bytes}, ScaleShift{scales[unit + 1], shifts[unit + 1]});
         });
     }
 };
@@ -282,7 +320,7 @@ struct Q6_KBlocks {
 struct IQ4_NLBlocks {
     static constexpr int64_t units = 1, bytes = 18;
     template <class Sink> QLOCAL_INLINE void decode(const uint8_t* b, const Sink& sink) const {
-        sink(0, iq4_levels(nibbles16(b + 2)), Scale{load_f16(b)});
+        sink(0, SplitNibbles<Iq4Levels>{b + 2, {}}, Scale{load_f16(b)});
     }
 };
 
@@ -294,7 +332,7 @@ struct IQ4_XSBlocks {
         repeat<8>([&](auto unit) QLOCAL_INLINE_LAMBDA {
             constexpr int i = decltype(unit)::value;
             const int scale = int((low >> 4 * i & 15) | (high >> 2 * i & 3) << 4) - 32;
-            sink(i, iq4_levels(nibbles16(b + 8 + 16 * i)), Scale{d * float(scale)});
+            sink(i, SplitNibbles<Iq4Levels>{b + 8 + 16 * i, {}}, Scale{d * float(scale)});
         });
     }
 };
@@ -306,9 +344,9 @@ template <bool IsBf16> struct AffineBlocks {
     explicit AffineBlocks(const Matrix& weight) : units(weight.group_size / 32), bytes(4 + weight.group_size / 2) {}
     template <class Sink> QLOCAL_INLINE void decode(const uint8_t* b, const Sink& sink) const {
         const Scale scale{IsBf16 ? load_bf16(b) : load_f16(b)};
-        const __m256i zero = bytes_of(b[2]);
+        const LinearLevels levels{b[2]};
         for (int64_t unit = 0; unit < units; ++unit)
-            sink(unit, _mm256_sub_epi8(nibbles16(b + 4 + 16 * unit), zero), scale);
+            sink(unit, SplitNibbles<LinearLevels>{b + 4 + 16 * unit, levels}, scale);
     }
 };
 

@@ -1,7 +1,8 @@
 // The kernels of one instruction set, for any vector type V: products with few tokens, and decoding to a panel.
 //
 // V offers: F (a vector of `lanes` floats), parts = 32 / lanes, zero, set1, load, store, mul, fma(a, b, c) = a b + c,
-// sum, widen<part>(32 signed bytes), and load_bf16 / load_f16 of `lanes` stored values.
+// sum, widen<part>(32 signed bytes), and load_bf16 / load_f16 of `lanes` stored values. Where looks_up_16: sub,
+// indices<shift>(16 bytes) and look_up(table of 16, indices), which ignores upper bits.
 
 #pragma once
 
@@ -22,6 +23,20 @@ QLOCAL_INLINE const uint8_t* row_start(const Matrix& weight, int64_t row) {
     return weight.data + (weight.row_map ? weight.row_map[row] : row) * weight.row_bytes;
 }
 
+// The values of one vector of a unit.
+template <class V, int Part, class S> QLOCAL_INLINE typename V::F values_of(__m256i codes, const S& scale) {
+    return scale.template value<V, Part>(V::template widen<Part>(codes));
+}
+
+template <class V, int Part, class Nibbles, class S>
+QLOCAL_INLINE typename V::F values_of(const Nibbles& nibbles, const S& scale) {
+    if constexpr (V::looks_up_16)
+        return V::look_up(scale.template value<V, 0>(nibbles.levels.template table<V>()),
+                          nibbles.template indices<V, Part>());
+    else
+        return values_of<V, Part>(nibbles.codes(), scale);
+}
+
 // Sink: multiplies a unit by the activations of M tokens at `x` (packed, at the block's first column).
 template <class V, int M, int Chains> struct Dot {
     const float* x;
@@ -35,10 +50,10 @@ template <class V, int M, int Chains> struct Dot {
         });
     }
 
-    template <class S> QLOCAL_INLINE void operator()(int64_t unit, __m256i codes, const S& scale) const {
+    template <class C, class S> QLOCAL_INLINE void operator()(int64_t unit, const C& codes, const S& scale) const {
         repeat<V::parts>([&](auto part) QLOCAL_INLINE_LAMBDA {
             constexpr int p = decltype(part)::value;
-            add<p>(unit, scale.template value<V, p>(V::template widen<p>(codes)));
+            add<p>(unit, values_of<V, p>(codes, scale));
         });
     }
 };
@@ -47,10 +62,10 @@ template <class V, int M, int Chains> struct Dot {
 template <class V> struct Write {
     float* out;
 
-    template <class S> QLOCAL_INLINE void operator()(int64_t unit, __m256i codes, const S& scale) const {
+    template <class C, class S> QLOCAL_INLINE void operator()(int64_t unit, const C& codes, const S& scale) const {
         repeat<V::parts>([&](auto part) QLOCAL_INLINE_LAMBDA {
             constexpr int p = decltype(part)::value;
-            V::store(out + unit * kUnit + p * V::lanes, scale.template value<V, p>(V::template widen<p>(codes)));
+            V::store(out + unit * kUnit + p * V::lanes, values_of<V, p>(codes, scale));
         });
     }
 };

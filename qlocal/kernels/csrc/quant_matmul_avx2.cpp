@@ -8,6 +8,7 @@ struct Avx2 {
     using F = __m256;
     static constexpr int64_t lanes = 8;
     static constexpr int parts = 4;
+    static constexpr bool looks_up_16 = false;
 
     static QLOCAL_INLINE F zero() { return _mm256_setzero_ps(); }
     static QLOCAL_INLINE F set1(float value) { return _mm256_set1_ps(value); }
