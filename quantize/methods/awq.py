@@ -29,7 +29,7 @@ MAX_SCALE = 1e3
 
 @dataclass(frozen=True)
 class Consumer:
-    """One linear that reads the scaled input. w_NK: (N, K) f32. `stats`: its own inputs (experts see different ones)."""
+    """One linear that reads the scaled input. w_NK: (N, K) f32, all rows or a sample; stats: its own inputs."""
 
     w_NK: Tensor
     stats: Statistics
@@ -72,15 +72,15 @@ class InputError:
 def search_scale(consumers: Sequence[Consumer], settings: AffineSettings) -> Tensor:
     """Return the scale (K,) f32 of the shared input with the least output error of all consumers together.
 
-    No scaling at all is one of the candidates, so the result is never worse than it (on the rows looked at).
+    The caller may give a sample of the rows (`sampled_rows`). No scaling at all is one of the candidates, so the
+    result is never worse than that on the rows looked at.
     """
-    sampled = [Consumer(_search_rows(c.w_NK), c.stats) for c in consumers]
     errors = [InputError(c.stats) for c in consumers]
     activity_K = _mean_activity(consumers)
     magnitude_K = _relative_magnitude(consumers, settings.group_size)
     best, best_error = torch.ones_like(activity_K), torch.inf
     for candidate in _candidates(activity_K, magnitude_K):
-        error = sum(e.of(_change(c.w_NK, candidate, settings)) for c, e in zip(sampled, errors, strict=True))
+        error = sum(e.of(_change(c.w_NK, candidate, settings)) for c, e in zip(consumers, errors, strict=True))
         if error < best_error:
             best, best_error = candidate, error
     return best
@@ -100,7 +100,7 @@ def quantize_scaled(
         inverse = (1.0 / scale).view(-1, settings.group_size)
         grams_Ggg = error.group_grams(settings.group_size) * inverse.unsqueeze(2) * inverse.unsqueeze(1)
     parts = [
-        _quantize_rows(rows * scale, grams_Ggg, settings) for rows in w_NK.split(CLIP_ROWS)
+        _quantize_rows(rows * scale, grams_Ggg, settings) for rows in torch.split(w_NK, CLIP_ROWS)
     ]  # codes, scales, zeros of CLIP_ROWS rows each
     codes, scales, zeros = (torch.cat(part) for part in zip(*parts, strict=True))
     weight = rtn.affine_weight(codes, scales, zeros, settings.group_size)
@@ -172,7 +172,7 @@ def _relative_magnitude(consumers: Sequence[Consumer], group_size: int) -> Tenso
     total = torch.zeros(consumers[0].w_NK.shape[1], dtype=torch.float64)
     rows = 0
     for consumer in consumers:
-        for part in _search_rows(consumer.w_NK).split(CLIP_ROWS):
+        for part in torch.split(consumer.w_NK, CLIP_ROWS):
             groups = rtn.split_groups(part.abs(), group_size)
             largest = groups.amax(-1, keepdim=True).clamp(min=1e-12)
             total += (groups / largest).flatten(1).sum(0, dtype=torch.float64)
@@ -180,10 +180,11 @@ def _relative_magnitude(consumers: Sequence[Consumer], group_size: int) -> Tenso
     return (total / rows).float()
 
 
-def _search_rows(w_NK: Tensor) -> Tensor:
+def sampled_rows(w_NK: Tensor) -> Tensor:
+    """Return as many evenly taken rows as one candidate of a search should look at: a view, any dtype."""
     rows, columns = w_NK.shape
     wanted = max(MIN_SEARCH_ROWS, int(SEARCH_WORK / columns**2))
-    return w_NK if rows <= wanted else w_NK[:: -(-rows // wanted)].contiguous()
+    return w_NK if rows <= wanted else w_NK[:: -(-rows // wanted)]
 
 
 def _change(w_NK: Tensor, scale_K: Tensor, settings: AffineSettings) -> Tensor:
@@ -194,7 +195,8 @@ def _change(w_NK: Tensor, scale_K: Tensor, settings: AffineSettings) -> Tensor:
 
 
 def _loss(w_NK: Tensor, weight: AffineWeight, scale_K: Tensor, error: InputError) -> float:
-    rows = slice(None, None, max(1, -(-len(w_NK) // len(_search_rows(w_NK)))))
-    part = AffineWeight(weight.codes[rows], weight.scales[rows], weight.zero_points[rows], weight.group_size)
-    total = error.of(w_NK[rows].contiguous())
-    return error.of(rtn.decode(part).div_(scale_K).sub_(w_NK[rows])) / total if total > 0 else 0.0
+    step = -(-len(w_NK) // len(sampled_rows(w_NK)))
+    rows_NK = w_NK[::step].contiguous()
+    part = AffineWeight(weight.codes[::step], weight.scales[::step], weight.zero_points[::step], weight.group_size)
+    total = error.of(rows_NK)
+    return error.of(rtn.decode(part).div_(scale_K).sub_(rows_NK)) / total if total > 0 else 0.0

@@ -16,19 +16,20 @@ TINY = np.float32(1e-15)
 
 def ordered_sum(values_nB: Floats) -> Floats:
     """Sum over rows, first to last, in float32. Returns (B,)."""
-    total: Floats = np.add.reduce(values_nB, axis=0)
-    return total
+    return np.asarray(np.add.reduce(values_nB, axis=0), dtype=np.float32)
 
 
 def divide(numerator: Floats, denominator: Floats) -> Floats:
     """Divide; 0 where the denominator is 0."""
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
+    quotient: Floats = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
+    return quotient
 
 
 def signed_extreme(x_nB: Floats) -> Floats:
     """Return the first element of largest magnitude of every block, with its sign: (B,)."""
     at = np.abs(x_nB).argmax(axis=0)
-    return np.take_along_axis(x_nB, at[None], axis=0)[0]
+    extremes: Floats = np.take_along_axis(x_nB, at[None], axis=0)[0]
+    return extremes
 
 
 def symmetric_search(x_nB: Floats, weight_nB: Floats, nmax: int) -> tuple[Floats, Floats]:
@@ -69,7 +70,7 @@ def minmax_search(
     sum_w, sum_x = ordered_sum(weight_nB), ordered_sum(weight_nB * x_nB)
     span = np.where(alive, high - low, np.float32(1))
     codes = np.clip(np.rint((np.float32(nmax) / span) * (x_nB - low)), 0, nmax)
-    scale = np.float32(1) / (np.float32(nmax) / span)
+    scale = _reciprocal(np.float32(nmax) / span)
     best = _weighted_error(x_nB, weight_nB, codes, scale, low)
     for index in range(count + 1):
         grid = np.float32(start) + np.float32(step) * np.float32(index) + np.float32(nmax)
@@ -101,11 +102,11 @@ def positive_search(x_nB: Floats, weight_nB: Floats, nmax: int) -> tuple[Floats,
     alive = largest >= TINY
     safe = np.where(alive, largest, np.float32(1))
     inverse = np.float32(nmax) / safe
-    best = _weighted_error(x_nB, weight_nB, np.rint(inverse * x_nB), np.float32(1) / inverse, None)
+    best = _weighted_error(x_nB, weight_nB, np.rint(inverse * x_nB), _reciprocal(inverse), None)
     for step in (-4, -3, -2, -1, 1, 2, 3, 4):
         candidate = (np.float32(0.1) * np.float32(step) + np.float32(nmax)) / safe
         q = np.minimum(np.rint(candidate * x_nB), nmax)
-        error = _weighted_error(x_nB, weight_nB, q, np.float32(1) / candidate, None)
+        error = _weighted_error(x_nB, weight_nB, q, _reciprocal(candidate), None)
         better = error < best
         inverse, best = np.where(better, candidate, inverse), np.where(better, error, best)
     codes = np.minimum(np.rint(inverse * x_nB), nmax)
@@ -132,6 +133,11 @@ def _descend(x_nB: Floats, weight_nB: Floats, codes_nB: Floats, nmax: int) -> Fl
         if not changed:
             break
     return np.where(qq > 0, divide(xq, qq), np.float32(0))
+
+
+def _reciprocal(values: npt.NDArray[np.floating]) -> Floats:
+    result: Floats = np.divide(np.float32(1), values, dtype=np.float32)
+    return result
 
 
 def _weighted_error(x_nB: Floats, weight_nB: Floats, q_nB: Floats, scale_B: Floats, low_B: Floats | None) -> Floats:

@@ -64,7 +64,8 @@ def _upper_factor(block: Tensor) -> Tensor | None:
     lower, info = torch.linalg.cholesky_ex(symmetric)
     if int(info) != 0 or not torch.isfinite(lower).all():
         return None
-    return lower.flip(0, 1).to(block.dtype)
+    upper: Tensor = lower.flip(0, 1).to(block.dtype)
+    return upper
 
 
 def _restore_upper(matrix_KK: Tensor, diagonal_K: Tensor) -> None:

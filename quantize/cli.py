@@ -1,0 +1,196 @@
+"""The command `quantize`: arguments in, results or one sentence out. Heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qlocal import catalog
+from qlocal.errors import QLocalError, UsageError
+from qlocal.models.base import Architecture, ModelConfig
+from quantize.estimate import Estimate, estimate
+from quantize.options import FORMATS, GGUF_TYPES, Calibration, Options, check, parse_size
+from quantize.recipe import Recipe, make_recipe
+from quantize.source import open_source
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 2 for an error, 3 for a failed gate, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["verify"]:
+            from quantize.verify import verify_command  # imports torch
+
+            return verify_command(arguments[1:])
+        return _quantize(arguments)
+    except QLocalError as error:
+        print(f"quantize: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("quantize: stopped; the same command continues after the last finished layer", file=sys.stderr)
+        return INTERRUPTED
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"See `{self.prog} --help`.")
+
+
+def build_parser() -> Parser:
+    """Return the parser of `quantize SOURCE ...`; `quantize verify` has its own."""
+    parser = Parser(
+        prog="quantize",
+        description="Turn a BF16 checkpoint into AWQ, GPTQ and GGUF checkpoints of 4 bits.",
+        epilog="`quantize verify SOURCE CANDIDATE` measures a result against its source.",
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="folder of BF16 safetensors, or a name of the catalogue")
+    add("--format", required=True, metavar="F[,F]", help=f"results to make: {', '.join(FORMATS)}")
+    add("--out", required=True, type=Path, metavar="PATH", help="folder, or .gguf file for a single GGUF result")
+    add("--type", default="q4_k_m", metavar="T[,T]", help=f"GGUF types: {', '.join(GGUF_TYPES)}")
+    add("--group-size", type=int, default=128, help="columns that share a scale in AWQ and GPTQ (128, 64, 32)")
+    symmetry = parser.add_mutually_exclusive_group()
+    symmetry.add_argument("--sym", dest="symmetric", action="store_true", default=None, help="zero point always 8")
+    symmetry.add_argument("--asym", dest="symmetric", action="store_false", help="a zero point for every group")
+    add("--desc-act", action="store_true", help="GPTQ: columns in the order of their energy, remembered as g_idx")
+    add("--calibration", type=Path, nargs="+", default=[], metavar="FILE", help="own texts; .jsonl for conversations")
+    add("--samples", type=int, default=128, help="windows of calibration text")
+    add("--seq-len", type=int, default=2048, help="tokens of a window")
+    template = parser.add_mutually_exclusive_group()
+    template.add_argument(
+        "--chat-template", dest="raw", action="store_false", default=False, help="conversations by the template"
+    )
+    template.add_argument(
+        "--raw", action="store_true", default=False, help="the first consecutive windows of the joined files"
+    )
+    imatrix = parser.add_mutually_exclusive_group()
+    imatrix.add_argument("--imatrix", action="store_true", default=True, help="GGUF: weigh columns by their inputs")
+    imatrix.add_argument("--no-imatrix", dest="imatrix", action="store_false", help="GGUF: look at weights alone")
+    add("--rtn", action="store_true", help="plain rounding, for comparison")
+    add("--pad-ffn", default="auto", metavar="auto|none|N", help="pad the FFN with zeros to a multiple of 256")
+    add("--max-memory", metavar="SIZE", help="refuse what would take more memory, such as 20GB")
+    add("--device", default="auto", help="where layers are run: auto, cpu, cuda:0")
+    add("--work-dir", type=Path, metavar="DIR", help="where unfinished work lies (beside PATH by default)")
+    add("--shard-size", default="5GB", metavar="SIZE", help="largest safetensors file")
+    add("--overwrite", action="store_true", help="replace an existing result, once the new one is complete")
+    add("--dry-run", action="store_true", help="print every tensor's type and bytes, and write nothing")
+    add("--json", action="store_true", help="machine-readable output")
+    return parser
+
+
+def _quantize(arguments: list[str]) -> int:
+    parsed = build_parser().parse_args(arguments)
+    options = _options(parsed)
+    check(options)
+    if parsed.dry_run:
+        architecture, config, name = _geometry(options.source)
+        recipe = make_recipe(architecture, config, options, name)
+        _print_plan(recipe, estimate(recipe, options), as_json=parsed.json)
+        return 0
+    path = catalog.resolve(options.source)
+    checkpoint = open_source(path)
+    make_recipe(checkpoint.architecture, checkpoint.config, options, path.name)  # refuses before torch is imported
+    from quantize import pipeline
+    from quantize.report.display import open_display
+
+    with open_display() as display:
+        summary = pipeline.quantize(checkpoint, path.name, options, display)
+    reports = [] if summary is None else [summary.to_json(target) for target in summary.recipe.targets]
+    _print_done(options, reports, as_json=parsed.json)
+    return 0
+
+
+def _options(parsed: argparse.Namespace) -> Options:
+    return Options(
+        source=parsed.source,
+        out=parsed.out.absolute(),
+        formats=_names(parsed.format),
+        gguf_types=_names(parsed.type),
+        group_size=parsed.group_size,
+        symmetric=parsed.symmetric,
+        desc_act=parsed.desc_act,
+        calibration=Calibration(tuple(parsed.calibration), parsed.raw, parsed.samples, parsed.seq_len),
+        imatrix=parsed.imatrix,
+        rtn=parsed.rtn,
+        pad_ffn=parsed.pad_ffn,
+        max_memory=parse_size(parsed.max_memory, "--max-memory") if parsed.max_memory else None,
+        device=parsed.device,
+        work_dir=parsed.work_dir.absolute() if parsed.work_dir else None,
+        shard_bytes=parse_size(parsed.shard_size, "--shard-size"),
+        overwrite=parsed.overwrite,
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(","))
+
+
+def _geometry(source: str) -> tuple[Architecture, ModelConfig, str]:
+    """Return the geometry of a folder, or of a catalogue entry of which nothing need be there."""
+    if Path(source).exists():
+        checkpoint = open_source(Path(source))
+        return checkpoint.architecture, checkpoint.config, Path(source).resolve().name
+    entry = catalog.entry(source)
+    return entry.architecture, entry.config(), entry.name
+
+
+def _print_plan(recipe: Recipe, needed: Estimate, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_plan_json(recipe, needed), indent=1))
+        return
+    for note in recipe.notes:
+        print(note)
+    for target in recipe.targets:
+        print(f"\n{target.name}: {target.path}")
+        for tensor in target.tensors:
+            shape = " x ".join(map(str, tensor.shape))
+            print(f"  {tensor.name:60} {tensor.storage:6} {shape:>24} {tensor.num_bytes:>16,}")
+        print(f"  {len(target.tensors)} tensors, {target.num_bytes:,} bytes ({target.num_bytes / 2**30:.2f} GiB)")
+    print(f"\nMemory at the peak: {needed.memory:,} bytes, mapped files apart")
+    print(f"Disk at the peak:   {needed.disk:,} bytes, of them {needed.activations:,} for activations")
+    print(f"Disk in the end:    {needed.result:,} bytes")
+
+
+def _plan_json(recipe: Recipe, needed: Estimate) -> dict[str, Any]:
+    return {
+        "notes": list(recipe.notes),
+        "results": [
+            {
+                "name": target.name,
+                "path": str(target.path),
+                "tensor_bytes": target.num_bytes,
+                "tensors": [
+                    {"name": t.name, "type": t.storage, "shape": list(t.shape), "bytes": t.num_bytes}
+                    for t in target.tensors
+                ],
+            }
+            for target in recipe.targets
+        ],
+        "peak_memory_bytes": needed.memory,
+        "peak_disk_bytes": needed.disk,
+        "activation_bytes": needed.activations,
+        "result_bytes": needed.result,
+    }
+
+
+def _print_done(options: Options, reports: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"out": str(options.out), "results": reports}, indent=1))
+        return
+    for report in reports:
+        size = f"{report['tensor_bytes']:,} bytes, {report['bits_per_weight']:.3f} bits a weight"
+        loss = "" if report["mean_loss"] is None else f", mean loss {report['mean_loss']:.5f}"
+        print(f"{report['result']}: {size}{loss}")
+    print(f"Written: {options.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What a run will take at its peak, from the headers: anonymous memory and disk. No torch."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlocal.errors import PlanError
+from qlocal.models.base import ModelConfig, TensorSpec
+from quantize.options import MAX_GRAM_COLUMNS, Options
+from quantize.recipe import Recipe
+
+BASE_BYTES = 700 << 20
+"""The interpreter with torch and its thread pools."""
+DEFAULT_GRAM_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes. memory: anonymous peak, mapped files apart. work: the work folder; result: what remains."""
+
+    memory: int
+    activations: int
+    work: int
+    result: int
+
+    @property
+    def disk(self) -> int:
+        return self.work + self.result
+
+
+def estimate(recipe: Recipe, options: Options) -> Estimate:
+    """Return the peaks of a run."""
+    config = recipe.config
+    calibration = options.calibration
+    tokens = calibration.num_samples * min(calibration.seq_len, config.max_position_embeddings)
+    hidden = tokens * config.hidden_size * 4 if options.needs_calibration else 0
+    sequential = options.needs_calibration and bool(set(options.formats) & {"awq", "gptq"})
+    activations = hidden * (3 if sequential else 2)  # inputs, outputs, and those between attention and FFN
+    result = sum(target.num_bytes for target in recipe.targets)
+    memory = BASE_BYTES + _solver_bytes(recipe, options) + _forward_bytes(config, options)
+    return Estimate(memory, activations, result + activations, result)
+
+
+def check_memory(needed: Estimate, options: Options) -> None:
+    """Raise PlanError when the peak is above --max-memory."""
+    if options.max_memory is not None and needed.memory > options.max_memory:
+        raise PlanError(
+            f"this takes {_gb(needed.memory)} of memory at its peak, --max-memory is {_gb(options.max_memory)}",
+            hint="Allow more, quantize to GGUF alone, or leave out GPTQ, whose matrices take the most.",
+        )
+
+
+def check_disk(needed: Estimate, work_folder: Path, out: Path, already: int) -> None:
+    """Raise PlanError when a disk lacks the room. already: bytes of finished work that count no more."""
+    work, result = max(0, needed.work - already), needed.result
+    work_disk, out_disk = _existing(work_folder), _existing(out)
+    if work_disk.stat().st_dev == out_disk.stat().st_dev:
+        _check_free(work_disk, work + result)
+        return
+    _check_free(work_disk, work)
+    _check_free(out_disk, result)
+
+
+def _check_free(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise PlanError(
+            f"{folder}: {_gb(needed)} are needed, {_gb(free)} are free on that disk",
+            hint="Free space there, or choose other places with --out and --work-dir.",
+        )
+
+
+def _existing(path: Path) -> Path:
+    """Return `path` or the nearest folder above it that exists."""
+    return path if path.exists() else _existing(path.parent)
+
+
+def _solver_bytes(recipe: Recipe, options: Options) -> int:
+    """Return the largest set of matrices that one linear needs at once."""
+    linears = {spec.shape: spec for spec in recipe.architecture.layer_tensors(recipe.config, 0) if spec.is_quantized}
+    largest = max(_linear_bytes(spec, options) for spec in linears.values())
+    head = 4 * 65536 * recipe.config.hidden_size + _embedding_bytes(recipe, options)
+    return max(largest, head)
+
+
+def _linear_bytes(spec: TensorSpec, options: Options) -> int:
+    rows, columns = spec.shape
+    weights = rows * columns
+    calibrated = options.needs_calibration
+    needs = [weights * 4 + weights]
+    if "gptq" in options.formats and calibrated:
+        # the matrix, the weight that becomes its errors, codes before and after packing, the effective weight
+        needs.append(4 * columns * columns + weights * (4 + 1 + 1 + 2))
+    if "awq" in options.formats and calibrated:
+        gram = 4 * columns * columns if columns <= MAX_GRAM_COLUMNS else 0
+        needs.append(gram + weights * (4 + 1 + 1 + 2))
+    return max(needs)
+
+
+def _embedding_bytes(recipe: Recipe, options: Options) -> int:
+    weights = recipe.config.vocab_size * recipe.config.hidden_size
+    return weights * (4 + 1) if "gguf" in options.formats else weights * 4
+
+
+def _forward_bytes(config: ModelConfig, options: Options) -> int:
+    """Return the scratch of one sequence in a layer: gate, up and their product in f32, and the scores' blocks."""
+    if not options.needs_calibration:
+        return 0
+    tokens = min(options.calibration.seq_len, config.max_position_embeddings)
+    return tokens * (3 * config.intermediate_size + 6 * config.hidden_size) * 4
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,129 @@
+"""What the user asked for, checked before anything is read. No torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qlocal.errors import UsageError
+
+FORMATS = ("awq", "gptq", "gguf")
+GROUP_SIZES = (128, 64, 32)
+GGUF_TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
+DAMP = 0.05
+"""GPTQ: share of the mean diagonal that is added to it."""
+MAX_GRAM_COLUMNS = 16384
+"""AWQ takes sampled inputs above this width: its Gram matrix would cost more than the search that uses it."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which texts the inputs come from. files: empty for the shipped set. raw: consecutive windows of the joined
+    files, without a chat template. num_samples windows of seq_len tokens."""
+
+    files: tuple[Path, ...] = ()
+    raw: bool = False
+    num_samples: int = 128
+    seq_len: int = 2048
+
+
+@dataclass(frozen=True)
+class Options:
+    """One call of `quantize`. symmetric: None takes the format's habit (AWQ asymmetric, GPTQ symmetric).
+    pad_ffn: `auto`, `none` or the number of columns. shard_bytes, max_memory: bytes."""
+
+    source: str
+    out: Path
+    formats: tuple[str, ...]
+    gguf_types: tuple[str, ...] = ("q4_k_m",)
+    group_size: int = 128
+    symmetric: bool | None = None
+    desc_act: bool = False
+    calibration: Calibration = Calibration()
+    imatrix: bool = True
+    rtn: bool = False
+    pad_ffn: str = "auto"
+    max_memory: int | None = None
+    device: str = "auto"
+    work_dir: Path | None = None
+    shard_bytes: int = 5 * 10**9
+    overwrite: bool = False
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether inputs are looked at: plain rounding, and GGUF without a matrix, take the weights alone."""
+        return not self.rtn and (self.formats != ("gguf",) or self.imatrix)
+
+    @property
+    def work_folder(self) -> Path:
+        """Where layers wait until the result is assembled; beside the result unless told otherwise."""
+        return self.work_dir or self.out.with_name(self.out.name + ".partial")
+
+    def is_symmetric(self, format_name: str) -> bool:
+        return self.symmetric if self.symmetric is not None else format_name == "gptq"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return every option that changes the result, for the journal."""
+        values = asdict(self)
+        for name in ("source", "out", "work_dir", "overwrite", "max_memory", "calibration"):
+            del values[name]
+        calibration = self.calibration
+        windows = {"raw": calibration.raw, "samples": calibration.num_samples, "seq_len": calibration.seq_len}
+        return values | {f"calibration {name}": value for name, value in windows.items()}
+
+
+def check(options: Options) -> None:
+    """Raise UsageError for values and combinations that cannot be meant."""
+    for name in options.formats:
+        _one_of("--format", name, FORMATS)
+    for name in options.gguf_types:
+        _one_of("--type", name, GGUF_TYPES)
+    for flag, names in (("--format", options.formats), ("--type", options.gguf_types)):
+        if len(set(names)) != len(names) or not names:
+            raise UsageError(f"{flag} {','.join(names)}: each may stand there once")
+    if options.group_size not in GROUP_SIZES:
+        raise UsageError(f"--group-size is {options.group_size}, expected one of 128, 64, 32")
+    if options.desc_act and "gptq" not in options.formats:
+        raise UsageError("--desc-act belongs to --format gptq")
+    if options.desc_act and options.rtn:
+        raise UsageError("--desc-act orders columns by their inputs, and --rtn looks at none")
+    _check_pad(options.pad_ffn)
+    _check_range("--samples", options.calibration.num_samples, 1, 1 << 20)
+    _check_range("--seq-len", options.calibration.seq_len, 16, 1 << 20)
+    _check_range("--shard-size", options.shard_bytes, 1 << 20, 1 << 50)
+    if options.calibration.raw and not options.calibration.files:
+        raise UsageError("--raw takes windows of your files", hint="Name them with --calibration FILE.")
+    if options.work_dir is not None and _is_inside(options.work_dir, options.out):
+        raise UsageError(f"--work-dir {options.work_dir} lies in --out {options.out}")
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Return bytes for `5GB`, `512MiB`, `20G` (powers of 1000; of 1024 with an i)."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{flag} is {text[:40]!r}, expected a size such as 5GB or 512MiB")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{flag} {value[:40]!r} is unknown", hint=f"Known: {', '.join(known)}.")
+
+
+def _check_range(flag: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{flag} is {value}, expected {low} to {high}")
+
+
+def _check_pad(text: str) -> None:
+    if text not in ("auto", "none") and not (text.isascii() and text.isdigit() and 0 < int(text) <= 1 << 20):
+        raise UsageError(f"--pad-ffn is {text[:40]!r}, expected auto, none or a number of columns")
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.absolute().is_relative_to(folder.absolute())

@@ -1,0 +1,258 @@
+"""From a BF16 checkpoint to 4-bit results, one decoder layer at a time.
+
+    open → plan → calibrate → for each layer: capture, solve every result, store, journal → head → assemble → place
+
+Whatever is finished is on the disk and in the journal; started again with the same arguments it goes on from there,
+and the results are the same to the byte wherever it was interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import qlocal
+from qlocal.formats.hf_checkpoint import HfCheckpoint
+from qlocal.guard.client import Guard
+from qlocal.layers.loader import load_embedding
+from qlocal.layers.norm import rms_norm
+from qlocal.models.base import Role
+from qlocal.tokenizer.tokenizer import Tokenizer
+from quantize.assemble import Assembly, tokenizer_metadata
+from quantize.calibration.hidden_states import HiddenStates
+from quantize.calibration.recorder import Key, Recorder, Wanted, experts
+from quantize.calibration.windows import Windows, make_windows
+from quantize.estimate import DEFAULT_GRAM_BYTES, check_disk, check_memory, estimate
+from quantize.layer_run import LayerRun
+from quantize.methods.base import Statistics
+from quantize.options import Options
+from quantize.placing import Placing, Staged
+from quantize.recipe import HEAD_UNIT, Target, make_recipe, unit_specs
+from quantize.report.display import Display
+from quantize.report.summary import Summary
+from quantize.solvers import awq, gguf, gptq, plain
+from quantize.solvers.base import LayerResult, LayerTask
+from quantize.source import PaddedSource
+from quantize.state import Journal, Unit, open_journal, source_fingerprint
+from quantize.work_files import write_unit
+
+
+def quantize(checkpoint: HfCheckpoint, name: str, options: Options, display: Display) -> Summary | None:
+    """Quantize an opened source to every result that `options` names.
+
+    Returns None where an earlier call had finished all but its tidying up. Raises QLocalError for whatever the
+    source, the texts, the disk or an unfinished run with other arguments cause.
+    """
+    run = _Run(checkpoint, name, options, display)
+    if run.is_done():
+        return None
+    run.prepare()
+    for unit in run.remaining():
+        run.do_unit(unit)
+    return run.finish()
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """What the BF16 stream showed of one unit, and the inputs of the next."""
+
+    stats: dict[Key, Statistics]
+    run: LayerRun | None = None
+    outputs: HiddenStates | None = None
+
+
+class _Run:
+    """One call of `quantize`; the methods are its steps in order."""
+
+    def __init__(self, checkpoint: HfCheckpoint, name: str, options: Options, display: Display) -> None:
+        self._options = options
+        self._display = display
+        self._name = name
+        self._recipe = make_recipe(checkpoint.architecture, checkpoint.config, options, name)
+        self._source = PaddedSource(checkpoint, self._recipe.config)
+        self._folder = options.work_folder / "work"
+        self._placing = Placing(options.out, self._recipe.targets, self._folder, options.fingerprint())
+        self._windows: Windows | None = None
+        self._journal: Journal
+        self._device = _device(options.device)
+
+    def is_done(self) -> bool:
+        """Tidy up after an earlier call that has placed its results; False where there is work to do."""
+        if not self._placing.is_done():
+            return False
+        self._placing.tidy()
+        return True
+
+    def prepare(self) -> None:
+        """Check everything that can be checked early, tokenize, and open the journal."""
+        needed = estimate(self._recipe, self._options)
+        check_memory(needed, self._options)
+        self._placing.check(self._options.overwrite)
+        if "gguf" in self._options.formats:
+            tokenizer_metadata(self._source)
+        if self._options.needs_calibration:
+            self._windows = self._tokenize()
+        self._journal = open_journal(self._folder, self._fingerprint(), torch.get_num_threads())
+        finished = sum(f.num_bytes for unit in self._journal.units.values() for f in unit.files.values())
+        check_disk(needed, self._folder, self._options.out, finished)
+        torch.set_num_threads(self._journal.threads)
+        self._journal.save()
+        for note in (*self._recipe.notes, *(self._windows.notes if self._windows else ())):
+            self._display.say(note)
+        if self._journal.units:
+            self._display.say(f"Continuing after {len(self._journal.units)} of {len(self._recipe.units)} units.")
+
+    def remaining(self) -> list[str]:
+        """Return the units that are not finished, in order."""
+        return [unit for unit in self._recipe.units if unit not in self._journal.units]
+
+    def do_unit(self, unit: str) -> None:
+        """Capture, solve, store and journal one unit."""
+        started = time.monotonic()
+        units = self._recipe.units
+        self._display.begin_unit(unit, units.index(unit), len(units))
+        captured = self._capture(unit)
+        result = Unit({}, {}, [], 0.0)
+        parameters = 0
+        for target in self._recipe.targets:
+            solved = self._solve(unit, target, captured)
+            result.files[target.name] = write_unit(self._folder, target.name, unit, solved.tensors)
+            result.losses[target.name] = solved.losses
+            result.notes += [f"{target.name}: {note}" for note in solved.notes]
+            parameters += sum(
+                math.prod(s.shape) for s in unit_specs(self._recipe.architecture, self._recipe.config, unit)
+            )
+        result.seconds = time.monotonic() - started
+        self._finish_unit(unit, captured, result)
+        self._display.end_unit(result.seconds, parameters)
+
+    def finish(self) -> Summary:
+        """Assemble every result beside its place, put it there, and delete the work."""
+        summary = Summary(
+            self._name, self._options, self._recipe, self._journal, self._calibration_sentence(), self._all_notes()
+        )
+        assembly = Assembly(
+            self._recipe, self._source, self._journal, self._name, self._options.shard_bytes, self._options.rtn
+        )
+        self._placing.put([_staged(target, assembly, summary) for target in self._recipe.targets])
+        self._placing.tidy()
+        return summary
+
+    def _capture(self, unit: str) -> _Captured:
+        """Run the BF16 layer over all samples: statistics that the results share, and the next layer's inputs."""
+        if self._windows is None:
+            return _Captured({})
+        inputs = self._inputs(unit)
+        if unit == HEAD_UNIT:
+            return _Captured(self._capture_head(inputs))
+        run = LayerRun(self._source, int(unit), inputs, self._folder / "between.tmp", self._device)
+        outputs = HiddenStates(self._folder / "outputs.tmp", inputs.shape, create=True)
+        recorder = Recorder(self._recipe.config, self._wanted())
+        with torch.inference_mode():
+            run.whole(run.load_layer(), outputs, recorder)
+        return _Captured(recorder.finish(), run, outputs)
+
+    def _capture_head(self, states: HiddenStates) -> dict[Key, Statistics]:
+        """Return the statistics of the output head's inputs: the last residual stream, normalized."""
+        stats = Statistics(self._recipe.config.hidden_size)
+        norm = self._source.read_float32("model.norm.weight")
+        for sample in range(len(states)):
+            stats.add(rms_norm(states[sample], norm, self._recipe.config.rms_norm_eps))
+        return {(Role.HEAD, None): stats}
+
+    def _inputs(self, unit: str) -> HiddenStates:
+        """Return the inputs of a unit: stored by the one before it, or the embedded windows."""
+        assert self._windows is not None, "only calibrated runs have inputs"
+        shape = (*self._windows.ids.shape, self._recipe.config.hidden_size)
+        if self._journal.hidden is not None:
+            return HiddenStates(self._folder / self._journal.hidden, shape)
+        states = HiddenStates(self._folder / "hidden-0.tmp", shape, create=True)
+        embedding = load_embedding(self._source, "cpu")
+        for sample, ids in enumerate(self._windows.ids):
+            states[sample] = embedding(ids)
+        return states
+
+    def _wanted(self) -> dict[Key, Wanted]:
+        """Return what the BF16 stream is recorded for: importance everywhere, matrices for q/k/v alone."""
+        config, formats = self._recipe.config, set(self._options.formats)
+        wanted: dict[Key, Wanted] = {}
+        if "gguf" in formats and self._options.imatrix:
+            for role in (Role.Q, Role.O, Role.GATE, Role.DOWN):
+                in_experts = role in (Role.GATE, Role.DOWN)
+                wanted |= {(role, expert): Wanted() for expert in (experts(config) if in_experts else (None,))}
+        first = wanted.get((Role.Q, None), Wanted())
+        if "awq" in formats:
+            first |= awq.wanted_of(self._source, Role.Q)
+        if "gptq" in formats:
+            first |= gptq.GRAM
+        return wanted | {(Role.Q, None): first}
+
+    def _solve(self, unit: str, target: Target, captured: _Captured) -> LayerResult:
+        specs = unit_specs(self._recipe.architecture, self._recipe.config, unit)
+        task = LayerTask(
+            self._source,
+            target,
+            specs,
+            lambda module, loss: self._display.linear_done(target.name, module, loss),
+            captured.stats,
+            captured.run,
+            DEFAULT_GRAM_BYTES,
+        )
+        with torch.inference_mode():
+            if target.format == "gguf":
+                return gguf.solve(task, plain=self._options.rtn)
+            if self._options.rtn or unit == HEAD_UNIT:
+                return plain.solve(task)
+            return awq.solve(task) if target.format == "awq" else gptq.solve(task)
+
+    def _finish_unit(self, unit: str, captured: _Captured, result: Unit) -> None:
+        """Publish the next layer's inputs, then the journal that names them; only then drop the old inputs."""
+        before, hidden = self._journal.hidden, self._journal.hidden
+        if captured.outputs is not None:
+            hidden = f"hidden-{int(unit) + 1}.bin"
+            captured.outputs.publish(self._folder / hidden)
+        if captured.run is not None:
+            captured.run.close()
+        self._journal.finish(unit, result, hidden)
+        if before not in (None, hidden):
+            (self._folder / str(before)).unlink(missing_ok=True)
+        (self._folder / "hidden-0.tmp").unlink(missing_ok=True)
+
+    def _tokenize(self) -> Windows:
+        config = self._recipe.config
+        with Guard() as guard:
+            tokenizer = Tokenizer.load(self._source.tokenizer(), guard)
+            return make_windows(self._options.calibration, tokenizer, config.max_position_embeddings, config.vocab_size)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "source": source_fingerprint(self._source.files),
+            "options": self._options.fingerprint(),
+            "calibration": self._windows.sha256 if self._windows else None,
+            "versions": {"qlocal": qlocal.__version__, "torch": torch.__version__},
+        }
+
+    def _calibration_sentence(self) -> str:
+        if self._windows is None:
+            return "No calibration: the weights alone were looked at."
+        count, length = self._windows.ids.shape
+        files = self._options.calibration.files
+        what = ", ".join(path.name for path in files) if files else "the shipped texts"
+        return f"Calibrated on {count} windows of {length} tokens of {what}."
+
+    def _all_notes(self) -> tuple[str, ...]:
+        return (*self._recipe.notes, *(self._windows.notes if self._windows else ()))
+
+
+def _staged(target: Target, assembly: Assembly, summary: Summary) -> Staged:
+    return Staged(target, lambda path: assembly.write(target, path), summary.card(target), summary.to_json(target))
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda:0" if torch.cuda.is_available() else "cpu"

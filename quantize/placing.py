@@ -1,0 +1,129 @@
+"""Where results go: assembled in `OUT.partial`, then renamed into place, each in one step.
+
+A marker in the work folder says that moving has begun: a restart after the last rename then only tidies up.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlocal.errors import UsageError
+from quantize.recipe import Target
+from quantize.state import FILE_NAME, disk_error, sync_folder, write_durably
+
+MARKER = "placing.json"
+REPORT = "quantization_report.json"
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Writes one result to a path. content(path): folder or file; card and report: texts that lie with it."""
+
+    target: Target
+    content: Callable[[Path], None]
+    card: str
+    report: dict[str, Any]
+
+
+class Placing:
+    """The places of all results of a call. work: the work folder with the journal; key: what identifies the call."""
+
+    def __init__(self, out: Path, targets: tuple[Target, ...], work: Path, key: dict[str, Any]) -> None:
+        self._out = out
+        self._targets = targets
+        self._work = work
+        self._key = json.dumps(key, sort_keys=True, default=str)
+        self._partial = out.with_name(out.name + ".partial")
+
+    def is_done(self) -> bool:
+        """Whether an earlier call with these arguments has placed everything and was stopped while tidying up."""
+        marker = self._work / MARKER
+        if not marker.exists() or json.loads(marker.read_text(encoding="utf-8")) != self._key:
+            return False
+        return all(target.path.exists() for target in self._targets) and not (self._partial / "result").exists()
+
+    def check(self, overwrite: bool) -> None:
+        """Raise UsageError when a place is taken, or cannot be."""
+        if not self._out.parent.is_dir():
+            raise UsageError(f"--out {self._out}: the folder {self._out.parent} does not exist")
+        for target in self._targets:
+            if not target.path.exists():
+                continue
+            if not overwrite:
+                raise UsageError(f"{target.path} exists already", hint="Choose another --out, or add --overwrite.")
+            if not _may_replace(target.path):
+                raise UsageError(
+                    f"{target.path} is no quantized checkpoint, and is not overwritten", hint="Choose another --out."
+                )
+
+    def put(self, staged: list[Staged]) -> None:
+        """Write every result beside its place, then move all of them."""
+        folder = self._partial / "result"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+            for result in staged:
+                _write(result, folder / result.target.path.name)
+            write_durably(self._work / MARKER, json.dumps(self._key).encode())
+            self._out.mkdir(exist_ok=True) if len(self._targets) > 1 else None
+            for result in staged:
+                self._move(folder / result.target.path.name, result.target.path)
+            folder.rmdir()
+        except OSError as error:
+            raise disk_error(self._out, error) from error
+
+    def tidy(self) -> None:
+        """Delete the work: the journal last but one and the marker last, so that a restart knows where it is."""
+        for path in sorted(self._work.glob("*")):
+            if path.name not in (FILE_NAME, MARKER):
+                path.unlink()
+        (self._work / FILE_NAME).unlink(missing_ok=True)
+        (self._work / MARKER).unlink(missing_ok=True)
+        self._work.rmdir()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _move(self, staged: Path, final: Path) -> None:
+        for beside in _beside(staged):
+            beside.replace(final.with_name(beside.name))
+        if final.is_dir():  # a rename replaces a file, but not a folder that holds something
+            old = self._partial / (final.name + ".old")
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+        staged.replace(final)
+        sync_folder(final.parent)
+
+
+def _write(result: Staged, path: Path) -> None:
+    result.content(path)
+    report = (json.dumps(result.report, indent=1, ensure_ascii=False) + "\n").encode()
+    if path.is_dir():
+        write_durably(path / "README.md", result.card.encode())
+        write_durably(path / REPORT, report)
+        return
+    card, report_path = _beside(path)
+    write_durably(card, result.card.encode())
+    write_durably(report_path, report)
+
+
+def _beside(path: Path) -> tuple[Path, ...]:
+    """Return card and report of a GGUF file; those of a folder lie in it."""
+    if path.suffix != ".gguf":
+        return ()
+    return path.with_suffix(".md"), path.with_suffix(".json")
+
+
+def _may_replace(path: Path) -> bool:
+    """Whether --overwrite may delete what lies there: a GGUF file, a quantized checkpoint, or an empty folder."""
+    if path.is_file():
+        return path.suffix == ".gguf"
+    if not any(path.iterdir()):
+        return True
+    try:
+        return "quantization_config" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
