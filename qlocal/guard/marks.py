@@ -8,14 +8,17 @@ neighbouring strings cannot form one together. After the text has been cut, the 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from qlocal.guard.errors import template_error
 from qlocal.guard.vocabulary import Matcher
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
-_MARKS = re.compile("[\U000f0000-\U000ffffd]")
+# As templates may print one: itself, or escaped by Python's repr or by JSON in ASCII.
+_MARKS = re.compile(r"[\U000f0000-\U000ffffd]|\\U000f[0-9a-f]{4}|\\udb[89ab][0-9a-f]\\ud[c-f][0-9a-f]{2}")
 
 
 class Fragments:
@@ -45,19 +48,23 @@ class Marks:
         taken = set(_MARKS.findall(fixed_text))
         for text in _strings(conversation):
             taken.update(_MARKS.findall(text))
-        self._free = (chr(k) for k in _PRIVATE_USE if chr(k) not in taken)
+        self._free = (c for c in map(chr, _PRIVATE_USE) if taken.isdisjoint(_printed_forms(c)))
         self._mark_of: dict[str, str] = {}
         self._text_of: dict[str, str] = {}
 
     def fresh(self) -> str:
         """Return a character that stands for nothing else in this prompt."""
-        return next(self._free)
+        character = next(self._free, None)
+        if character is None:
+            raise template_error("the conversation uses all private-use characters, so nothing in it can be marked")
+        return character
 
     def mark(self, text: str) -> str:
         """Return the one character that stands for `text`."""
         if text not in self._mark_of:
             character = self.fresh()
-            self._mark_of[text], self._text_of[character] = character, text
+            self._mark_of[text] = character
+            self._text_of |= dict.fromkeys(_printed_forms(character), text)
         return self._mark_of[text]
 
     def hide(self, text: str, matcher: Matcher, fragments: Fragments | None) -> str:
@@ -81,6 +88,10 @@ class Marks:
     def restore(self, text: str) -> str:
         """Return `text` with every mark replaced by what it stands for."""
         return _MARKS.sub(lambda match: self._text_of.get(match[0], match[0]), text) if self._text_of else text
+
+
+def _printed_forms(character: str) -> tuple[str, str, str]:
+    return character, f"\\U{ord(character):08x}", json.dumps(character)[1:-1]
 
 
 def _strings(value: Any) -> Iterator[str]:

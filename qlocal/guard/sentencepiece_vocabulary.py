@@ -58,8 +58,7 @@ class _Encoder:
 
     def encode(self, text: str, is_first: bool) -> list[int]:
         del is_first  # the blank in front comes with every piece of a prompt
-        # A lone surrogate has no UTF-8 form.
-        ids: list[int] = self._processor.encode(text.encode("utf-8", "replace"))
+        ids: list[int] = self._processor.encode(text)
         return ids
 
 

@@ -17,6 +17,8 @@ from qlocal.guard.errors import vocabulary_error
 
 MAX_TOKENS = 1 << 20
 MAX_TOKEN_CHARS = 4096
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BLANK = re.compile(r"\s*")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Vocabulary:
         """Return the ids of typed text; a vocabulary that makes control tokens of it is refused."""
         if not text:
             return []
+        if _SURROGATE.search(text):
+            raise vocabulary_error("the text holds half of a surrogate pair, which is no character")
         ids = self.encoder.encode(text, is_first)
         if not self._forbidden_ids.isdisjoint(ids):
             raise vocabulary_error("the vocabulary makes control tokens out of plain text")
@@ -104,27 +108,26 @@ class Matcher:
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
         self.tokens = sorted(tokens, key=lambda token: -len(token.text))
         self._by_text = {token.text: token for token in self.tokens}
-        patterns = [f"({_pattern(token)})" if _needs_group(token) else re.escape(token.text) for token in self.tokens]
-        self._regex = re.compile("|".join(patterns)) if patterns else None
+        # Without groups: so the regex engine skips every place where no token can begin.
+        self._regex = re.compile("|".join(map(_pattern, self.tokens))) if self.tokens else None
 
     def find(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
-        """Yield (start, end, token) of every match, in order."""
-        if self._regex is None:
-            return
-        for match in self._regex.finditer(text):
-            token = self._by_text.get(match[0]) or self._by_text[match[0].strip()]
-            yield match.start(), match.end(), token
-
-
-def _needs_group(token: AddedToken) -> bool:
-    return token.strips_left or token.strips_right or token.single_word
+        """Yield (start, end, token) of every match, in order; white space that a token eats belongs to it."""
+        previous = 0
+        for match in self._regex.finditer(text) if self._regex is not None else ():
+            token = self._by_text[match[0]]
+            start, end = match.span()
+            if token.strips_left:
+                start = previous + len(text[previous:start].rstrip())
+            if token.strips_right and (blank := _BLANK.match(text, end)):
+                end = blank.end()
+            yield start, end, token
+            previous = end
 
 
 def _pattern(token: AddedToken) -> str:
     pattern = re.escape(token.text)
-    if token.single_word:
-        pattern = rf"(?<!\w){pattern}(?!\w)"
-    return (r"\s*" if token.strips_left else "") + pattern + (r"\s*" if token.strips_right else "")
+    return rf"(?<!\w){pattern}(?!\w)" if token.single_word else pattern
 
 
 def checked_tokens(tokens: Iterable[tuple[str, int]]) -> int:

@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Any, BinaryIO
 
+from qlocal.clean import clean_line
 from qlocal.guard import frames, jobs, limits
 from qlocal.guard.errors import JobError
 
@@ -55,7 +56,7 @@ def _reply(value: Any) -> bytes:
 
 
 def _error(kind: str, message: str) -> bytes:
-    return frames.pack({"error": kind, "message": message[:MAX_MESSAGE_CHARS]})
+    return frames.pack({"error": kind, "message": clean_line(message[:MAX_MESSAGE_CHARS])})
 
 
 def _take_over_pipes() -> tuple[BinaryIO, BinaryIO]:

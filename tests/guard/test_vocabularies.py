@@ -1,0 +1,199 @@
+"""Vocabulary files of strangers: what is accepted, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from qlocal.errors import TokenizerError
+from qlocal.guard import gguf_bpe, sentencepiece_proto, tokenizer_json
+from qlocal.guard.client import Guard
+from qlocal.guard.errors import JobError
+from qlocal.guard.vocabulary import AddedToken, Matcher
+from tests import tiny
+
+TINY: dict[str, Any] = json.loads(tiny.tiny_tokenizer().to_str())
+
+
+def changed(path: str, value: Any) -> bytes:
+    raw = copy.deepcopy(TINY)
+    *parents, last = path.split(".")
+    target = raw
+    for name in parents:
+        target = target[name]
+    target[last] = value
+    return json.dumps(raw).encode()
+
+
+def long_replace(count: int) -> dict[str, Any]:
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    return {"type": "Sequence", "normalizers": [step] * count}
+
+
+HOSTILE = {
+    "no JSON": (b"{", "not valid JSON"),
+    "no object": (b"[]", "no object"),
+    "nested deeply": (b"[" * 100_000, "not valid JSON"),
+    "no model": (changed("model", None), "model type"),
+    "unigram": (changed("model.type", "Unigram"), "Unigram"),
+    "no merges": (changed("model.merges", None), "model.merges"),
+    "vocab is a list": (changed("model.vocab", []), "model.vocab"),
+    "negative id": (changed("model.vocab", {"a": -1}), "-1"),
+    "huge id": (changed("model.vocab", {"a": 2**40}), "1099511627776"),
+    "id is a text": (changed("model.vocab", {"a": "1"}), "'1'"),
+    "id twice": (changed("model.vocab", {"a": 1, "b": 1}), "given to two"),
+    "merge of unknown tokens": (changed("model.merges", [["qqqq", "zzzz"]]), "does not exist"),
+    "merge without a result": (changed("model.merges", [["!", "~"]]), "does not exist"),
+    "merge of three": (changed("model.merges", ["a b c"]), "not a pair"),
+    "merge is a number": (changed("model.merges", [7]), "not a pair"),
+    "unknown normalizer": (changed("normalizer", {"type": "Precompiled"}), "'Precompiled' is not supported"),
+    "normalizer without type": (changed("normalizer", {}), "malformed"),
+    "normalizer is a text": (changed("normalizer", "NFC"), "no object"),
+    "growing normalizers": (changed("normalizer", long_replace(8)), "inserts more than"),
+    "many rules": (changed("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 99}), "99 steps"),
+    "broken regex": (
+        changed(
+            "pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated", "invert": False}
+        ),
+        "malformed",
+    ),
+    "unknown pre-tokenizer": (changed("pre_tokenizer", {"type": "Bert"}), "'Bert' is not supported"),
+    "added token without id": (changed("added_tokens", [{"content": "x"}]), "added_tokens"),
+    "added tokens is a number": (changed("added_tokens", 7), "added_tokens"),
+    "dropout": (changed("model.dropout", 0.5), "dropout"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_malformed_tokenizer_json_is_refused_naming_the_field(guard: Guard, name: str) -> None:
+    data, words = HOSTILE[name]
+    with pytest.raises(TokenizerError) as caught:
+        guard.load_vocabulary("tokenizer_json", {"bytes": data})
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_regex_that_explodes_is_refused_in_time_and_nothing_is_printed(
+    guard: Guard, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rule = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    loaded = guard.load_vocabulary("tokenizer_json", {"bytes": changed("pre_tokenizer", rule)})
+    with pytest.raises(TokenizerError):
+        guard.encode(loaded.key, "a" * 40 + "!")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_both_forms_of_merges_give_the_same_vocabulary() -> None:
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in TINY["model"]["merges"]]
+    as_text = tokenizer_json.load(changed("model.merges", [" ".join(pair) for pair in pairs]))
+    as_pairs = tokenizer_json.load(changed("model.merges", pairs))
+    for text in tiny.TEXT:
+        assert as_text.encode_plain(text) == as_pairs.encode_plain(text)
+
+
+def test_a_post_processor_names_the_prefix() -> None:
+    special = {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": special},
+    }
+    assert tokenizer_json.load(changed("post_processor", processor)).prefix_ids == (0,)
+    assert tokenizer_json.load(json.dumps(TINY).encode()).prefix_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("pre", "tokens", "types", "merges", "words"),
+    [
+        ("nosuch", ["a"], [1], [], "'nosuch'"),
+        ("qwen2", ["a"], [1], None, "merges"),
+        ("qwen2", ["a", "b"], [1], [], "token_type"),
+        ("qwen2", ["a", "a"], [1, 1], [], "twice"),
+        ("qwen2", ["a"], [1], ["a b"], "does not exist"),
+    ],
+)
+def test_lists_of_a_gguf_file_that_disagree_are_refused(
+    pre: str, tokens: list[str], types: list[int], merges: list[str] | None, words: str
+) -> None:
+    with pytest.raises(JobError, match=words):
+        gguf_bpe.load(pre, tokens, types, merges)
+
+
+def test_fill_of_a_gguf_file_is_no_token() -> None:
+    tokens = ["a", "b", "ab", "<s>", "[PAD4]", "[PAD5]"]
+    vocabulary = gguf_bpe.load("gpt-2", tokens, [1, 1, 1, 3, 4, 5], ["a b"])
+    assert vocabulary.num_tokens == 4
+    assert [token.id for token in vocabulary.added] == [3]
+
+
+def test_runs_of_blanks_among_added_tokens_count_in_typed_text() -> None:
+    raw = copy.deepcopy(TINY)
+    size = max(token["id"] for token in raw["added_tokens"])
+    size = max(size, *raw["model"]["vocab"].values()) + 1
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    raw["added_tokens"].append({"id": size, "content": "    ", **flags})
+    vocabulary = tokenizer_json.load(json.dumps(raw).encode())
+    assert size in vocabulary.encode_plain("a    b")
+    assert vocabulary.token_bytes[size] == b"    "
+
+
+def test_a_vocabulary_that_merges_plain_text_into_a_control_token_is_refused() -> None:
+    vocabulary = gguf_bpe.load("gpt-2", ["a", "b", "ab"], [1, 1, 3], ["a b"])
+    with pytest.raises(JobError, match="control tokens out of plain text"):
+        vocabulary.encode_plain("ab")
+
+
+def test_the_longest_token_at_the_first_place_is_matched_and_white_space_flags_hold() -> None:
+    tokens = [
+        AddedToken(1, "<a>", True),
+        AddedToken(2, "<a><b>", True),
+        AddedToken(3, "<l>", True, strips_left=True),
+        AddedToken(4, "<r>", True, strips_right=True),
+        AddedToken(5, "word", False, single_word=True),
+    ]
+    found = [(start, end, t.id) for start, end, t in Matcher(tokens).find("<a><b>x  <l>y<r> \n zwords word")]
+    assert found == [(0, 6, 2), (7, 12, 3), (13, 19, 4), (26, 30, 5)]
+    assert list(Matcher([]).find("text")) == []
+
+
+MODEL = sentencepiece_proto.bpe_model(
+    [sentencepiece_proto.Piece("<unk>", 0.0, 2), sentencepiece_proto.Piece("\u2581a", -1.5)], has_dummy_prefix=True
+)
+
+
+def test_a_sentencepiece_model_survives_writing_and_reading() -> None:
+    again = sentencepiece_proto.parse(MODEL.encode())
+    assert again == MODEL
+
+
+def test_a_sentencepiece_model_cut_off_anywhere_is_refused_or_smaller() -> None:
+    data = MODEL.encode()
+    for size in range(len(data)):
+        try:
+            model = sentencepiece_proto.parse(data[:size])
+        except JobError as error:
+            assert error.kind == "vocabulary"
+        else:
+            assert len(model.encode()) <= size
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 20, b"\x0a\xff\xff\xff\xff\x0f", b"\x0b", b"\x0a\x03abc"])
+def test_a_file_that_is_no_sentencepiece_model_is_refused(guard: Guard, data: bytes) -> None:
+    with pytest.raises(TokenizerError):
+        guard.load_vocabulary("sentencepiece", {"bytes": data, "added_tokens": {}})
+
+
+def test_scores_that_are_no_numbers_are_refused(guard: Guard) -> None:
+    lists = {"model": "llama", "pre": "", "tokens": ["<unk>"], "token_types": [2], "merges": None}
+    for scores in (None, [], [float("nan")]):
+        with pytest.raises(TokenizerError, match="scores"):
+            guard.load_vocabulary("gguf", {**lists, "scores": scores, "add_space_prefix": True})
+
+
+def test_an_unknown_kind_of_gguf_vocabulary_is_refused(guard: Guard) -> None:
+    lists = {"model": "bert", "pre": "", "tokens": ["a"], "token_types": [1], "merges": None, "scores": None}
+    with pytest.raises(TokenizerError, match="'bert'"):
+        guard.load_vocabulary("gguf", {**lists, "add_space_prefix": True})
