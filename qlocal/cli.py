@@ -21,7 +21,6 @@ COMMANDS = {
     "stop": "end the server that runs in the background",
     "models": "list, show or remove models",
     "pull": "fetch a model from the hub",
-    "eval": "measure perplexity and the distance to a reference",
     "bench": "measure the speed of kernels and engine",
     "doctor": "show devices, memory, kernels and settings",
     "completion": "print the completion script of a shell",
@@ -70,8 +69,8 @@ def build_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
 
 def _run(arguments: list[str]) -> int:
     names = [name for name in arguments[:1] if name in COMMANDS]
-    parser = build_parser(names)
-    args = parser.parse_args(arguments)
+    parser = build_parser(tuple(COMMANDS) if names == ["completion"] else names)
+    args = parser.parse_args(arguments, argparse.Namespace(parser=parser))
     if args.command is None:
         parser.print_help()
         return 0

@@ -1,0 +1,273 @@
+"""Fetching a checkpoint from the hub into the model folder: resumes, and trusts only bytes that it has hashed itself.
+
+Files gather in `NAME.partial`; the folder gets its name when every file's hash is the one that the hub lists.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from qlocal import catalog
+from qlocal.config import Settings, load_settings
+from qlocal.errors import FormatError, PlanError, ServerError, UsageError
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+WANTED = (
+    *("*.safetensors", "*.safetensors.index.json", "*.gguf"),
+    *("config.json", "generation_config.json", "quantize_config.json"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
+)
+"""What is fetched, from the top of a repository: no pickle, no code."""
+UNWANTED = ("consolidated*",)
+"""The makers' own layout of the same weights."""
+MARGIN_BYTES = 256 << 20
+CHUNK_BYTES = 8 << 20
+SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+OnFile = Callable[[str, int, int], None]
+"""Called before each file: its name, bytes that are done, bytes in total."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the hub lists it. sha256 of large files; of small ones the hub knows git's SHA-1 alone."""
+
+    name: str
+    size: int
+    sha256: str | None
+    git_sha1: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files to fetch, all of one commit."""
+
+    repository: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def pull(
+    model: str,
+    *,
+    include: str | None = None,
+    revision: str | None = None,
+    on_file: OnFile | None = None,
+    settings: Settings | None = None,
+) -> Path:
+    """Fetch a catalogue entry or `owner/name` into the model folder and return its path.
+
+    include: a pattern for the weight files, to choose among the GGUF files of one repository.
+    Raises UsageError, ServerError (network), PlanError (disk), FormatError (wrong bytes); what was fetched stays
+    for the next attempt.
+    """
+    settings = settings or load_settings()
+    repository, name = _names(model)
+    target = settings.home / name
+    if target.exists():
+        raise UsageError(f"{target} is there already", hint=f"Remove it first with `qlocal models rm {name}`.")
+    _check_endpoint(settings.hub_endpoint)
+    listing = list_files(repository, revision, settings.hub_endpoint, include)
+    staging = settings.home / f"{name}.partial"
+    with _disk_errors(staging):
+        staging.mkdir(parents=True, exist_ok=True)
+        _check_free_space(listing, staging)
+        _fetch_all(listing, staging, settings.hub_endpoint, on_file)
+        shutil.rmtree(staging / ".cache", ignore_errors=True)
+        staging.rename(target)
+    return target
+
+
+def list_files(repository: str, revision: str | None, endpoint: str, include: str | None = None) -> Listing:
+    """Ask the hub for a repository's files and return those that a checkpoint needs."""
+    from huggingface_hub import HfApi  # 0.2 s, needed by `pull` alone
+
+    with _network_errors(repository):
+        info = HfApi(endpoint=endpoint).model_info(repository, revision=revision, files_metadata=True)
+    remote = [
+        RemoteFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id) for s in info.siblings or []
+    ]
+    files = _chosen([file for file in remote if _is_wanted(file.name)], repository, include)
+    return Listing(repository, str(info.sha), tuple(files))
+
+
+def verify(path: Path, file: RemoteFile) -> None:
+    """Hash a file and compare it with the hub's metadata; FormatError with both hashes when they differ."""
+    size = path.stat().st_size
+    if size != file.size:
+        raise FormatError(f"{file.name}: {size} bytes arrived, the hub lists {file.size}")
+    if file.sha256 is not None:
+        found, expected, kind = _digest(path, hashlib.sha256()), file.sha256, "SHA-256"
+    elif file.git_sha1 is not None:
+        blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        found, expected, kind = _digest(path, blob), file.git_sha1, "git SHA-1"
+    else:
+        raise FormatError(f"{file.name}: the hub lists no hash for it")
+    if found != expected:
+        raise FormatError(f"{file.name}: {kind} is {found}, the hub lists {expected}", hint="Pull again.")
+
+
+def _names(model: str) -> tuple[str, str]:
+    """Return repository and folder name of MODEL."""
+    if REPOSITORY.fullmatch(model):
+        return model, model.partition("/")[2]
+    entry = catalog.entry(model)
+    return entry.repository, entry.name
+
+
+def _is_wanted(name: str) -> bool:
+    return (
+        any(fnmatch.fnmatchcase(name, p) for p in WANTED)
+        and not any(fnmatch.fnmatchcase(name, p) for p in UNWANTED)
+        and "/" not in name
+    )
+
+
+def _chosen(files: list[RemoteFile], repository: str, include: str | None) -> list[RemoteFile]:
+    """Return the files to fetch: of several GGUF files one, by `include`."""
+    weights = [file for file in files if file.name.endswith((".safetensors", ".gguf"))]
+    if include is not None:
+        weights = [file for file in weights if fnmatch.fnmatchcase(file.name, include)]
+    if not weights:
+        pattern = f" that match '{include}'" if include else ""
+        raise UsageError(f"{repository} has no safetensors or GGUF files{pattern}")
+    variants = sorted({SPLIT_GGUF.sub("", file.name) for file in weights if file.name.endswith(".gguf")})
+    if len(variants) > 1:
+        shown = ", ".join(variants[:12]) + (", ..." if len(variants) > 12 else "")
+        raise UsageError(f"{repository} has {len(variants)} GGUF files: {shown}", hint="Choose one with --include.")
+    others = [file for file in files if not file.name.endswith((".safetensors", ".gguf"))]
+    return [*others, *weights]
+
+
+def _fetch_all(listing: Listing, staging: Path, endpoint: str, on_file: OnFile | None) -> None:
+    done = 0
+    for file in listing.files:
+        if on_file is not None:
+            on_file(file.name, done, listing.total_bytes)
+        _fetch(listing, file, staging, endpoint)
+        done += file.size
+
+
+def _fetch(listing: Listing, file: RemoteFile, staging: Path, endpoint: str) -> None:
+    """Fetch one file, or what is missing of it, and hash it; wrong bytes are removed, so that they come again."""
+    # Its own transfer protocol cannot continue a broken download; plain HTTP with ranges can.
+    os.environ["HF_HUB_DISABLE_XET"] = "1"
+    from huggingface_hub import constants, hf_hub_download
+
+    constants.HF_HUB_DISABLE_XET = True  # read from the environment at import, which may have happened before
+    with _network_errors(listing.repository):
+        hf_hub_download(listing.repository, file.name, revision=listing.commit, local_dir=staging, endpoint=endpoint)
+    path = staging / file.name
+    try:
+        verify(path, file)
+    except FormatError:
+        path.unlink()
+        raise
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def _check_endpoint(endpoint: str) -> None:
+    parts = urlsplit(endpoint)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS):
+        raise UsageError(f"hub_endpoint is '{endpoint}', expected an https address")
+
+
+def _check_free_space(listing: Listing, staging: Path) -> None:
+    there = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
+    needed = max(listing.total_bytes - there, 0) + MARGIN_BYTES
+    free = shutil.disk_usage(staging).free
+    if needed > free:
+        raise PlanError(
+            f"{listing.repository} needs {needed:,} more bytes in {staging.parent}, {free:,} are free",
+            hint="Make room, or set QLOCAL_HOME to another disk.",
+        )
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> str:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _disk_errors(staging: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PlanError(
+                f"the disk of {staging} is full", hint="Make room and pull again: it continues where it stopped."
+            ) from error
+        raise UsageError(f"{staging} cannot be written: {error}") from error
+
+
+@contextmanager
+def _network_errors(repository: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    # The HTTP library below it, and with it this class, has changed twice.
+    transport_error: type[Exception] = vars(errors)["HTTPError"]
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise ServerError(
+            f"{repository} is gated: its makers ask you to accept their licence",
+            hint="Accept it on the hub's page and set HF_TOKEN.",
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise ServerError(
+            f"the hub has no {repository} at this revision, or not for you", hint="A private one needs HF_TOKEN."
+        ) from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, transport_error) as error:
+        raise ServerError(
+            f"{repository} could not be fetched: {_first_line(error)}",
+            hint="Pull again: it continues where it stopped.",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def total_size(paths: Iterable[Path]) -> int:
+    """Return the bytes of all files below `paths`."""
+    return sum(
+        file.stat().st_size
+        for path in paths
+        for file in ([path] if path.is_file() else path.rglob("*"))
+        if file.is_file()
+    )
+
+
+def remove(name: str, settings: Settings | None = None) -> tuple[Path, int]:
+    """Delete a model of the model folder; return where it was and how many bytes that frees."""
+    home = (settings or load_settings()).home
+    known: Sequence[str] = sorted(catalog.installed(home))
+    path = home / name if (home / name).exists() else home / f"{name}.gguf"
+    inside = path.exists() and home.resolve() in path.resolve().parents and not name.startswith(".")
+    if not inside:
+        raise UsageError(f"'{name}' is not in {home}", hint=catalog.nearest(name, list(known)))
+    freed = total_size([path])
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+    return path, freed
