@@ -80,11 +80,15 @@ template <class Blocks> struct BlockRows {
         return columns < kChunkColumns ? kChunkColumns / columns * columns : columns;
     }
 
+    const uint8_t* at(const uint8_t* row, int64_t column) const {
+        return row + column / (blocks.units * kUnit) * blocks.bytes;
+    }
+
     template <class V, int M, int Chains>
     QLOCAL_INLINE void dot(const uint8_t* row, const float* packed, int64_t from, int64_t to,
                            typename V::F (&sums)[Chains * M]) const {
         const int64_t columns = blocks.units * kUnit;
-        const uint8_t* block = row + from / columns * blocks.bytes;
+        const uint8_t* block = at(row, from);
         for (int64_t k = from; k < to; k += columns, block += blocks.bytes)
             blocks.decode(block, Dot<V, M, Chains>{packed + k * M, sums});
     }
@@ -116,6 +120,7 @@ struct Bf16Values {
 // Unquantized rows of any length: the last vector is completed with zeros on the stack, never read past the end.
 template <class Values> struct FloatRows {
     static int64_t chunk() { return kChunkColumns; }
+    static const uint8_t* at(const uint8_t* row, int64_t column) { return row + column * Values::bytes; }
 
     template <class V> static QLOCAL_INLINE typename V::F load_some(const uint8_t* at, int64_t count) {
         if (count >= V::lanes)
@@ -155,6 +160,13 @@ template <class Values> struct FloatRows {
 
 // --- Kernels
 
+// Ask for the bytes that a row needs at its next turn: they arrive while the other rows take theirs. Past the end
+// of the matrix this does nothing.
+QLOCAL_INLINE void prefetch(const uint8_t* from, const uint8_t* to) {
+    for (; from < to; from += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+}
+
 template <class V, int M, class Rows>
 void matmul_rows(const Rows& rows, const Matrix& weight, const float* packed, float* out, int64_t out_stride,
                  int64_t stored_tokens, int64_t first, int64_t last) {
@@ -171,6 +183,7 @@ void matmul_rows(const Rows& rows, const Matrix& weight, const float* packed, fl
         for (int64_t from = 0; from < weight.columns; from += step) {
             const int64_t to = from + step < weight.columns ? from + step : weight.columns;
             for (int64_t r = 0; r < count; ++r) {
+                prefetch(rows.at(row[r], to), rows.at(row[r], to + step));
                 typename V::F sums[chains * M];
                 repeat<chains * M>([&](auto i) QLOCAL_INLINE_LAMBDA { sums[i.value] = kept[r][i.value]; });
                 rows.template dot<V, M, chains>(row[r], packed, from, to, sums);
