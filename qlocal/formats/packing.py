@@ -12,6 +12,8 @@ from torch import Tensor
 # AWQ: nibble i of a word holds column AWQ_ORDER[i] of its eight; column j lies in nibble AWQ_INVERSE[j].
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 AWQ_INVERSE = (0, 4, 1, 5, 2, 6, 3, 7)
+# So nibble h of byte 2a + b is column 4b + 2h + a: in whole words, column bits are permuted, which the views below do.
+_LOW_NIBBLES = 0x0F0F0F0F
 
 
 def pack_codes(codes: Tensor) -> Tensor:
@@ -36,22 +38,27 @@ def codes_to_gptq(packed: Tensor) -> Tensor:
 
 def codes_from_awq(qweight: Tensor) -> Tensor:
     """Turn AWQ's (K, N/8) int32, interleaved along N, into neutral codes (N, K/2)."""
-    rows, words = qweight.shape
-    raw = qweight.contiguous().view(torch.uint8).view(rows // 2, 2, words, 4)
-    even, odd = raw[:, 0], raw[:, 1]  # (K/2, N/8, 4): inputs 2j and 2j+1
-    nibbles = torch.stack(((even & 15) | (odd << 4), (even >> 4) | (odd & 0xF0)), dim=-1)  # (K/2, N/8, 4, 2)
-    columns = nibbles.view(rows // 2, words, 8)[:, :, list(AWQ_INVERSE)]
-    return columns.view(rows // 2, words * 8).T.contiguous()
+    half, words = qweight.shape[0] // 2, qweight.shape[1]
+    even, odd = qweight[0::2], qweight[1::2]  # (K/2, N/8): inputs 2j and 2j+1
+    low = (even & _LOW_NIBBLES) | ((odd & _LOW_NIBBLES) << 4)
+    high = ((even >> 4) & _LOW_NIBBLES) | (odd & ~_LOW_NIBBLES)
+    codes = torch.empty((words, 2, 2, 2, half), dtype=torch.uint8, device=qweight.device)
+    for h, merged in enumerate((low, high)):
+        # Transposed as words first: moving single bytes over such strides takes four times as long.
+        octets = merged.T.contiguous().view(torch.uint8).view(words, half, 2, 2)
+        codes[:, :, h] = octets.permute(0, 3, 2, 1)
+    return codes.view(words * 8, half)
 
 
 def codes_to_awq(packed: Tensor) -> Tensor:
     """Turn neutral codes (N, K/2) into AWQ's (K, N/8) int32."""
-    outputs, half = packed.shape
-    nibbles = packed.T.reshape(half, outputs // 8, 8)[:, :, list(AWQ_ORDER)]  # low: input 2j, high: input 2j+1
-    first, second = nibbles[..., 0::2], nibbles[..., 1::2]  # (K/2, N/8, 4)
-    even = (first & 15) | (second << 4)
-    odd = (first >> 4) | (second & 0xF0)
-    return torch.stack((even, odd), dim=1).view(half * 2, outputs // 2).view(torch.int32)
+    words, half = packed.shape[0] // 8, packed.shape[1]
+    columns = packed.reshape(words, 2, 2, 2, half)
+    octets = [columns[:, :, h].permute(0, 3, 2, 1).contiguous() for h in range(2)]
+    low, high = (o.flatten(1).view(torch.int32).T for o in octets)  # (K/2, N/8)
+    even = (low & _LOW_NIBBLES) | ((high & _LOW_NIBBLES) << 4)
+    odd = ((low >> 4) & _LOW_NIBBLES) | (high & ~_LOW_NIBBLES)
+    return torch.stack((even, odd), dim=1).reshape(half * 2, words)
 
 
 def zeros_from_words(qzeros: Tensor, order: tuple[int, ...] | None = None) -> Tensor:
