@@ -107,7 +107,8 @@ def run_chat(options: ChatOptions) -> int:
     """Run the chat in this terminal and return the exit code. QLocalError if the history cannot be opened."""
     if "ESCDELAY" not in os.environ:
         vars(constants)["ESCAPE_DELAY"] = ESCAPE_DELAY_S
-    if not sys.stdin.isatty() or not sys.stdout.isatty():
+    # Textual draws on standard error.
+    if not sys.stdin.isatty() or not sys.stderr.isatty():
         raise QLocalError("the chat needs a terminal", hint="`qlocal run MODEL PROMPT` answers without one.")
     store = Store(history_path(config.load_settings()))
     app = ChatApp(options, store)

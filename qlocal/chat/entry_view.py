@@ -12,7 +12,7 @@ from textual.strip import Strip
 from qlocal.chat.markdown.palette import Palette
 from qlocal.chat.markdown.stream import MarkdownStream, render_markdown
 from qlocal.chat.markdown.wrap import Line, pad, wrap
-from qlocal.clean import clean
+from qlocal.clean import clean, clean_line
 
 GUTTER_CELLS = 2
 MIN_WIDTH = 20
@@ -26,6 +26,8 @@ class Entry:
     is_user: bool
     text: str
     head: str
+    detail: str = ""
+    """Stands behind the head, in a quieter colour."""
     note: str | None = None
     is_streaming: bool = False
 
@@ -78,7 +80,8 @@ class EntryView:
         self._open = self._strips(self._stream.open)
 
     def _draw(self, entry: Entry) -> None:
-        head = wrap([(clean(entry.head), self._look.head)], self._room)
+        quiet = self._look.palette.muted
+        head = wrap([(clean_line(entry.head), self._look.head), (clean_line(entry.detail), quiet)], self._room)
         if entry.is_user:
             self._fixed = [Strip([]), *self._user_strips(head + self._plain(entry.text))]
             return
@@ -101,7 +104,9 @@ class EntryView:
 
     def _user_strips(self, lines: Iterable[Line]) -> list[Strip]:
         edge = [Segment("▌", self._look.user_bar), Segment(" ", self._look.user)]
-        return [Strip(pad([*edge, *line], self.width, self._look.user), self.width) for line in lines]
+        panel = Style(bgcolor=self._look.user.bgcolor)
+        drawn = [[*edge, *Segment.apply_style(line, post_style=panel)] for line in lines]
+        return [Strip(pad(line, self.width, self._look.user), self.width) for line in drawn]
 
     def _strips(self, lines: Iterable[Line]) -> list[Strip]:
         gutter = Segment(" " * GUTTER_CELLS, self._look.palette.text)

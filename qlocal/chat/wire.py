@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from qlocal.chat.events import AnswerEvent, Done, Failure, TextDelta, ThinkingDelta, Usage
 from qlocal.errors import ServerError
 from qlocal.schema import Status
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def as_int(value: Any) -> int | None:
@@ -22,8 +25,11 @@ def as_float(value: Any) -> float | None:
 
 
 def as_text(value: Any) -> str | None:
-    """Return a text field, or None where it is absent or something else."""
-    return value if isinstance(value, str) else None
+    """Return a text field, or None where it is absent or something else.
+
+    JSON can hold halves of surrogate pairs, which neither SQLite nor a terminal can write: they become U+FFFD.
+    """
+    return _LONE_SURROGATE.sub("\ufffd", value) if isinstance(value, str) else None
 
 
 def as_object(value: Any) -> dict[str, Any]:

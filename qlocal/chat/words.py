@@ -66,21 +66,22 @@ def entry_of(message: Message) -> Entry:
         entry_id=message.message_id,
         is_user=is_user,
         text=message.content,
-        head=_head(message),
+        head="You" if is_user else message.model or "Answer",
+        detail=_detail(message),
         note=_note(message),
         is_streaming=message.state is MessageState.STREAMING,
     )
 
 
-def _head(message: Message) -> str:
-    parts = ["You" if message.role is Role.USER else message.model or "Answer"]
+def _detail(message: Message) -> str:
+    parts: list[str] = []
     if isinstance(tokens := message.meta.get("completion_tokens"), int):
         parts.append(f"{tokens:,} tokens")
     if isinstance(speed := message.meta.get("tokens_per_s"), float):
         parts.append(f"{speed:.1f} tok/s")
     if message.siblings > 1:
         parts.append(f"‹{message.sibling_idx + 1}/{message.siblings}›")
-    return " · ".join(parts)
+    return "".join(f" · {part}" for part in parts)
 
 
 def _note(message: Message) -> str | None:

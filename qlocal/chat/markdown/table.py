@@ -64,7 +64,9 @@ def _row_lines(row: list[Cell], widths: list[int], palette: Palette) -> list[Lin
     for parts in zip_longest(*columns):
         line: Line = []
         for part, cells in zip(parts, widths, strict=True):
-            line += [Segment(" │ ", palette.marker)] if line else []
+            line += (
+                [Segment(" ", palette.text), Segment("│", palette.marker), Segment(" ", palette.text)] if line else []
+            )
             line += part or [Segment(" " * cells, palette.text)]
         lines.append(line)
     return lines

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from textual.events import Resize
@@ -95,9 +96,7 @@ class Transcript(ScrollView, can_focus=True):
         idx = len(self._entries) - 1
         entry = self._entries[idx]
         self._view(idx).append(text)
-        self._entries[idx] = Entry(
-            entry.entry_id, entry.is_user, entry.text + text, entry.head, entry.note, is_streaming=True
-        )
+        self._entries[idx] = replace(entry, text=entry.text + text)
         self._measure(idx)
         self._settle()
 
