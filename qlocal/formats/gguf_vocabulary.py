@@ -79,7 +79,9 @@ def _from_tokenizer_json(
     rows = _Rows(config.vocab_size, _JSON)
     for text, token_id in model["vocab"].items():
         rows.put(token_id, text, NORMAL)
-    for token in raw.get("added_tokens") or []:
+    for token in _list_of(raw, "added_tokens"):
+        if not isinstance(token, Mapping):
+            raise TokenizerError(f"{_JSON}: added_tokens holds {str(token)[:40]!r}, expected an object")
         rows.put(token.get("id"), token.get("content"), CONTROL if token.get("special") is True else USER_DEFINED)
     rows.check_distinct()
     return GgufVocabulary(
@@ -88,10 +90,17 @@ def _from_tokenizer_json(
         tokens=rows.tokens,
         token_types=rows.types,
         scores=None,
-        merges=[_merge(merge) for merge in model.get("merges") or []],
+        merges=[_merge(merge) for merge in _list_of(model, "merges")],
         bos_token_id=_bos(data, config, rows.tokens),
         eos_token_id=_eos(data, config, rows.tokens, stop_ids),
     )
+
+
+def _list_of(fields: Mapping[str, Any], name: str) -> list[Any]:
+    value = fields.get(name) or []
+    if not isinstance(value, list):
+        raise TokenizerError(f"{_JSON}: {name} is no list")
+    return value
 
 
 def split_rule(raw: Mapping[str, Any]) -> str:

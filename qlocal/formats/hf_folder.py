@@ -185,8 +185,8 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
             raise ConfigError(f"{path.name}: is not UTF-8 at byte {error.start}") from error
     value = config.get("chat_template")
     if isinstance(value, list):
-        named = {t.get("name"): t.get("template") for t in value if isinstance(t, Mapping)}
-        value = named.get("default")
+        named = [t.get("template") for t in value if isinstance(t, Mapping) and t.get("name") == "default"]
+        value = named[0] if named else None
     if value is not None and not isinstance(value, str):
         raise ConfigError("tokenizer_config.json: chat_template is neither a text nor a list with 'default'")
     if value is not None and len(value) > MAX_TEMPLATE_BYTES:
