@@ -1,0 +1,92 @@
+"""`qlocal eval`: perplexity of a model on texts, and its distance to a reference model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qlocal.errors import ConfigError, UsageError
+from qlocal.formats.base import Checkpoint
+from qlocal.formats.checkpoint import open_checkpoint
+from qlocal.guard.client import Guard
+from qlocal.kernels import dispatch
+from qlocal.layers.decoder import Decoder
+from qlocal.layers.loader import load_model
+from qlocal.metrics import OnChunk, evaluate, take_chunks
+from qlocal.plan import make_plan
+from qlocal.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured and how. float32 leaves the weights as the only difference between two models."""
+
+    texts: Sequence[Path]
+    num_chunks: int = 16
+    length: int = 512
+    dtype: str = "float32"
+    devices: Sequence[str] = ("cpu",)
+    kernels: str = "auto"
+    threads: int | None = None
+
+
+def run(
+    model: Path, measured: Measured, reference: Path | None = None, on_chunk: OnChunk | None = None
+) -> dict[str, Any]:
+    """Return the measures as JSON values. Tokens are those of the reference, or of the model without one.
+
+    Raises a QLocalError for files that cannot be read, texts that are too short, vocabularies that differ.
+    """
+    if measured.length < 2:
+        raise UsageError(f"chunks of {measured.length} tokens predict nothing", hint="Use at least 2.")
+    if measured.threads is not None:
+        dispatch.set_threads(measured.threads)
+    checkpoint = open_checkpoint(model)
+    source = None if reference is None else open_checkpoint(reference)
+    if source is not None:
+        _check_same_vocabulary(checkpoint, source)
+    chunks = take_chunks(_token_ids(source or checkpoint, measured.texts), measured.num_chunks, measured.length)
+    decoders = [None if c is None else _load(c, measured) for c in (checkpoint, source)]
+    assert decoders[0] is not None
+    result = evaluate(decoders[0], chunks, decoders[1], on_chunk)
+    return {
+        "model": model.name,
+        "reference": None if reference is None else reference.name,
+        "texts": [text.name for text in measured.texts],
+        "length": measured.length,
+        "dtype": measured.dtype,
+        "bytes": sum(stored.num_bytes for stored in checkpoint.tensors.values()),
+        **result.to_json(),
+    }
+
+
+def _load(checkpoint: Checkpoint, measured: Measured) -> Decoder:
+    plan = make_plan(checkpoint, measured.devices, measured.length, slots=1, dtype=measured.dtype)
+    with torch.inference_mode():
+        return load_model(checkpoint, plan, measured.kernels)
+
+
+def _token_ids(checkpoint: Checkpoint, texts: Sequence[Path]) -> list[list[int]]:
+    with Guard() as guard:
+        tokenizer = Tokenizer.load(checkpoint.tokenizer(), guard)
+        return [tokenizer.encode(_read(text)) for text in texts]
+
+
+def _read(text: Path) -> str:
+    try:
+        return text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{text} cannot be read as UTF-8 text: {error}") from error
+
+
+def _check_same_vocabulary(checkpoint: Checkpoint, source: Checkpoint) -> None:
+    size, size_source = checkpoint.config.vocab_size, source.config.vocab_size
+    if size != size_source:
+        raise ConfigError(
+            f"{checkpoint.path.name} has a vocabulary of {size} tokens, {source.path.name} one of {size_source}",
+            hint="Distances are defined between models of one vocabulary.",
+        )

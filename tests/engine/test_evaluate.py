@@ -1,0 +1,71 @@
+"""`qlocal eval` and `qlocal bench MODEL` without their command lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qlocal.engine import bench, evaluate
+from qlocal.engine.evaluate import Measured
+from qlocal.errors import ConfigError, UsageError
+from qlocal.formats.checkpoint import open_checkpoint
+from qlocal.protocol import Load
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("eval")
+
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> Path:
+    path = folder / "text.txt"
+    path.write_text("".join(tiny.TEXT) * 20, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    return tiny.write_checkpoint(folder / "model")
+
+
+def test_a_model_is_measured_against_its_reference(folder: Path, model: Path, text: Path) -> None:
+    other = tiny.write_checkpoint(folder / "other", seed=1)
+    result = evaluate.run(other, Measured([text], num_chunks=3, length=24), model)
+    same = evaluate.run(model, Measured([text], num_chunks=3, length=24), model)
+    assert (result["model"], result["reference"], result["num_chunks"]) == ("other", "model", 3)
+    assert result["mean_kl"] > 0.1 > same["mean_kl"]
+    assert same["top1"] == 1.0
+    assert result["ppl_source"] == pytest.approx(same["ppl"])
+    assert result["bytes"] == sum(t.num_bytes for t in open_checkpoint(other).tensors.values())
+
+
+def test_what_cannot_be_measured_is_said(folder: Path, model: Path, text: Path) -> None:
+    with pytest.raises(UsageError, match="too short for 4000 chunks"):
+        evaluate.run(model, Measured([text], num_chunks=4000))
+    with pytest.raises(UsageError, match="predict nothing"):
+        evaluate.run(model, Measured([text], length=1))
+    with pytest.raises(UsageError, match=r"missing\.txt cannot be read"):
+        evaluate.run(model, Measured([folder / "missing.txt"]))
+    larger = tiny.write_checkpoint(folder / "larger", overrides={"vocab_size": 330})
+    with pytest.raises(ConfigError, match="larger has a vocabulary of 330 tokens, model one of 320"):
+        evaluate.run(larger, Measured([text], num_chunks=2, length=16), model)
+
+
+def test_the_benchmark_measures_prompt_and_decoding(model: Path) -> None:
+    result = bench.run(Load(str(model), ["cpu"], threads=1), bench.Lengths(40, 6, repeats=2))
+    assert result["prompt_tokens_per_s"] > 0
+    assert result["decode_spread"][0] <= result["decode_tokens_per_s"] <= result["decode_spread"][1]
+    assert result["decode_share"] > 0
+
+
+def test_a_token_reads_layers_head_and_routed_experts(folder: Path, model: Path) -> None:
+    dense = open_checkpoint(model)
+    table = dense.tensors["model.embed_tokens.weight"].num_bytes
+    assert bench.bytes_per_token(dense) == sum(t.num_bytes for t in dense.tensors.values()) - table
+    mixture = open_checkpoint(tiny.write_checkpoint(folder / "mixture", "mixtral"))
+    experts = sum(t.num_bytes for t in mixture.tensors.values() if t.spec.expert is not None)
+    everything = sum(t.num_bytes for t in mixture.tensors.values())
+    assert bench.bytes_per_token(mixture) == everything - table - experts / 2
