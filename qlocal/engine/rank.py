@@ -11,8 +11,9 @@ import select
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
-from qlocal.engine.engine import Engine
+from qlocal.devices import keep_threads_calm
 from qlocal.errors import QLocalError
 from qlocal.protocol import (
     HEADER,
@@ -28,6 +29,9 @@ from qlocal.protocol import (
     encode,
     frame_length,
 )
+
+if TYPE_CHECKING:
+    from qlocal.engine.engine import Engine
 
 log = logging.getLogger("qlocal.rank")
 READ_BYTES = 1 << 20
@@ -87,13 +91,20 @@ def serve(connection: Connection) -> None:
         idle = engine is None or not engine.has_work
         for message in connection.receive(wait=idle):
             if isinstance(message, Load):
-                engine = Engine.load(message, connection.send)
-                connection.send(engine.ready)
+                engine = _load(message, connection)
             else:
                 _handle(message, engine, connection)
         if engine is not None and engine.has_work:
             for answer in engine.step():
                 connection.send(answer)
+
+
+def _load(load: Load, connection: Connection) -> Engine:
+    from qlocal.engine.engine import Engine  # torch: seconds, and it reads the environment that main has set
+
+    engine = Engine.load(load, connection.send)
+    connection.send(engine.ready)
+    return engine
 
 
 def _handle(message: Message, engine: Engine | None, connection: Connection) -> None:
@@ -127,6 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     # Ctrl-C in a terminal reaches the whole process group; when to stop is the server's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_threads_calm()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     connection = Connection(socket.socket(fileno=arguments.fd))
     try:
