@@ -44,8 +44,8 @@ def _list(args: argparse.Namespace) -> None:
     print("in the catalogue:")
     for name, entry in known.items():
         recommended = entry.recommended.get("format", "")
-        size = f"{recommended} {human_bytes(entry.sizes[recommended])}" if recommended in entry.sizes else ""
-        print(f"  {name:40} {size:>18}  {entry.licence}")
+        shown = f"{recommended} {human_bytes(entry.sizes[recommended])}" if recommended in entry.sizes else ""
+        print(f"  {name:40} {shown:>18}  {entry.licence}")
 
 
 def _show(args: argparse.Namespace) -> None:
