@@ -21,8 +21,6 @@ JOB_LIMIT_S = 2.0
 LOAD_LIMIT_S = 30.0
 START_LIMIT_S = 20.0
 MAX_TEXT_BYTES = 8 << 20
-TEXT_BYTES_PER_LIMIT = 1 << 20
-"""Time for encoding grows with the text: one `JOB_LIMIT_S` more a MiB."""
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +90,7 @@ class Guard:
         size = len(text.encode("utf-8", "surrogatepass"))
         if size > MAX_TEXT_BYTES:
             raise TokenizerError(f"the text has {size} bytes, the limit is {MAX_TEXT_BYTES}")
-        factor = 1.0 + size / TEXT_BYTES_PER_LIMIT
-        job = {"job": "encode", "key": key, "text": text, "with_control": with_control, "time_factor": factor}
+        job = {"job": "encode", "key": key, "text": text, "with_control": with_control}
         return _ids(self._run(job, "encoding the text", TokenizerError))
 
     def encode_chat(
@@ -121,7 +118,6 @@ class Guard:
         return token_id
 
     def _run(self, job: dict[str, Any], what: str, error_class: type[QLocalError]) -> Any:
-        job.setdefault("time_factor", 1.0)
         try:
             frame = frames.pack(job)
         except (TypeError, ValueError, OverflowError) as error:
@@ -130,7 +126,7 @@ class Guard:
             ) from error
         if len(frame) > frames.MAX_REPLY_BYTES:
             raise error_class(f"{what} is asked to handle {len(frame)} bytes, the limit is {frames.MAX_REPLY_BYTES}")
-        limit_s = JOB_LIMIT_S * job["time_factor"]
+        limit_s = JOB_LIMIT_S * frames.time_factor(len(frame), job)
         with self._lock:
             try:
                 return self._send(frame, limit_s, what, error_class)
@@ -138,16 +134,17 @@ class Guard:
                 self._send(self._load_frames[job["key"]], LOAD_LIMIT_S, "the vocabulary", TokenizerError)
                 return self._send(frame, limit_s, what, error_class)
 
-    def _send(self, frame: bytes, limit_s: float, what: str, error_class: type[QLocalError]) -> Any:
-        """Run one job in the helper; a helper that had died before the job is replaced once without a word."""
-        is_fresh = self._process is None
+    def _send(
+        self, frame: bytes, limit_s: float, what: str, error_class: type[QLocalError], *, may_retry: bool = True
+    ) -> Any:
+        """Run one job in the helper. If somebody else has killed the helper, a new one gets the job, once."""
         try:
             reply = self._ensure_process().call(frame, limit_s)
         except Gone as gone:
             self.close()
             log.debug("the guard was lost (%s): %s", gone.reason, gone.stderr)
-            if gone.reason == "ended" and not is_fresh:
-                return self._send(frame, limit_s, what, error_class)
+            if gone.reason == "killed" and may_retry:
+                return self._send(frame, limit_s, what, error_class, may_retry=False)
             raise error_class(_breach(what, gone.reason, limit_s)) from gone
         if "ok" in reply:
             return reply["ok"]
@@ -169,7 +166,7 @@ class Guard:
             self._process = GuardProcess()
             try:
                 # Starting Python does not count to the time of the first job.
-                self._process.call(frames.pack({"job": "ready", "time_factor": 1.0}), START_LIMIT_S)
+                self._process.call(frames.pack({"job": "ready"}), START_LIMIT_S)
             except Gone as gone:
                 self.close()
                 raise EngineError(

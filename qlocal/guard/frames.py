@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import msgpack
@@ -23,3 +24,10 @@ def pack(value: Any) -> bytes:
 def unpack(payload: bytes) -> Any:
     """Return the value of a frame's payload; ValueError when it is malformed."""
     return msgpack.unpackb(payload, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
+
+
+def time_factor(frame_bytes: int, job: Mapping[str, Any]) -> float:
+    """Return how many times the usual limit a job may take: once more for every MiB of text, templates apart."""
+    template = job.get("template", "")
+    text_bytes = max(0, frame_bytes - len(template)) if isinstance(template, str) else 0
+    return 1.0 + text_bytes / (1 << 20)

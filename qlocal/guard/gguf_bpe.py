@@ -1,54 +1,13 @@
-"""Byte-level BPE vocabularies of GGUF files (`tokenizer.ggml.model` = gpt2).
-
-GGUF names the split rule (`pre`) instead of holding it; this is the table of names.
-"""
+"""Byte-level BPE vocabularies of GGUF files (`tokenizer.ggml.model` = gpt2)."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from qlocal.guard.bpe import BpeSpec, build, parse_merges
 from qlocal.guard.errors import vocabulary_error
+from qlocal.guard.split_rules import IGNORES_MERGES, NORMALIZES_NFC, PRE_TOKENIZERS
 from qlocal.guard.vocabulary import AddedToken, Vocabulary
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
-
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-
-
-def _byte_level(use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
-
-
-def _sequence(*steps: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "Sequence", "pretokenizers": list(steps)}
-
-
-_GPT2 = _sequence(_byte_level(use_regex=True))
-_DIGITS_GPT2 = _sequence({"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True))
-_LLAMA3 = _sequence(_split(_WORDS + r"\p{N}{1,3}" + _REST), _byte_level(use_regex=False))
-_QWEN2 = _sequence(_split(_WORDS + r"\p{N}" + _REST), _byte_level(use_regex=False))
-
-PRE_TOKENIZERS: dict[str, dict[str, Any]] = (
-    dict.fromkeys(("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "mellum", "exaone4", "trillion"), _GPT2)
-    | dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS_GPT2)
-    | dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe", "dbrx", "lfm2", "pixtral"), _LLAMA3)
-    | dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "kormo"), _QWEN2)
-    | {"tekken": _sequence(_split(_TEKKEN), _byte_level(use_regex=False))}
-)
-IGNORES_MERGES = {"llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2", "pixtral", "tekken"}
-NORMALIZES_NFC = {"qwen2", "deepseek-r1-qwen", "megrez"}
-"""Their tokenizer.json begins with NFC, which GGUF has no key for."""
 
 
 def load(pre: str, tokens: list[str], token_types: list[int], merges: list[str] | None) -> Vocabulary:

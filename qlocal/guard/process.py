@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qlocal.errors import EngineError
 from qlocal.guard import frames
@@ -20,7 +20,7 @@ _MAX_STDERR_BYTES = 4096
 
 
 class Gone(Exception):
-    """The process ended or was killed; `reason` is `time`, `output` or `ended`."""
+    """The process is lost. reason: `time`, `memory` or `output` (a breach), `killed` (by someone else), `ended`."""
 
     def __init__(self, reason: str, stderr: str = "") -> None:
         super().__init__(reason)
@@ -110,12 +110,16 @@ class GuardProcess:
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             self._fail("time")
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str) -> NoReturn:
         self._process.kill()
-        status = self._process.wait()
+        status, stderr = self._process.wait(), self._last_words()
         if reason == "ended" and status == -signal.SIGXCPU:
             reason = "time"
-        raise Gone(reason, self._last_words())
+        elif reason == "ended" and status == -signal.SIGKILL:
+            reason = "killed"
+        elif "memory allocation" in stderr:  # Rust's last words before it aborts
+            reason = "memory"
+        raise Gone(reason, stderr)
 
     def _last_words(self) -> str:
         try:

@@ -25,18 +25,20 @@ def main() -> None:
     limits.apply()
     while (header := requests.read(frames.HEADER.size)) != b"":
         (length,) = frames.HEADER.unpack(header)
-        reply, is_damaged = answer(frames.unpack(requests.read(length)), replies.fileno())
+        job = frames.unpack(requests.read(length))
+        cpu_s = LOAD_CPU_S if job["job"] == "load" else JOB_CPU_S * frames.time_factor(length, job)
+        reply, is_damaged = answer(job, cpu_s, replies.fileno())
         replies.write(reply)
         replies.flush()
         if is_damaged:
             return
 
 
-def answer(job: dict[str, Any], highest_fd: int) -> tuple[bytes, bool]:
+def answer(job: dict[str, Any], cpu_s: float, highest_fd: int) -> tuple[bytes, bool]:
     """Return the reply frame of a job, and whether the process should end because its state is in doubt."""
     try:
         jobs.import_for(job)
-        limits.allow_cpu(LOAD_CPU_S if job["job"] == "load" else JOB_CPU_S * job["time_factor"])
+        limits.allow_cpu(cpu_s)
         with limits.sealed(highest_fd):
             return _reply(jobs.JOBS[job["job"]](job)), False
     except JobError as error:

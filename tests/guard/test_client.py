@@ -124,6 +124,15 @@ def test_a_text_over_the_limit_is_refused_before_it_is_sent(guard: Guard) -> Non
         guard.encode(loaded.key, "a" * (9 << 20))
 
 
+def test_a_helper_that_dies_of_a_job_is_not_given_it_again() -> None:
+    with Guard() as guard:
+        loaded = guard.load_vocabulary("tokenizer_json", {"bytes": tiny_json()})
+        long = "".join(map(chr, range(0x4E00, 0x9000))) * 100  # without a line to cut at: beyond the memory limit
+        with pytest.raises(TokenizerError, match="memory"):
+            guard.encode(loaded.key, long[: (8 << 20) // 3])
+        assert guard.encode(loaded.key, "dog")
+
+
 def test_values_that_are_no_json_are_refused(guard: Guard) -> None:
     with pytest.raises(TemplateError, match="no JSON"):
         guard.render("{{ x }}", {"x": object()})

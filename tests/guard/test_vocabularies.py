@@ -7,9 +7,12 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qlocal.errors import TokenizerError
-from qlocal.guard import gguf_bpe, sentencepiece_proto, tokenizer_json
+from qlocal.guard import bpe, gguf_bpe, sentencepiece_proto, tokenizer_json
+from qlocal.guard.bpe import byte_alphabet
 from qlocal.guard.client import Guard
 from qlocal.guard.errors import JobError
 from qlocal.guard.vocabulary import AddedToken, Matcher
@@ -138,6 +141,22 @@ def test_runs_of_blanks_among_added_tokens_count_in_typed_text() -> None:
     vocabulary = tokenizer_json.load(json.dumps(raw).encode())
     assert size in vocabulary.encode_plain("a    b")
     assert vocabulary.token_bytes[size] == b"    "
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
+@given(
+    st.lists(st.sampled_from(["\n", "\r\n", " ", "  ", "a", "B", "7", "12345", ".", "./", "'s", "ü", "今", "\u0301"]))
+)
+def test_a_long_text_cut_at_lines_gives_the_same_ids(pre: str, parts: list[str]) -> None:
+    alphabet = list(byte_alphabet())
+    merges = [f"{a} {b}" for a, b in ("aB", "Ba", "Ċa", ".Ċ", "ĊĊ", "ĠĊ", "Ġa", "12", "34", "aa", "Ġ.", "ĊĠ", "čĊ")]
+    tokens = alphabet + [merge.replace(" ", "") for merge in merges]
+    vocabulary = gguf_bpe.load(pre, tokens, [1] * len(tokens), merges)
+    text = "".join(parts)
+    with pytest.MonkeyPatch.context() as patch:
+        whole = vocabulary.encode_plain(text)
+        patch.setattr(bpe, "CHUNK_CHARS", 1)
+        assert vocabulary.encode_plain(text) == whole
 
 
 def test_a_vocabulary_that_merges_plain_text_into_a_control_token_is_refused() -> None:

@@ -23,7 +23,7 @@ def answer_of(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> tuple[d
     monkeypatch.setitem(jobs.JOBS, "ready", job)
     monkeypatch.setattr(limits, "allow_cpu", lambda _: None)
     monkeypatch.setattr(limits, "OPEN_FILES", 1024)
-    reply, is_damaged = worker.answer({"job": "ready", "time_factor": 1.0}, 1000)
+    reply, is_damaged = worker.answer({"job": "ready"}, 2.0, 1000)
     return frames.unpack(reply[frames.HEADER.size :]), is_damaged
 
 
