@@ -21,6 +21,7 @@ COMMANDS = {
     "stop": "end the server that runs in the background",
     "models": "list, show or remove models",
     "pull": "fetch a model from the hub",
+    "eval": "measure perplexity and the distance to a reference",
     "bench": "measure the speed of kernels and engine",
     "doctor": "show devices, memory, kernels and settings",
     "completion": "print the completion script of a shell",

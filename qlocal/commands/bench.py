@@ -1,36 +1,83 @@
-"""`qlocal bench`: how fast the kernels are, each beside the rate at which this machine reads memory."""
+"""`qlocal bench`: how fast the kernels are, or one model; each beside the rate at which this machine reads memory."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import asdict
+from typing import Any
 
-from qlocal.commands.options import positive
+from qlocal import catalog
+from qlocal.commands.options import add_engine, add_model, engine_options, human_bytes, positive
 from qlocal.errors import UsageError
+from qlocal.protocol import Load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--storages", metavar="LIST", help="awq, bf16, q4_k, ... separated by commas; default: all")
-    parser.add_argument("--tokens", metavar="LIST", default="1,8,64", help="tokens a product; default: 1,8,64")
-    parser.add_argument("--rows", type=positive, default=2048, help="rows of the weight")
-    parser.add_argument("--columns", type=positive, default=8192, help="columns of the weight, a multiple of 256")
-    parser.add_argument("--repeats", type=positive, default=5)
-    parser.add_argument("--threads", type=positive, metavar="N")
+    add_model(parser, optional=True)
+    parser.description = "Measure one model, or without MODEL every kernel."
+    kernels = parser.add_argument_group("without MODEL")
+    kernels.add_argument("--storages", metavar="LIST", help="awq, bf16, q4_k, ... separated by commas; default: all")
+    kernels.add_argument("--tokens", metavar="LIST", default="1,8,64", help="tokens a product; default: 1,8,64")
+    kernels.add_argument("--rows", type=positive, default=2048, help="rows of the weight")
+    kernels.add_argument("--columns", type=positive, default=8192, help="columns of the weight, a multiple of 256")
+    model = parser.add_argument_group("with MODEL")
+    model.add_argument("--prompt-tokens", type=positive, default=512, metavar="N")
+    model.add_argument("--decode-tokens", type=positive, default=64, metavar="N")
+    parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--json", action="store_true")
+    add_engine(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    return _bench_kernels(args) if args.model is None else _bench_model(args)
+
+
+def _bench_model(args: argparse.Namespace) -> int:
+    options, settings = engine_options(args)
+    path = catalog.resolve(args.model, settings.home)
+    from qlocal.engine import bench  # torch
+
+    max_context = options.max_context or args.prompt_tokens + args.decode_tokens + 1
+    load = Load(
+        path=str(path),
+        devices=list(options.devices),
+        max_context=max_context,
+        slots=1,
+        dtype=options.dtype,
+        kernels=options.kernels,
+        threads=options.threads,
+        max_memory=options.max_memory,
+    )
+    found = bench.run(load, bench.Lengths(args.prompt_tokens, args.decode_tokens, args.repeats))
+    print(json.dumps(found) if args.json else "\n".join(_model_lines(found)))
+    return 0
+
+
+def _model_lines(found: dict[str, Any]) -> list[str]:
+    def rate(kind: str) -> str:
+        low, high = found[f"{kind}_spread"]
+        return f"{found[f'{kind}_tokens_per_s']:.1f} tokens/s ({low:.1f} to {high:.1f})"
+
+    read = found["read_bytes_per_s"] / 1e9
+    return [
+        f"loaded  {human_bytes(found['loaded_bytes'])} in {found['load_s']:.1f} s",
+        f"prompt  {rate('prompt')}, {found['prompt_tokens']} tokens",
+        f"decode  {rate('decode')}, {found['decode_tokens']} tokens",
+        f"limit   memory reads at {read:.1f} GB/s; decoding reaches {found['decode_share']:.0%} of it",
+    ]
+
+
+def _bench_kernels(args: argparse.Namespace) -> int:
     tokens = _numbers(args.tokens)
     if args.columns % 256:
         raise UsageError(f"--columns {args.columns} is no multiple of 256")
     from qlocal.kernels import benchmark, dispatch  # torch
 
-    storages = tuple(args.storages.split(",")) if args.storages else benchmark.DEFAULT_STORAGES
-    if unknown := [name for name in storages if name not in benchmark.DEFAULT_STORAGES]:
-        raise UsageError(
-            f"--storages: '{unknown[0]}' is unknown", hint=f"Known: {', '.join(benchmark.DEFAULT_STORAGES)}."
-        )
+    known = benchmark.DEFAULT_STORAGES
+    storages = tuple(args.storages.split(",")) if args.storages else known
+    if unknown := [name for name in storages if name not in known]:
+        raise UsageError(f"--storages: '{unknown[0]}' is unknown", hint=f"Known: {', '.join(known)}.")
     if args.threads is not None:
         dispatch.set_threads(args.threads)
     rows = benchmark.run(storages, tokens, args.rows, args.columns, repeats=args.repeats)
