@@ -6,6 +6,10 @@ float32 2e-6; bfloat16 the same up to 8 tokens (only the inputs are rounded), 2^
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -131,6 +135,41 @@ def test_nothing_is_written_beside_the_result(isa: str) -> None:
         assert torch.equal(out[1 : count + 1, 4:35], native.matmul(x, matrix))
         out[1 : count + 1, 4:35] = -7.0
         assert bool((out == -7.0).all())
+
+
+@pytest.fixture
+def before_a_hole() -> Iterator[memoryview]:
+    """64 KB of memory, after which any access ends the process."""
+    size = 1 << 16
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    assert libc.mprotect(address + size, mmap.PAGESIZE, 0) == 0
+    yield memoryview(memory)[:size]
+    assert libc.mprotect(address + size, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+
+
+@pytest.mark.parametrize("ggml_type", QUANTIZED_TYPES)
+def test_nothing_is_read_past_the_last_block(isa: str, ggml_type: GgmlType, before_a_hole: memoryview) -> None:
+    weight = random_blocks(ggml_type, 9, 256)
+    blocks = at_the_end(weight.blocks, before_a_hole)
+    assert_products_agree(BlockWeight(blocks, ggml_type, 256), torch.float32, (1, 8, 9))
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("columns", [3, 61])
+def test_nothing_is_read_past_the_last_float(
+    isa: str, stored: torch.dtype, columns: int, before_a_hole: memoryview
+) -> None:
+    data = at_the_end(torch.randn(9, columns).to(stored), before_a_hole)
+    assert_products_agree(DenseWeight(data), torch.float32, (1, 8, 9))
+
+
+def at_the_end(tensor: torch.Tensor, memory: memoryview) -> torch.Tensor:
+    """Return a copy whose last byte is the last one of `memory`."""
+    place = torch.frombuffer(memory, dtype=tensor.dtype, offset=len(memory) - tensor.nbytes)
+    return place.view(tensor.shape).copy_(tensor)
 
 
 def test_threads_do_not_change_the_result(isa: str) -> None:
