@@ -54,7 +54,8 @@ def build(spec: BpeSpec) -> Vocabulary:
         encoder=_BpeEncoder(library, _later_pre_tokenizer(spec), _safe_line_end(spec)),
         added=spec.added,
         token_bytes=_token_bytes(spec, num_ids),
-        has_dummy_prefix=_has_dummy_prefix(spec),
+        has_dummy_prefix=_blank_scheme(spec) == "always",
+        drops_first_blank=_blank_scheme(spec) != "never",
         prefix_ids=_prefix_ids(library),
         unknown_id=spec.tokens.get(unknown) if unknown else None,
     )
@@ -155,12 +156,14 @@ def _safe_line_end(spec: BpeSpec) -> re.Pattern[str] | None:
     return _SINGLE_LINE_END if GPT2_REGEX in found else _ANY_LINE_END
 
 
-def _has_dummy_prefix(spec: BpeSpec) -> bool:
-    steps = [*flatten(spec.normalizer), *flatten(spec.pre_tokenizer)]
-    return any(
-        step["type"] == "Prepend" or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") == "always")
-        for step in steps
-    )
+def _blank_scheme(spec: BpeSpec) -> str:
+    """Return before which texts a SentencePiece-like tokenizer puts a blank: `always`, the `first` alone, `never`."""
+    for step in [*flatten(spec.normalizer), *flatten(spec.pre_tokenizer)]:
+        if step["type"] == "Prepend":
+            return "always"
+        if step["type"] == "Metaspace":
+            return str(step.get("prepend_scheme", "always"))
+    return "never"
 
 
 def _prefix_ids(library: tokenizers.Tokenizer) -> tuple[int, ...]:

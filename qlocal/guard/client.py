@@ -10,8 +10,9 @@ import logging
 import threading
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from qlocal.errors import EngineError, QLocalError, TemplateError, TokenizerError
 from qlocal.guard import frames
@@ -32,8 +33,10 @@ class LoadedVocabulary:
     key: str
     token_bytes: list[bytes]
     added: list[tuple[int, str, bool]]
-    has_dummy_prefix: bool
+    drops_first_blank: bool
     prefix_ids: list[int]
+    load_frame: bytes = field(repr=False)
+    """The request that loads it, for the next helper."""
 
     @property
     def num_tokens(self) -> int:
@@ -50,7 +53,7 @@ class Guard:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._process: GuardProcess | None = None
-        self._load_frames: dict[str, bytes] = {}
+        self._vocabularies: WeakValueDictionary[str, LoadedVocabulary] = WeakValueDictionary()
 
     def __enter__(self) -> Guard:
         return self
@@ -73,17 +76,19 @@ class Guard:
     def load_vocabulary(self, kind: str, data: Mapping[str, Any]) -> LoadedVocabulary:
         """Load a vocabulary. kind: `tokenizer_json`, `sentencepiece` or `gguf`; data: its bytes or lists.
 
-        The request is kept, so that a new helper can load the vocabulary again.
+        While the result lives, every new helper loads the vocabulary again by itself.
         """
-        payload = frames.pack({"kind": kind, "data": dict(data)})
-        key = hashlib.sha256(payload).hexdigest()
+        key = hashlib.sha256(frames.pack([kind, dict(data)])).hexdigest()
         frame = frames.pack({"job": "load", "key": key, "kind": kind, "data": dict(data)})
         if len(frame) > frames.MAX_REQUEST_BYTES:
             raise TokenizerError(f"the vocabulary has {len(frame)} bytes, the limit is {frames.MAX_REQUEST_BYTES}")
         with self._lock:
-            reply = self._send(frame, LOAD_LIMIT_S, "the vocabulary", TokenizerError)
-            self._load_frames[key] = frame
-        return _loaded(key, reply)
+            known = self._vocabularies.get(key)
+            if known is not None:
+                return known
+            loaded = _loaded(key, frame, self._send(frame, LOAD_LIMIT_S, "the vocabulary", TokenizerError))
+            self._vocabularies[key] = loaded
+            return loaded
 
     def encode(self, key: str, text: str, *, with_control: bool = False) -> list[int]:
         """Return the ids of `text`; control strings in it count only `with_control`."""
@@ -131,7 +136,7 @@ class Guard:
             try:
                 return self._send(frame, limit_s, what, error_class)
             except _UnknownKey:
-                self._send(self._load_frames[job["key"]], LOAD_LIMIT_S, "the vocabulary", TokenizerError)
+                self._send(self._vocabularies[job["key"]].load_frame, LOAD_LIMIT_S, "the vocabulary", TokenizerError)
                 return self._send(frame, limit_s, what, error_class)
 
     def _send(
@@ -188,7 +193,7 @@ def _breach(what: str, reason: str, limit_s: float) -> str:
     return f"{what} {limits.get(reason, 'made the guard process fail')}"
 
 
-def _loaded(key: str, reply: dict[str, Any]) -> LoadedVocabulary:
+def _loaded(key: str, frame: bytes, reply: dict[str, Any]) -> LoadedVocabulary:
     lengths = array("I")
     lengths.frombytes(reply["token_lengths"])
     blob, table, position = reply["token_bytes"], [], 0
@@ -196,7 +201,7 @@ def _loaded(key: str, reply: dict[str, Any]) -> LoadedVocabulary:
         table.append(blob[position : position + length])
         position += length
     added = [(token_id, text, is_special) for token_id, text, is_special in reply["added"]]
-    return LoadedVocabulary(key, table, added, reply["has_dummy_prefix"], reply["prefix_ids"])
+    return LoadedVocabulary(key, table, added, reply["drops_first_blank"], reply["prefix_ids"], frame)
 
 
 def _ids(packed: bytes) -> list[int]:

@@ -45,6 +45,7 @@ def _build(model: proto.Model, given: Mapping[int, tuple[str, bool]]) -> Vocabul
         added=added,
         token_bytes=_token_bytes(model.pieces, added),
         has_dummy_prefix=model.has_dummy_prefix,
+        drops_first_blank=model.has_dummy_prefix,
         unknown_id=unknown,
     )
 

@@ -50,6 +50,8 @@ class Encoder(Protocol):
 class Vocabulary:
     """token_bytes: by id, empty for unused ids. has_dummy_prefix: the encoder puts a blank before every text.
 
+    drops_first_blank: a decoded text leaves out the blank that encoding put in front.
+
     prefix_ids: what the tokenizer's own post-processor puts before a text. unknown_id may result from plain text.
     """
 
@@ -57,6 +59,7 @@ class Vocabulary:
     added: tuple[AddedToken, ...]
     token_bytes: list[bytes]
     has_dummy_prefix: bool = False
+    drops_first_blank: bool = False
     prefix_ids: tuple[int, ...] = ()
     unknown_id: int | None = None
     num_tokens: int = field(init=False)
@@ -97,7 +100,7 @@ class Vocabulary:
             "token_bytes": blob,
             "token_lengths": lengths.tobytes(),
             "added": [(token.id, token.text, token.is_special) for token in self.added],
-            "has_dummy_prefix": self.has_dummy_prefix,
+            "drops_first_blank": self.drops_first_blank,
             "prefix_ids": list(self.prefix_ids),
         }
 

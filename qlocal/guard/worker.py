@@ -43,6 +43,8 @@ def answer(job: dict[str, Any], cpu_s: float, highest_fd: int) -> tuple[bytes, b
             return _reply(jobs.JOBS[job["job"]](job)), False
     except JobError as error:
         return _error(error.kind, error.message), False
+    except RecursionError:
+        return _error("refused", "what was given is nested too deeply"), False
     except MemoryError:
         return _error("memory", "memory"), True
     except BaseException as error:

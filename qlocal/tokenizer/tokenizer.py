@@ -118,7 +118,7 @@ class Tokenizer:
     def stream_decoder(self, *, skip_special: bool = True) -> StreamDecoder:
         """Return a decoder for one answer."""
         skipped = self.special_ids if skip_special else frozenset()
-        return StreamDecoder(self._vocabulary.token_bytes, skipped, self._vocabulary.has_dummy_prefix)
+        return StreamDecoder(self._vocabulary.token_bytes, skipped, self._vocabulary.drops_first_blank)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes that a token stands for; empty for an id without a token."""

@@ -138,6 +138,30 @@ def test_values_that_are_no_json_are_refused(guard: Guard) -> None:
         guard.render("{{ x }}", {"x": object()})
 
 
+def nested_list(depth: int) -> list[object]:
+    nested: list[object] = []
+    for _ in range(depth):
+        nested = [nested]
+    return nested
+
+
+def test_deeply_nested_messages_render_or_are_refused(guard: Guard) -> None:
+    template = "{{ messages[0].content }}"
+    assert guard.render(template, {"messages": [{"content": nested_list(400)}]}) == "[" * 401 + "]" * 401
+    with pytest.raises(TemplateError):
+        guard.render(template, {"messages": [{"content": nested_list(5000)}]})
+    assert guard.render("a", {}) == "a"
+
+
+def test_the_same_vocabulary_is_loaded_once_and_forgotten_with_its_last_user() -> None:
+    with Guard() as guard:
+        first = guard.load_vocabulary("tokenizer_json", {"bytes": tiny_json()})
+        assert guard.load_vocabulary("tokenizer_json", {"bytes": tiny_json()}) is first
+        assert len(guard._vocabularies) == 1
+        del first
+        assert not guard._vocabularies
+
+
 def test_a_helper_that_cannot_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(EngineError, match="cannot be started"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qlocal.errors import TokenizerError
 from qlocal.guard import bpe, gguf_bpe, sentencepiece_proto, tokenizer_json
 from qlocal.guard.bpe import byte_alphabet
+from qlocal.guard.chat import ChatEncoder
 from qlocal.guard.client import Guard
 from qlocal.guard.errors import JobError
 from qlocal.guard.vocabulary import AddedToken, Matcher
@@ -141,6 +142,44 @@ def test_runs_of_blanks_among_added_tokens_count_in_typed_text() -> None:
     vocabulary = tokenizer_json.load(json.dumps(raw).encode())
     assert size in vocabulary.encode_plain("a    b")
     assert vocabulary.token_bytes[size] == b"    "
+
+
+BLANK = "\u2581"
+REPLACE_BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
+SCHEMES: dict[str, dict[str, Any]] = {
+    "prepend": {
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": BLANK}, REPLACE_BLANKS]}
+    },
+    "always": {
+        "pre_tokenizer": {"type": "Metaspace", "replacement": BLANK, "prepend_scheme": "always", "split": False}
+    },
+    "first": {"pre_tokenizer": {"type": "Metaspace", "replacement": BLANK, "prepend_scheme": "first", "split": False}},
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_sentencepiece_like_json_puts_its_blank_where_it_says(scheme: str) -> None:
+    tokens = ["<unk>", "<s>", "<0x0A>", BLANK, "a", "b", BLANK + "a"]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    raw = {
+        "added_tokens": [{"id": k, "content": tokens[k], **flags} for k in (0, 1)],
+        "decoder": {"type": "Metaspace", "replacement": BLANK, "prepend_scheme": "always", "split": False},
+        "model": {
+            "type": "BPE",
+            "vocab": {text: k for k, text in enumerate(tokens)},
+            "merges": [f"{BLANK} a"],
+            "byte_fallback": True,
+            "unk_token": "<unk>",
+        },
+        **SCHEMES[scheme],
+    }
+    vocabulary = tokenizer_json.load(json.dumps(raw).encode())
+    encoder = ChatEncoder(vocabulary)
+    assert vocabulary.encode_plain("a\na") == [6, 2, 4]
+    after_control = [1, 4, 2, 1, 4] if scheme == "first" else [1, 6, 2, 1, 6]
+    assert encoder.encode_marked_up("<s>a\n<s>a") == after_control
+    assert encoder.encode_marked_up("<s> a") == [1, 6], "the blank of the text is the tokenizer's own"
+    assert vocabulary.drops_first_blank and vocabulary.token_bytes[2:4] == [b"\n", b" "]
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qlocal.errors import TemplateError, TokenizerError
 from qlocal.formats.base import TokenizerData
@@ -30,6 +32,16 @@ def test_a_conversation_gives_the_ids_of_its_rendered_text(tiny_tokenizer: Token
     assert text == "<|im_start|>user\nhello dog<|im_end|>\n<|im_start|>assistant\n"
     assert tiny_tokenizer.encode_chat(HELLO) == LIBRARY.encode(text).ids
     assert tiny_tokenizer.encode_chat(HELLO, add_generation_prompt=False)[-1] != START
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(max_size=8) | st.sampled_from(["<", "<|", "|>", "im_end|>", "<tool", "  ", "\n"]), min_size=1))
+def test_harmless_conversations_give_the_ids_of_their_rendered_text(
+    tiny_tokenizer: Tokenizer, contents: list[str]
+) -> None:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[k % 2], "content": content} for k, content in enumerate(contents)]
+    assert tiny_tokenizer.encode_chat(messages) == LIBRARY.encode(tiny_tokenizer.render_chat(messages)).ids
 
 
 def test_typed_control_strings_stay_text(tiny_tokenizer: Tokenizer) -> None:
