@@ -13,27 +13,22 @@ CACHE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class LayerCache:
-    """K (rotated) and V of one layer: (P, Hk, block_size, Dh) in the cache's dtype."""
+    """K (rotated) and V of one layer side by side: (P, 2, Hk, block_size, Dh) in the cache's dtype."""
 
-    k: Tensor
-    v: Tensor
+    kv: Tensor
 
     def write(self, blocks: Tensor, offsets: Tensor, k: Tensor, v: Tensor) -> None:
         """Store tokens. blocks, offsets: (T,) int64 where each goes; k, v: (T, Hk, Dh) f32."""
-        self.k[blocks, :, offsets] = k.to(self.k.dtype)
-        self.v[blocks, :, offsets] = v.to(self.v.dtype)
+        self.kv[blocks, :, :, offsets] = torch.stack((k, v), dim=1).to(self.kv.dtype)
 
     def read(self, block_table: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Return K and V of the first `num_tokens` of a sequence, each (Hk, S, Dh) f32."""
-        return _gather(self.k, block_table)[:, :num_tokens], _gather(self.v, block_table)[:, :num_tokens]
-
-
-def _gather(stored: Tensor, block_table: Tensor) -> Tensor:
-    _, num_kv_heads, block_size, head_dim = stored.shape
-    num_blocks = block_table.shape[0]
-    gathered = torch.empty(num_kv_heads, num_blocks, block_size, head_dim, device=stored.device)
-    gathered.copy_(stored[block_table].transpose(0, 1))  # converts and reorders in one pass
-    return gathered.view(num_kv_heads, num_blocks * block_size, head_dim)
+        _, _, num_kv_heads, block_size, head_dim = self.kv.shape
+        num_blocks = block_table.shape[0]
+        gathered = torch.empty(2, num_kv_heads, num_blocks, block_size, head_dim, device=self.kv.device)
+        gathered.copy_(self.kv[block_table].permute(1, 2, 0, 3, 4))  # converts and reorders in one pass
+        k, v = gathered.view(2, num_kv_heads, num_blocks * block_size, head_dim)[:, :, :num_tokens]
+        return k, v
 
 
 class KVStorage:
@@ -48,14 +43,12 @@ class KVStorage:
         head_dim: int,
         dtype: str,
     ) -> None:
-        shape = (num_blocks, num_kv_heads, block_size, head_dim)
+        shape = (num_blocks, 2, num_kv_heads, block_size, head_dim)
         self.layers = [
-            LayerCache(*(torch.zeros(shape, dtype=CACHE_DTYPES[dtype], device=device) for _ in range(2)))
-            for device in layer_devices
+            LayerCache(torch.zeros(shape, dtype=CACHE_DTYPES[dtype], device=device)) for device in layer_devices
         ]
 
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one block to another, in every layer."""
         for layer in self.layers:
-            layer.k[target, :, :num_tokens] = layer.k[source, :, :num_tokens]
-            layer.v[target, :, :num_tokens] = layer.v[source, :, :num_tokens]
+            layer.kv[target, :, :, :num_tokens] = layer.kv[source, :, :, :num_tokens]

@@ -36,7 +36,7 @@ def attend_sequence(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _decode(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One query sees every key: two small matrix products a KV head, with its query heads as rows."""
-    grouped = q.view(k.shape[0], -1, q.shape[2]) * q.shape[2] ** -0.5  # (Hk, H / Hk, Dh)
+    grouped = q.reshape(k.shape[0], -1, q.shape[2]) * q.shape[2] ** -0.5  # (Hk, H / Hk, Dh)
     scores = torch.bmm(grouped, k.transpose(1, 2))  # (Hk, H / Hk, S)
     return torch.bmm(scores.softmax(-1), v).view(q.shape)
 

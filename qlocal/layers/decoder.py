@@ -42,13 +42,14 @@ class DecoderLayer:
     ) -> Tensor:
         """Add attention to the residual stream. hidden_states: (T, D) f32; returns the same."""
         config, tokens = self.config, hidden_states.shape[0]
+        heads = [config.num_attention_heads, config.num_key_value_heads]
         x = rms_norm(hidden_states, self.input_norm, config.rms_norm_eps)
         if observe is not None:
             observe(Role.Q, None, x)
         q, k, v = self.qkv(x)
-        q = rotation.apply(q.view(tokens, config.num_attention_heads, config.head_dim))
-        k = rotation.apply(k.view(tokens, config.num_key_value_heads, config.head_dim))
-        attended = attend(q, k, v.view_as(k)).reshape(tokens, config.q_size)
+        rotated = rotation.apply(torch.cat((q, k), dim=1).view(tokens, -1, config.head_dim))
+        q, k = rotated.split_with_sizes(heads, dim=1)  # (T, H, Dh), (T, Hk, Dh)
+        attended = attend(q, k, v.view(k.shape)).reshape(tokens, config.q_size)
         if observe is not None:
             observe(Role.O, None, attended)
         (out,) = self.o(attended)

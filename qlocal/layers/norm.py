@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -11,5 +11,4 @@ def rms_norm(hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     hidden_states: (T, D) f32. weight: (D,) f32. Returns (T, D) f32.
     """
-    mean_square = hidden_states.square().mean(-1, keepdim=True)
-    return hidden_states * torch.rsqrt(mean_square + eps) * weight
+    return F.rms_norm(hidden_states, weight.shape, weight, eps)

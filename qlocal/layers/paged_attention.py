@@ -49,7 +49,7 @@ class PagedAttention:
     def of_layer(self, layer: int) -> Attend:
         """Return the attention of decoder layer `layer`."""
         cache = self._storage.layers[layer]
-        places = self._places_on(cache.k.device)
+        places = self._places_on(cache.kv.device)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache.write(places.blocks, places.offsets, k, v)

@@ -23,9 +23,8 @@ def test_tokens_are_read_in_the_order_of_the_block_table(dtype: str, tolerance: 
 def test_a_copied_block_holds_the_first_tokens_in_every_layer() -> None:
     storage = KVStorage(["cpu", "cpu"], num_blocks=3, block_size=4, num_kv_heads=1, head_dim=2, dtype="float32")
     for layer in storage.layers:
-        layer.k[0], layer.v[0] = torch.randn(1, 4, 2), torch.randn(1, 4, 2)
+        layer.kv[0] = torch.randn(2, 1, 4, 2)
     storage.copy_block(0, 2, 3)
     for layer in storage.layers:
-        assert torch.equal(layer.k[2, :, :3], layer.k[0, :, :3])
-        assert torch.equal(layer.v[2, :, :3], layer.v[0, :, :3])
-        assert not layer.k[2, :, 3:].any()
+        assert torch.equal(layer.kv[2, :, :, :3], layer.kv[0, :, :, :3])
+        assert not layer.kv[2, :, :, 3:].any()
