@@ -56,7 +56,8 @@ def pack_records(weight: AffineWeight, order: Tensor | None) -> Tensor:
     group_size = weight.group_size
     num_groups = columns // group_size
     records = torch.zeros((num_rows, num_groups, record_bytes(group_size)), dtype=torch.uint8)
-    records[:, :, 0:2] = weight.scales.contiguous().view(torch.uint8).reshape(num_rows, num_groups, 2)
+    # Flat first: torch calls (N, 1) contiguous whatever its strides are, and then cannot view it as bytes.
+    records[:, :, 0:2] = weight.scales.flatten().contiguous().view(torch.uint8).reshape(num_rows, num_groups, 2)
     records[:, :, 2] = weight.zero_points
     step = max(1, _CHUNK_ELEMENTS // columns)
     for start in range(0, num_rows, step):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,12 @@ def test_affine_groups_multiply_as_the_reference(
 ) -> None:
     weight = random_affine(29, columns, group_size, act_order=act_order, scale_dtype=scale_dtype)
     assert_products_agree(weight, dtype, (1, 3, 8, 17))
+
+
+def test_scales_of_one_group_may_be_a_transposed_view(isa: str) -> None:
+    weight = random_affine(24, 128, 128)
+    view = weight.scales.T.contiguous().T  # (24, 1), as GPTQ and AWQ files give it; its last stride is 24
+    assert_products_agree(replace(weight, scales=view), torch.float32, (1, 9))
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
