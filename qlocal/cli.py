@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """Return the parser with all commands; only those in `names` are imported and know their arguments."""
+    """Return the parser of all commands, for help and completion; only `names` are imported and have arguments."""
     parser = Parser(prog="qlocal", description="Run 4-bit language models on this machine.")
     parser.add_argument("--version", action="version", version=f"qlocal {qlocal.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
@@ -69,14 +69,23 @@ def build_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
 
 
 def _run(arguments: list[str]) -> int:
-    names = [name for name in arguments[:1] if name in COMMANDS]
-    parser = build_parser(tuple(COMMANDS) if names == ["completion"] else names)
-    args = parser.parse_args(arguments, argparse.Namespace(parser=parser))
-    if args.command is None:
-        parser.print_help()
-        return 0
-    code: int = _module(args.command).run(args)
+    if not arguments or arguments[0] not in COMMANDS:
+        build_parser(()).parse_args(arguments or ["--help"])
+        raise AssertionError("the parser ends for --help, --version and unknown commands")
+    name, *rest = arguments
+    parser = _command_parser(name)
+    # Intermixed: `run MODEL --seed 1 PROMPT` as well as `run --seed 1 MODEL PROMPT`.
+    args = parser.parse_intermixed_args(rest)
+    if name == "completion":
+        args.parser = build_parser()
+    code: int = _module(name).run(args)
     return code
+
+
+def _command_parser(name: str) -> argparse.ArgumentParser:
+    parser = Parser(prog=f"qlocal {name}", description=COMMANDS[name].capitalize() + ".")
+    _module(name).add_arguments(parser)
+    return parser
 
 
 def _module(name: str) -> ModuleType:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from qlocal import catalog
@@ -89,7 +90,8 @@ def pull(
         staging.mkdir(parents=True, exist_ok=True)
         _check_free_space(listing, staging)
         _fetch_all(listing, staging, settings.hub_endpoint, on_file)
-        shutil.rmtree(staging / ".cache", ignore_errors=True)
+        for left_over in staging.glob("*.incomplete"):
+            left_over.unlink()
         staging.rename(target)
     return target
 
@@ -165,22 +167,50 @@ def _fetch_all(listing: Listing, staging: Path, endpoint: str, on_file: OnFile |
 
 
 def _fetch(listing: Listing, file: RemoteFile, staging: Path, endpoint: str) -> None:
-    """Fetch one file, or what is missing of it, and hash it; wrong bytes are removed, so that they come again."""
-    # Its own transfer protocol cannot continue a broken download; plain HTTP with ranges can.
-    os.environ["HF_HUB_DISABLE_XET"] = "1"
-    from huggingface_hub import constants, hf_hub_download
-
-    constants.HF_HUB_DISABLE_XET = True  # read from the environment at import, which may have happened before
-    with _network_errors(listing.repository):
-        hf_hub_download(listing.repository, file.name, revision=listing.commit, local_dir=staging, endpoint=endpoint)
+    """Fetch one file, or what is missing of it, hash it, and only then give it its name."""
     path = staging / file.name
+    if path.exists() and _is_right(path, file):
+        return
+    # Named after its hash: what came of another version is not continued.
+    part = staging / f"{file.name}.{(file.sha256 or file.git_sha1 or '')[:16]}.incomplete"
+    with part.open("ab") as growing:
+        _continue(listing, file, growing, endpoint)
+        growing.flush()
+        os.fsync(growing.fileno())
+    try:
+        verify(part, file)
+    except FormatError:
+        part.unlink()
+        raise
+    part.replace(path)
+
+
+def _continue(listing: Listing, file: RemoteFile, growing: BinaryIO, endpoint: str) -> None:
+    """Append what is missing of a file.
+
+    The library's own `hf_hub_download` would begin every file anew: it keeps nothing of a broken one.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not listed
+
+    there = growing.tell()
+    if there > file.size:
+        growing.truncate(0)
+        there = 0
+    url = hf_hub_url(listing.repository, file.name, revision=listing.commit, endpoint=endpoint)
+    with _network_errors(listing.repository):
+        http_get(url, growing, resume_size=there, headers=build_hf_headers(), expected_size=file.size)
+
+
+def _is_right(path: Path, file: RemoteFile) -> bool:
+    """Hash a file of an earlier attempt again: the disk had time to change it."""
     try:
         verify(path, file)
     except FormatError:
         path.unlink()
-        raise
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+        return False
+    return True
 
 
 def _check_endpoint(endpoint: str) -> None:
@@ -236,7 +266,9 @@ def _network_errors(repository: str) -> Iterator[None]:
         raise ServerError(
             f"the hub has no {repository} at this revision, or not for you", hint="A private one needs HF_TOKEN."
         ) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, transport_error) as error:
+    except (errors.HfHubHTTPError, transport_error, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise  # the disk's, not the network's
         raise ServerError(
             f"{repository} could not be fetched: {_first_line(error)}",
             hint="Pull again: it continues where it stopped.",

@@ -5,6 +5,7 @@ One server a user: its private socket, log and lock lie in the runtime folder of
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -31,6 +32,9 @@ STOP_TIMEOUT_S = 15.0
 POLL_S = 0.05
 MAX_SOCKET_PATH = 100
 """Linux allows 107 bytes in a Unix socket's address."""
+
+_started: list[subprocess.Popen[bytes]] = []
+"""Servers of this process. They outlive it; those that ended before are collected by `poll`."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +158,23 @@ def stop(address: Address | None = None) -> bool:
         client.post("/qlocal/stop")
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
-        if not _listens(address) if address.socket else fetch_status(address) is None:
+        if not _is_alive(address):
+            _started[:] = [process for process in _started if process.poll() is None]
             return True
         time.sleep(POLL_S)
     raise EngineError(f"the server at {address} did not end within {STOP_TIMEOUT_S:g} s")
+
+
+def _is_alive(address: Address) -> bool:
+    """Whether a server's process is there, even one that has closed its socket and is ending its engine."""
+    if address.socket is None:
+        return fetch_status(address) is not None
+    with address.socket.with_suffix(".lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _listens(address: Address) -> bool:
@@ -199,6 +216,7 @@ def _start(model: str | None, options: EngineOptions, settings: Settings, addres
             stderr=log,
             start_new_session=True,  # outlives this terminal, and its Ctrl-C
         )
+    _started.append(process)
     deadline = time.monotonic() + START_TIMEOUT_S
     while fetch_status(address) is None:
         if process.poll() is not None and fetch_status(address) is None:
@@ -216,7 +234,7 @@ def _serve_arguments(model: str | None, options: EngineOptions, settings: Settin
     for flag, value in optional.items():
         if value is not None:
             arguments += [flag, str(value)]
-    return arguments if model is None else [*arguments, "--", model]
+    return arguments if model is None else [*arguments, model]
 
 
 def _start_error(log_path: Path, log_start: int) -> QLocalError:

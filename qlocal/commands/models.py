@@ -10,24 +10,22 @@ from qlocal import catalog, hub
 from qlocal.clean import clean_line
 from qlocal.commands.options import human_bytes
 from qlocal.config import load_settings
+from qlocal.errors import UsageError
+
+ACTIONS = ("list", "show", "disk", "rm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    listing = actions.add_parser("list", help="all names: installed ones and the catalogue's")
-    listing.add_argument("--json", action="store_true")
-    show = actions.add_parser("show", help="one model: geometry, sizes, recommended placement")
-    show.add_argument("name", metavar="NAME")
-    show.add_argument("--json", action="store_true")
-    disk = actions.add_parser("disk", help="how much the model folder takes")
-    disk.add_argument("--json", action="store_true")
-    remove = actions.add_parser("rm", help="delete a model from the model folder")
-    remove.add_argument("name", metavar="NAME")
+    parser.add_argument("action", metavar="ACTION", nargs="?", choices=ACTIONS, default="list", help=", ".join(ACTIONS))
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the model, for show and rm")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    action = {"show": _show, "disk": _disk, "rm": _remove}.get(args.action, _list)
-    action(args)
+    takes_name = args.action in ("show", "rm")
+    if takes_name != (args.name is not None):
+        raise UsageError(f"models {args.action} takes {'the NAME of a model' if takes_name else 'no NAME'}")
+    {"list": _list, "show": _show, "disk": _disk, "rm": _remove}[args.action](args)
     return 0
 
 
@@ -35,7 +33,7 @@ def _list(args: argparse.Namespace) -> None:
     home = load_settings().home
     installed = {name: hub.total_size([path]) for name, path in catalog.installed(home).items()}
     known = catalog.entries()
-    if getattr(args, "json", False):
+    if args.json:
         print(json.dumps({"home": str(home), "installed": installed, "catalogue": sorted(known)}))
         return
     print(f"in {home}:" if installed else f"nothing in {home} yet")
@@ -96,4 +94,5 @@ def _disk(args: argparse.Namespace) -> None:
 
 def _remove(args: argparse.Namespace) -> None:
     path, freed = hub.remove(args.name)
-    print(f"{path} is deleted, {human_bytes(freed)} are free again")
+    done = {"deleted": str(path), "freed": freed}
+    print(json.dumps(done) if args.json else f"{path} is deleted, {human_bytes(freed)} are free again")

@@ -10,6 +10,7 @@ import secrets
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from qlocal.errors import UsageError
 
 LOOPBACK = {"127.0.0.1": socket.AF_INET, "localhost": socket.AF_INET, "::1": socket.AF_INET6}
 BACKLOG = 256
+LAST_SERVER_S = 10.0
+"""How long the server before this one may take to end its engine."""
 _UCRED = struct.Struct("3i")  # pid, uid, gid
 
 log = logging.getLogger(__name__)
@@ -126,12 +129,29 @@ def _make_private_folder(folder: Path) -> None:
 def _locked(path: Path, socket_path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{socket_path}: a server is running there already", hint="Stop it with `qlocal stop`."
-            ) from error
+        deadline = time.monotonic() + LAST_SERVER_S
+        while not _try_lock(descriptor):
+            # A server that still listens stays; one that does not is on its way out.
+            if _listens(socket_path) or time.monotonic() > deadline:
+                raise UsageError(f"{socket_path}: a server is running there already", hint="Stop it: `qlocal stop`.")
+            time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

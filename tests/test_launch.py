@@ -1,0 +1,217 @@
+"""The real server and the real engine on a tiny checkpoint, found, started and stopped as the chat does it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from qlocal import launch
+from qlocal.clean import clean
+from qlocal.commands.waiting import wait_until_ready
+from qlocal.config import EngineOptions, load_settings
+from qlocal.errors import EngineError, RequestError, UsageError
+from qlocal.launch import Address
+from qlocal.schema import EngineState
+from tests import tiny
+
+OPTIONS = EngineOptions(max_context=256, threads=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A model folder with two tiny models, and so a server of its own; stopped at the end."""
+    folder = tmp_path_factory.mktemp("home")
+    tiny.write_checkpoint(folder / "first")
+    tiny.write_checkpoint(folder / "second", "llama")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLOCAL_HOME", str(folder))
+        patch.setenv("QLOCAL_CONFIG", str(folder / "config"))
+        yield folder
+        launch.stop()
+
+
+@pytest.fixture(scope="module")
+def address(home: Path) -> Address:
+    """The server with `first` loaded."""
+    found = launch.ensure_server("first", OPTIONS)
+    wait_until_ready(found)
+    return found
+
+
+def answer(address: Address, **fields: Any) -> Any:
+    body = {"messages": [{"role": "user", "content": "The quick brown"}], "max_tokens": 8, "seed": 3, **fields}
+    with launch.connect(address, read_timeout_s=None) as client:
+        response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_second_start_finds_the_server_that_runs(address: Address) -> None:
+    first = launch.fetch_status(address)
+    assert launch.ensure_server("first", OPTIONS) == address
+    second = launch.fetch_status(address)
+    assert first is not None and second is not None
+    assert (first.pid, first.state, first.model) == (second.pid, EngineState.READY, "first")
+
+
+def test_same_seed_gives_the_same_answer_streamed_or_whole_alone_or_in_company(address: Address) -> None:
+    whole = answer(address)
+    company = answer(address, n=3)
+    assert whole["choices"][0]["message"] == company["choices"][0]["message"]
+    with launch.connect(address) as client:
+        body = {
+            "messages": [{"role": "user", "content": "The quick brown"}],
+            "max_tokens": 8,
+            "seed": 3,
+            "stream": True,
+        }
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            chunks = [chunk for chunk in launch.events_of(response) if chunk is not None]
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == whole["choices"][0]["message"]["content"]
+    assert whole["usage"]["completion_tokens"] <= 8 and whole["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def test_second_turn_computes_only_its_new_tokens(address: Address) -> None:
+    messages = [{"role": "user", "content": "The lazy dog jumps over the quick brown fox. " * 2}]
+    first = answer(address, messages=messages)
+    again = answer(address, messages=messages)
+    assert again["usage"]["prompt_tokens"] == first["usage"]["prompt_tokens"]
+    assert again["usage"]["qlocal"]["cached_tokens"] > 0
+
+
+def test_logprobs_of_a_greedy_answer_are_those_of_the_best_token(address: Address) -> None:
+    choice = answer(address, temperature=0, logprobs=True, top_logprobs=2)["choices"][0]
+    for token in choice["logprobs"]["content"]:
+        best, second = token["top_logprobs"]
+        assert token["logprob"] == best["logprob"] >= second["logprob"] and token["bytes"] == best["bytes"]
+
+
+def test_prompt_longer_than_the_context_is_refused_with_both_numbers(address: Address) -> None:
+    with launch.connect(address) as client:
+        response = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "dog " * 500}]})
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["code"] == "context_length_exceeded" and "256" in error["message"]
+
+
+def test_echo_with_logprobs_scores_the_prompt(address: Address) -> None:
+    with launch.connect(address) as client:
+        body = {"prompt": "The dog", "echo": True, "max_tokens": 0, "logprobs": 1}
+        choice = client.post("/v1/completions", json=body).json()["choices"][0]
+    assert choice["text"] == "The dog"
+    assert choice["logprobs"]["token_logprobs"][0] is None
+    assert all(value < 0 for value in choice["logprobs"]["token_logprobs"][1:])
+
+
+def test_health_is_a_token_of_the_real_engine(address: Address) -> None:
+    with launch.connect(address) as client:
+        assert client.get("/health").json() == {"status": "ok", "model": "first"}
+
+
+def test_async_client_reaches_the_server(address: Address) -> None:
+    async def models() -> Any:
+        async with launch.connect_async(address) as client:
+            return (await client.get("/v1/models")).json()
+
+    assert asyncio.run(models())["data"][0]["id"] == "first"
+
+
+def test_run_prints_the_answer_and_json(address: Address, home: Path) -> None:
+    command = [sys.executable, "-m", "qlocal.cli", "run", "first", "--max-tokens", "4", "--temperature", "0"]
+    plain = subprocess.run([*command, "The dog"], capture_output=True, text=True, check=True)
+    piped = subprocess.run([*command, "-", "--json"], input="The dog", capture_output=True, text=True, check=True)
+    text = clean(json.loads(piped.stdout)["choices"][0]["message"]["content"])
+    assert plain.stdout == text + ("" if text.endswith("\n") else "\n")
+
+
+def test_run_whose_reader_leaves_ends_quietly(address: Address, home: Path) -> None:
+    script = f"{sys.executable} -m qlocal.cli run first --max-tokens 60 'The dog' | head -c 1"
+    found = subprocess.run(["bash", "-c", f"set -o pipefail; {script}"], capture_output=True)
+    assert found.stderr == b"" and found.returncode in (0, 141)
+
+
+def test_unknown_model_is_refused_before_anything_starts(home: Path) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'second'"):
+        launch.ensure_server("secnd", OPTIONS)
+
+
+def test_asking_for_another_model_changes_it(address: Address, home: Path) -> None:
+    launch.ensure_server("second", OPTIONS)
+    assert wait_until_ready(address).model == "second"
+    launch.ensure_server("first", OPTIONS)
+    assert wait_until_ready(address).model == "first"
+
+
+def test_checkpoint_that_cannot_be_loaded_is_explained(address: Address, home: Path) -> None:
+    broken = tiny.write_checkpoint(home / "broken")
+    (broken / "model.safetensors").write_bytes(b"not safetensors")
+    launch.ensure_server("broken", OPTIONS)
+    with pytest.raises(EngineError, match=r"model\.safetensors"):
+        wait_until_ready(address)
+    launch.ensure_server("first", OPTIONS)
+    assert wait_until_ready(address).state is EngineState.READY
+
+
+def test_server_on_tcp_serves_the_openai_client_with_its_token(home: Path) -> None:
+    command = [sys.executable, "-m", "qlocal.cli", "serve", "first", "--port", "0", "--context", "256"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url, _, token_file = line.strip().removeprefix("listening on ").partition(", token in ")
+        token = Path(token_file).read_text().strip()
+        address = Address(url=url.removesuffix("/v1"), token=token)
+        wait_until_ready(address)
+        with OpenAI(base_url=url, api_key=token, max_retries=0) as client:
+            question: Any = [{"role": "user", "content": "The dog"}]
+            whole = client.chat.completions.create(model="first", messages=question, max_tokens=5, temperature=0)
+            parts = client.chat.completions.create(
+                model="first", messages=question, max_tokens=5, temperature=0, stream=True
+            )
+            text = "".join(part.choices[0].delta.content or "" for part in parts)
+        assert text == whole.choices[0].message.content
+        assert oct(Path(token_file).stat().st_mode & 0o777) == "0o600"
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_stop_ends_the_server_and_says_when_there_is_none(address: Address, home: Path) -> None:
+    assert launch.stop() is True
+    assert launch.stop() is False
+    assert not (load_settings().runtime / "server.sock").exists()
+
+
+def test_server_that_cannot_start_says_why(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.setenv("QLOCAL_RUNTIME", str(tmp_path))
+    with pytest.raises(UsageError, match="others can enter the socket's folder"):
+        launch.ensure_server("first", OPTIONS)
+
+
+def test_runtime_folder_of_another_user_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QLOCAL_RUNTIME", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    with pytest.raises(UsageError, match="another user"):
+        launch.own_address()
+
+
+def test_long_runtime_folder_gets_a_short_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QLOCAL_RUNTIME", str(tmp_path / ("x" * 150)))
+    socket = launch.own_address().socket
+    assert socket is not None and len(os.fsencode(socket)) < 100 and socket == launch.own_address().socket
+
+
+def test_error_of_a_server_keeps_message_and_code() -> None:
+    import httpx
+
+    error = launch.error_of(httpx.Response(400, json={"error": {"message": "m", "param": "p", "code": "c"}}))
+    assert isinstance(error, RequestError) and (error.message, error.param, error.code) == ("m", "p", "c")
+    assert "502" in str(launch.error_of(httpx.Response(502, text="<html>")))
