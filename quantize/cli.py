@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from qlocal import catalog
-from qlocal.errors import QLocalError, UsageError
+from qlocal.errors import QLocalError
 from qlocal.models.base import Architecture, ModelConfig
+from quantize.arguments import Parser
 from quantize.estimate import Estimate, estimate
 from quantize.options import FORMATS, GGUF_TYPES, Calibration, Options, check, parse_size
 from quantize.recipe import Recipe, make_recipe
@@ -35,13 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("quantize: stopped; the same command continues after the last finished layer", file=sys.stderr)
         return INTERRUPTED
-
-
-class Parser(argparse.ArgumentParser):
-    """Argparse whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"See `{self.prog} --help`.")
 
 
 def build_parser() -> Parser:

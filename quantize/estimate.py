@@ -81,15 +81,15 @@ def _solver_bytes(recipe: Recipe, options: Options) -> int:
     """Return the largest set of matrices that one linear needs at once."""
     linears = {spec.shape: spec for spec in recipe.architecture.layer_tensors(recipe.config, 0) if spec.is_quantized}
     largest = max(_linear_bytes(spec, options) for spec in linears.values())
-    head = 4 * 65536 * recipe.config.hidden_size + _embedding_bytes(recipe, options)
-    return max(largest, head)
+    embedding = 2 * recipe.config.vocab_size * recipe.config.hidden_size  # in F16 on its way to the file
+    return max(largest, embedding)
 
 
 def _linear_bytes(spec: TensorSpec, options: Options) -> int:
     rows, columns = spec.shape
     weights = rows * columns
     calibrated = options.needs_calibration
-    needs = [weights * 4 + weights]
+    needs = [weights if options.formats == ("gguf",) else weights * (4 + 4 + 1 + 1)]
     if "gptq" in options.formats and calibrated:
         # the matrix, the weight that becomes its errors, codes before and after packing, the effective weight
         needs.append(4 * columns * columns + weights * (4 + 1 + 1 + 2))
@@ -97,11 +97,6 @@ def _linear_bytes(spec: TensorSpec, options: Options) -> int:
         gram = 4 * columns * columns if columns <= MAX_GRAM_COLUMNS else 0
         needs.append(gram + weights * (4 + 1 + 1 + 2))
     return max(needs)
-
-
-def _embedding_bytes(recipe: Recipe, options: Options) -> int:
-    weights = recipe.config.vocab_size * recipe.config.hidden_size
-    return weights * (4 + 1) if "gguf" in options.formats else weights * 4
 
 
 def _forward_bytes(config: ModelConfig, options: Options) -> int:

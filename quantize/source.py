@@ -73,8 +73,10 @@ class PaddedSource(Checkpoint):
         import torch
 
         data = self.read(name).data
-        halves = [_in_range(part, name, self._file_of(name)).half() for part in torch.split(data, CHECK_ROWS)]
-        return torch.cat(halves)
+        halves = torch.empty(data.shape, dtype=torch.float16)
+        for part, half in zip(torch.split(data, CHECK_ROWS), torch.split(halves, CHECK_ROWS), strict=True):
+            half.copy_(_in_range(part, name, self._file_of(name)))
+        return halves
 
     def tokenizer(self) -> TokenizerData:
         return self._checkpoint.tokenizer()

@@ -18,11 +18,11 @@ from quantize.methods import rtn
 from quantize.methods.base import AffineSettings, Quantized, Statistics
 
 RATIOS = tuple(i / 20 for i in range(20))
-CLIP_SHRINKS = tuple(1.0 - 0.04 * i for i in range(12))
+CLIP_SHRINKS = tuple(1.0 - 0.05 * i for i in range(9))
 CLIP_ROWS = 256
 SEARCH_WORK = 5e10
 """Rows x K x K of one candidate's error: a search looks at evenly taken rows when there are more."""
-MIN_SEARCH_ROWS = 512
+MIN_SEARCH_ROWS, MAX_SEARCH_ROWS = 512, 1024
 MAX_SCALE = 1e3
 """Bound on a scale and its inverse, so that neither the folded norm nor the weight leaves float16."""
 
@@ -51,11 +51,11 @@ class InputError:
     def of(self, difference_NK: Tensor) -> float:
         """Return the sum over rows of the mean squared error."""
         if self._gram_KK is not None:
-            return float(((difference_NK @ self._gram_KK) * difference_NK).sum(dtype=torch.float64)) / self._tokens
+            return _total((difference_NK @ self._gram_KK).mul_(difference_NK)) / self._tokens
         if self._sample_SK is not None:
             outputs_NS = difference_NK @ self._sample_SK.float().T
-            return float(outputs_NS.square().sum(dtype=torch.float64)) / len(self._sample_SK)
-        return float((difference_NK.square() * self._mean_square_K).sum(dtype=torch.float64))
+            return _total(outputs_NS.square_()) / len(self._sample_SK)
+        return _total(difference_NK.square() * self._mean_square_K)
 
     def group_grams(self, group_size: int) -> Tensor:
         """Return the Gram matrices (G, g, g) of the columns of every group."""
@@ -183,7 +183,7 @@ def _relative_magnitude(consumers: Sequence[Consumer], group_size: int) -> Tenso
 def sampled_rows(w_NK: Tensor) -> Tensor:
     """Return as many evenly taken rows as one candidate of a search should look at: a view, any dtype."""
     rows, columns = w_NK.shape
-    wanted = max(MIN_SEARCH_ROWS, int(SEARCH_WORK / columns**2))
+    wanted = min(max(MIN_SEARCH_ROWS, int(SEARCH_WORK / columns**2)), MAX_SEARCH_ROWS)
     return w_NK if rows <= wanted else w_NK[:: -(-rows // wanted)]
 
 
@@ -192,6 +192,11 @@ def _change(w_NK: Tensor, scale_K: Tensor, settings: AffineSettings) -> Tensor:
     groups = rtn.split_groups(w_NK * scale_K, settings.group_size)
     values = rtn.fake_quantize(groups, groups.amin(-1), groups.amax(-1), settings)
     return values.view(w_NK.shape).div_(scale_K).sub_(w_NK)
+
+
+def _total(values_NM: Tensor) -> float:
+    """Sum everything: rows in float32, then their sums in float64."""
+    return float(values_NM.sum(1).sum(dtype=torch.float64))
 
 
 def _loss(w_NK: Tensor, weight: AffineWeight, scale_K: Tensor, error: InputError) -> float:

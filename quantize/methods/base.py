@@ -63,8 +63,9 @@ class Statistics:
         rounded = x_TK.to(torch.bfloat16)
         x = rounded.float()
         self.tokens += len(x)
-        self._abs_sum_K += x.abs().sum(0, dtype=torch.float64).cpu()
-        self._square_sum_K += x.square().sum(0, dtype=torch.float64).cpu()
+        # One call's sums are exact enough in float32; across calls they are kept in float64.
+        self._abs_sum_K += x.abs().sum(0).double().cpu()
+        self._square_sum_K += x.square().sum(0).double().cpu()
         if self._sample_per_call:
             step = max(1, len(x) // self._sample_per_call)
             self._samples.append(rounded[::step][: self._sample_per_call].cpu().clone())

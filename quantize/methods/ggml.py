@@ -27,7 +27,8 @@ QUANTIZED_TYPES = frozenset({*legacy_quant.NUM_LEVELS, GgmlType.Q8_0, GgmlType.Q
 def quantize_ggml(
     w_NK: Tensor, ggml_type: GgmlType, importance_K: Tensor | None, *, plain: bool = False
 ) -> Quantized[BlockWeight]:
-    """Quantize to one of the block types. w_NK: (N, K) f32 on the CPU, K a multiple of the type's block.
+    """Quantize to one of the block types. w_NK: (N, K) of any float dtype on the CPU, widened to f32 a strip at a
+    time; K is a multiple of the type's block.
 
     importance_K: (K,) f32 mean x² of the inputs, or None. plain: rounding without any search, for comparison.
     The loss weighs columns by their importance.
@@ -36,7 +37,8 @@ def quantize_ggml(
     importance = None if importance_K is None or plain else _positive(importance_K)
     strips = torch.split(w_NK, max(1, STRIP_ELEMENTS // w_NK.shape[1]))
 
-    def one(strip_NK: Tensor) -> tuple[Tensor, float, float]:
+    def one(stored_NK: Tensor) -> tuple[Tensor, float, float]:
+        strip_NK = stored_NK.float()
         fields = fit_rows(strip_NK.numpy(), ggml_type, importance, plain=plain)
         blocks = pack(fields, ggml_type, len(strip_NK))
         return blocks, *_errors(strip_NK, BlockWeight(blocks, ggml_type, strip_NK.shape[1]), importance_K)

@@ -36,7 +36,7 @@ def solve(task: LayerTask, *, plain: bool) -> LayerResult:
 
 
 def _quantize(task: LayerTask, spec: TensorSpec, ggml_type: GgmlType, result: LayerResult, plain: bool) -> Tensor:
-    w_NK = task.source.read_float32(spec.name)
+    w_NK = task.source.read(spec.name).data
     if spec.permuted_heads:
         w_NK = permute_rows(w_NK, spec.permuted_heads).contiguous()
     quantized = quantize_ggml(w_NK, ggml_type, _importance(task, spec), plain=plain)

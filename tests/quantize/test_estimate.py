@@ -1,0 +1,30 @@
+from pathlib import Path
+
+from qlocal.models import ARCHITECTURES
+from quantize.estimate import estimate
+from quantize.options import Calibration, Options
+from quantize.recipe import make_recipe
+from tests.quantize.test_recipe import QWEN2_72B, config_of
+
+
+def peak(formats: tuple[str, ...], **changes: object) -> int:
+    calibration = Calibration(num_samples=8, seq_len=2048)
+    options = Options(
+        "m", Path("/out.gguf" if formats == ("gguf",) else "/out"), formats, calibration=calibration, **changes
+    )  # type: ignore[arg-type]
+    return estimate(make_recipe(ARCHITECTURES["qwen2"], config_of(QWEN2_72B), options, "m"), options).memory
+
+
+def test_72b_stays_under_twelve_gigabytes_in_every_format() -> None:
+    assert peak(("awq", "gptq", "gguf")) < 12 * 10**9
+
+
+def test_gptq_takes_the_most_and_rounding_the_least() -> None:
+    assert peak(("gptq",)) > peak(("awq",))
+    assert peak(("gptq",)) > peak(("gptq",), rtn=True)
+
+
+def test_activations_follow_the_windows() -> None:
+    options = Options("m", Path("/out"), ("gptq",), calibration=Calibration(num_samples=8, seq_len=2048))
+    needed = estimate(make_recipe(ARCHITECTURES["qwen2"], config_of(QWEN2_72B), options, "m"), options)
+    assert needed.activations == 3 * 8 * 2048 * 8192 * 4
