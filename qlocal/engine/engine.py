@@ -46,7 +46,7 @@ class Engine:
         self._blocks = BlockManager(plan.num_blocks, plan.block_size, fingerprint, storage.copy_block)
         self._scheduler = Scheduler(self._blocks, plan.slots, prefill_chunk)
         self._runner = ModelRunner(decoder, storage, plan.block_size)
-        self._vocab_size = config.vocab_size
+        self.vocab_size = config.vocab_size
         self._max_context = plan.max_context
         self._outbox: list[Message] = []
         self.ready = ready
@@ -80,13 +80,13 @@ class Engine:
 
     def submit(self, request: Submit) -> None:
         """Queue a request. One that cannot be run is answered by a `Finished` with reason `error`."""
-        message = refusal(request, self._max_context, self._vocab_size)
+        message = refusal(request, self._max_context, self.vocab_size)
         if message is None and self._scheduler.find(request.request_id) is not None:
             message = f"request '{request.request_id}' is running already"
         if message is not None:
             self._outbox.append(Finished(request.request_id, "error", 0, 0.0, message))
             return
-        self._scheduler.waiting.append(Sequence.of(request, self._vocab_size))
+        self._scheduler.waiting.append(Sequence.of(request, self.vocab_size))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request and free its slot and blocks. One that has finished already is left alone."""

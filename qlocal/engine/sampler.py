@@ -17,6 +17,8 @@ from qlocal.protocol import Sampling, TokenLogprobs
 
 NUM_LIKELY = 1024
 """How many of the most likely tokens are sorted first; a nucleus is nearly always among them."""
+MIN_TEMPERATURE = 1e-4
+"""Below it the most likely token is taken: its lead exceeds every other by more than float32 can tell."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def _choose(logits: Tensor, state: SamplingState) -> Choice | None:
         return None
     logits = _without_missing_tokens(logits, state.num_tokens)
     adjusted = state.adjusted(logits)
-    token_id = int(adjusted.argmax()) if state.sampling.temperature == 0 else _draw(adjusted, state)
+    is_greedy = state.sampling.temperature < MIN_TEMPERATURE
+    token_id = int(adjusted.argmax()) if is_greedy else _draw(adjusted, state)
     state.note(token_id)
     wanted = state.sampling.top_logprobs
     return Choice(token_id, None if wanted is None else token_logprobs(logits, token_id, wanted))

@@ -44,6 +44,7 @@ def drawn(logits: Tensor, state: SamplingState, count: int = 400) -> Counter[int
         (Sampling(logit_bias={0: -100.0, 1: -100.0}, top_k=1), {2}),
         (Sampling(logit_bias={5: 100.0}), {5}),
         (Sampling(temperature=0.01), {0}),
+        (Sampling(temperature=1e-320), {0}),
         (Sampling(temperature=0.0, logit_bias={4: 50.0}), {4}),
     ],
 )
