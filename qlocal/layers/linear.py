@@ -45,6 +45,11 @@ class QuantLinear:
         self._dtype = compute_dtype(placement.dtype, placement.device)
         self._groups: list[_Group | None] = [None] * len(self.out_features)
 
+    @property
+    def num_calls(self) -> int:
+        """Kernel calls that one product takes."""
+        return len(self._groups)
+
     def fill(self, weights: Sequence[Weight], biases: Sequence[DenseWeight | None]) -> None:
         """Set all parts at once; neighbours that can be are joined along N."""
         for weight, size in zip(weights, self.out_features, strict=True):
