@@ -49,9 +49,14 @@ class Pool {
         take_pieces();
         // A worker first counts itself as active and then looks whether the loop is open; here it is closed first
         // and then the active ones are awaited. So a late worker either is awaited or finds the loop closed.
+        // Where other processes want the CPU, one of them may have taken a worker's place: then let it finish.
         open_ = false;
-        while (active_ != 0)
-            _mm_pause();
+        for (int spin = 0; active_ != 0; ++spin) {
+            if (spin < kSpins)
+                _mm_pause();
+            else
+                std::this_thread::yield();
+        }
     }
 
   private:
