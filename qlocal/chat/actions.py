@@ -22,7 +22,7 @@ class Action:
 
     @property
     def binding_id(self) -> str:
-        return f"chat.{self.name}"
+        return f"chat.{self.name.removeprefix('app.')}"
 
     def binding(self) -> Binding:
         # Priority: the prompt has the focus and would take some of these keys for editing.
@@ -43,5 +43,5 @@ ACTIONS = (
     Action("scroll_up", "pageup", "Up", "Scroll back by a page", is_shown=False),
     Action("scroll_down", "pagedown", "Down", "Scroll forward by a page", is_shown=False),
     Action("go_to_end", "ctrl+end", "End", "Go to the end and follow it", is_shown=False),
-    Action("quit_chat", "ctrl+q", "Quit", "Quit; everything is saved"),
+    Action("app.quit", "ctrl+q", "Quit", "Quit; everything is saved"),
 )

@@ -64,8 +64,8 @@ class ChatApp(App[int]):
         self._driver.write(sequence)
         return True
 
-    def action_exit_now(self) -> None:
-        """Leave from any screen."""
+    async def action_quit(self) -> None:
+        """Leave from any screen; the store finishes what is queued."""
         self.exit(0)
 
     async def on_unmount(self) -> None:

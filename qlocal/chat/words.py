@@ -16,6 +16,7 @@ Ask something below.
 Enter  send          Ctrl+J  new line      Esc     stop
 Ctrl+R answer again  Ctrl+N  new           Ctrl+O  open an earlier one
 F2     model         Ctrl+Y  copy answer   Ctrl+Q  quit"""
+KEYS = "^R again · ^N new · ^O open · F2 model · ^Y copy · ^Q quit"
 STILL_BUSY = "An answer is being written: Esc stops it. Your text stays here."
 NOTHING_TO_REPEAT = "There is no message to answer again."
 NOTHING_TO_COPY = "There is no answer to copy."

@@ -115,7 +115,8 @@ class _Wrapper:
             self._line.append(Segment(segment.text[begin:], segment.style))
 
     def _end_line(self) -> None:
-        self._lines.append([segment for segment in self._line if segment.text])
+        # Words of one style become one segment: that is what the terminal is sent.
+        self._lines.append(list(Segment.simplify(segment for segment in self._line if segment.text)))
         self._line, self._line_cells = [], 0
         self._space, self._space_cells = None, 0
 

@@ -65,7 +65,9 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         self.query_one("#below").display = False
         self._show_branch()
-        self.query_one(Prompt).focus()
+        prompt = self.query_one(Prompt)
+        prompt.border_subtitle = words.KEYS
+        prompt.focus()
 
     # What the app tells.
 
@@ -84,7 +86,7 @@ class ChatScreen(Screen[None]):
             self._ready.clear()
         if state.error and state.error != before.error:
             self._notice.warn(state.error)
-        elif state.phase is Phase.READY and before.phase is not Phase.READY and not self._is_busy:
+        elif state.phase is Phase.READY and before.error and not self._is_busy:
             self._notice.clear()
         self._show_status()
 
@@ -163,9 +165,6 @@ class ChatScreen(Screen[None]):
 
     def action_go_to_end(self) -> None:
         self._transcript.go_to_end()
-
-    def action_quit_chat(self) -> None:
-        self.app.exit(0)
 
     # A turn.
 

@@ -37,7 +37,6 @@ class Picker(ModalScreen[T | None], Generic[T]):
         Binding("escape", "cancel", "Back", id="picker.cancel"),
         Binding("down", "move(1)", "Next", show=False, priority=True, id="picker.next"),
         Binding("up", "move(-1)", "Previous", show=False, priority=True, id="picker.previous"),
-        Binding("ctrl+q", "app.exit_now", "Quit", show=False, priority=True, id="picker.quit"),
     ]
 
     def __init__(self, title: str, lines: Sequence[Line[T]], empty: str) -> None:
