@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import quantize.cli
+import quantize.verify
 from qlocal.cli import COMMANDS, build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,11 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Every command line there is, as it is typed, with its parser; subcommands included."""
-    todo = {"qlocal": build_parser(), "quantize": quantize.cli.build_parser()}
+    todo: dict[str, argparse.ArgumentParser] = {
+        "qlocal": build_parser(),
+        "quantize": quantize.cli.build_parser(),
+        "quantize verify": quantize.verify.build_parser(),
+    }
     found: dict[str, argparse.ArgumentParser] = {}
     while todo:
         name, parser = todo.popitem()
