@@ -1,0 +1,156 @@
+"""How much memory and time does one layer of a 72B model take to quantize?
+
+Writes two decoder layers of the true Qwen2.5-72B geometry (made-up, seeded BF16 weights; the vocabulary alone is
+reduced, since embedding and head are not what is asked about), quantizes them to AWQ, GPTQ and Q4_K_M in one run, and
+samples the anonymous memory of the process and its helpers: mapped files, the activations among them, are apart.
+
+    python benchmarks/quantize_72b.py [--samples 8] [--seq-len 2048] [--layers 2] [--formats awq,gptq,gguf]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from qlocal.formats.safetensors_writer import SafetensorsWriter, TensorEntry
+from qlocal.models import ARCHITECTURES
+from qlocal.models.base import Role, TensorSpec
+from qlocal.models.config_fields import parse_config
+from tests import tiny
+
+GEOMETRY = {
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+}
+LIMIT_BYTES = 12 * 10**9
+INTERVAL_S = 0.05
+ROWS = 2048
+
+
+@dataclass
+class Peaks:
+    """Largest values seen. anonymous: RssAnon of the process tree, bytes."""
+
+    anonymous: int = 0
+    resident: int = 0
+
+    def look(self, process: psutil.Process) -> None:
+        """Add one observation of the process and its children; those that have just ended count as nothing."""
+        anonymous = resident = 0
+        for one in [process, *process.children(recursive=True)]:
+            for line in _status(one.pid):
+                name, _, value = line.partition(":")
+                anonymous += int(value.split()[0]) * 1024 if name == "RssAnon" else 0
+                resident += int(value.split()[0]) * 1024 if name == "VmRSS" else 0
+        self.anonymous, self.resident = max(self.anonymous, anonymous), max(self.resident, resident)
+
+
+def _status(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def write_source(folder: Path, num_layers: int) -> None:
+    """Write the checkpoint unless it stands already; 1.8 GB a layer."""
+    if (folder / "model.safetensors").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = tiny.raw_config("qwen2", GEOMETRY | {"num_hidden_layers": num_layers})
+    config = parse_config(raw, ARCHITECTURES["qwen2"], "config.json")
+    specs = list(ARCHITECTURES["qwen2"].tensors(config))
+    beside = folder / "model.safetensors.tmp"
+    writer = SafetensorsWriter(beside, {spec.name: TensorEntry("BF16", spec.shape) for spec in specs})
+    generator = torch.Generator().manual_seed(72)
+    for spec in specs:
+        writer.write(spec.name, _values(spec, generator))
+    writer.close()
+    tiny.tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": tiny.CHAT_TEMPLATE}))
+    (folder / "config.json").write_text(json.dumps(raw))
+    beside.rename(folder / "model.safetensors")
+
+
+def _values(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
+    """Return bf16 values: norms around 1 with a few large channels, small weights, key biases of some size."""
+    if len(spec.shape) == 1:
+        noise = torch.randn(spec.shape, generator=generator)
+        if spec.is_bias:
+            return (noise * (30.0 if spec.role is Role.K else 0.5)).bfloat16()
+        return (1.0 + 0.2 * noise).abs().bfloat16()
+    values = torch.empty(spec.shape, dtype=torch.bfloat16)
+    for rows in values.split(ROWS):
+        rows.copy_(torch.randn(rows.shape, generator=generator).div_(spec.shape[1] ** 0.5))
+    return values
+
+
+def run(source: Path, out: Path, arguments: argparse.Namespace) -> tuple[float, Peaks]:
+    """Quantize in a process of its own; returns seconds and peaks."""
+    command = [sys.executable, "-m", "quantize.cli", str(source), "--format", arguments.formats, "--out", str(out)]
+    command += ["--samples", str(arguments.samples), "--seq-len", str(arguments.seq_len), "--overwrite"]
+    started, peaks = time.monotonic(), Peaks()
+    process = psutil.Popen(command, cwd=Path(__file__).resolve().parents[1])
+    while process.poll() is None:
+        peaks.look(process)
+        time.sleep(INTERVAL_S)
+    if process.returncode:
+        raise SystemExit(f"quantize ended with {process.returncode}")
+    return time.monotonic() - started, peaks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qlocal-benchmarks"
+    parser.add_argument("--folder", type=Path, default=default, help="where source and results are kept")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--formats", default="awq,gptq,gguf")
+    arguments = parser.parse_args()
+    source = arguments.folder / f"qwen2.5-72b-{arguments.layers}-layers"
+    write_source(source, arguments.layers)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as out:
+        place = Path(out) / ("m.gguf" if arguments.formats == "gguf" else "results")
+        seconds, peaks = run(source, place, arguments)
+    activations = 3 * arguments.samples * arguments.seq_len * GEOMETRY["hidden_size"] * 4
+    result = {
+        "formats": arguments.formats,
+        "layers": arguments.layers,
+        "tokens": arguments.samples * arguments.seq_len,
+        "seconds": round(seconds, 1),
+        "seconds_a_layer": round(seconds / arguments.layers, 1),
+        "peak_anonymous_bytes": peaks.anonymous,
+        "peak_resident_bytes": peaks.resident,
+        "mapped_activation_bytes": activations,
+        "within_limit": peaks.anonymous < LIMIT_BYTES,
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
+    print(f"\n{arguments.formats}, {arguments.layers} layers, {result['tokens']} tokens")
+    print(f"  time                   {seconds:8.1f} s, {seconds / arguments.layers:.1f} s a layer")
+    print(f"  peak anonymous memory  {peaks.anonymous / 1e9:8.2f} GB of {LIMIT_BYTES / 1e9:.0f}")
+    print(f"  peak resident memory   {peaks.resident / 1e9:8.2f} GB, mapped files included")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
