@@ -1,0 +1,64 @@
+"""Free memory and the process-wide thread setting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qlocal import devices
+from qlocal.errors import UsageError
+
+
+def test_free_memory_is_what_the_machine_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
+    assert devices.free_bytes("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+def test_a_container_limits_free_memory_and_file_pages_make_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("50000000\n")
+    (tmp_path / "memory.current").write_text("30000000\n")
+    assert devices.free_bytes("cpu") == 20_000_000
+    (tmp_path / "memory.stat").write_text("anon 25000000\ninactive_file 3000000\nactive_file 1000000\n")
+    assert devices.free_bytes("cpu") == 24_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.free_bytes("cpu") > 50_000_000
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:x", "cpu:0", ""])
+def test_unknown_devices_are_refused(device: str) -> None:
+    with pytest.raises(UsageError, match="is unknown"):
+        devices.free_bytes(device)
+
+
+def test_a_missing_gpu_is_said_in_one_sentence() -> None:
+    with pytest.raises(UsageError, match="cuda:99' cannot be used"):
+        devices.free_bytes("cuda:99")
+
+
+def test_bf16_is_never_asked_of_a_cpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
+    assert devices.matmul_dtype("bfloat16", "cpu") == "float32"
+    assert devices.matmul_dtype("bfloat16", "cuda:0") == "bfloat16"
+    assert devices.matmul_dtype("float32", "cpu") == "float32"
+
+
+def test_planning_needs_no_torch() -> None:
+    code = "import sys, qlocal.plan, qlocal.devices, qlocal.engine.rank; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_users_own_thread_setting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    devices.keep_threads_calm()
+    assert os.environ["GOMP_SPINCOUNT"] == "20000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    devices.keep_threads_calm()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
