@@ -63,7 +63,7 @@ def _read(path: Path) -> list[Document]:
     text = read_text(path)
     if path.suffix != ".jsonl":
         return [Document(text=part) for part in text.split(SEPARATOR) if part.strip()]
-    lines = enumerate(text.splitlines(), start=1)
+    lines = enumerate(text.split("\n"), start=1)
     return [Document(messages=_messages(line, f"{path}: line {number}")) for number, line in lines if line.strip()]
 
 

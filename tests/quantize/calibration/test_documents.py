@@ -21,6 +21,11 @@ def test_own_files_are_split_into_documents_and_lines(tmp_path: Path) -> None:
     assert documents[2].messages == [{"role": "user", "content": "Hi"}]
 
 
+def test_a_line_separator_inside_a_message_ends_no_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "one\u2028two"}]}\r\n')
+    assert load_documents((tmp_path / "a.jsonl",))[0].messages == [{"role": "user", "content": "one\u2028two"}]
+
+
 def test_raw_files_are_joined_as_they_are(tmp_path: Path) -> None:
     for name, text in (("a.txt", "one "), ("b.txt", "two\n")):
         (tmp_path / name).write_text(text)
