@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QLocalError as error:
         print(f"quantize: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"quantize: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return QLocalError.exit_code
     except KeyboardInterrupt:
         print("quantize: stopped; the same command continues after the last finished layer", file=sys.stderr)
         return INTERRUPTED

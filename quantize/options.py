@@ -17,6 +17,7 @@ DAMP = 0.05
 MAX_GRAM_COLUMNS = 16384
 """AWQ takes sampled inputs above this width: its Gram matrix would cost more than the search that uses it."""
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
@@ -92,6 +93,8 @@ def check(options: Options) -> None:
     if options.desc_act and options.rtn:
         raise UsageError("--desc-act orders columns by their inputs, and --rtn looks at none")
     _check_pad(options.pad_ffn)
+    if _DEVICE.fullmatch(options.device) is None:
+        raise UsageError(f"--device is {options.device[:40]!r}, expected auto, cpu or cuda:0")
     _check_range("--samples", options.calibration.num_samples, 1, 1 << 20)
     _check_range("--seq-len", options.calibration.seq_len, 16, 1 << 20)
     _check_range("--shard-size", options.shard_bytes, 1 << 20, 1 << 50)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import qlocal
+from qlocal.errors import UsageError
 from qlocal.formats.hf_checkpoint import HfCheckpoint
 from qlocal.guard.client import Guard
 from qlocal.layers.loader import load_embedding
@@ -253,6 +254,10 @@ def _staged(target: Target, assembly: Assembly, summary: Summary) -> Staged:
 
 
 def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    """Return the device to run layers on; UsageError when this machine lacks it."""
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    number = int(name.partition(":")[2] or 0)
+    if name != "cpu" and number >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
+    return name

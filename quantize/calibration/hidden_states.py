@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quantize.state import disk_error
+
 
 class HiddenStates:
     """(S, L, D) f32, mapped from `path`. S samples of L tokens, width D."""
@@ -22,8 +24,11 @@ class HiddenStates:
         self.shape = shape
         size = shape[0] * shape[1] * shape[2]
         if create:
-            with path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size * 4)  # a full disk shows here, not as SIGBUS on a page
+            try:
+                with path.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, size * 4)  # a full disk shows here, not as SIGBUS on a page
+            except OSError as error:
+                raise disk_error(path, error) from error
         self._values = torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)
 
     def __len__(self) -> int:

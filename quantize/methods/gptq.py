@@ -22,6 +22,8 @@ BLOCK = 128
 SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76)
 """Shares of a group's range that are tried for its scale."""
 PERMUTE_ROWS = 1024
+NORM_ROWS = 512
+"""Rows from which the size of the output is taken, to which the reported loss relates."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,17 @@ class GptqSolver:
         return block
 
     def _norm(self, work_NK: Tensor) -> float:
-        """Return ||W R||², a block of columns at a time."""
+        """Return ||W R||² a block of columns at a time, from evenly taken rows where there are many."""
+        step = -(-len(work_NK) // NORM_ROWS)
+        share = len(work_NK) / len(work_NK[::step])
+        work_NK = work_NK[::step].contiguous()
         total = 0.0
         for start in range(0, work_NK.shape[1], 1024):
             columns = slice(start, start + 1024)
             above = work_NK[:, :start] @ self._factor_KK[:start, columns]
             inside = work_NK[:, columns] @ self._factor_KK[columns, columns].triu()
             total += float((above + inside).square().sum(dtype=torch.float64))
-        return total
+        return total * share
 
     def _is_natural(self) -> bool:
         return bool((self._perm_K == torch.arange(len(self._perm_K))).all())

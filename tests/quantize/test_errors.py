@@ -109,6 +109,8 @@ ARGUMENTS = [
     (["--format", "awq", "--shard-size", "big"], "--shard-size is 'big'"),
     (["--format", "awq", "--max-memory", "10MB"], "--max-memory is 0.0 GB"),
     (["--format", "awq", "--calibration", "absent.txt"], "absent.txt: cannot be read"),
+    (["--format", "awq", "--device", "tpu"], "--device is 'tpu'"),
+    (["--format", "awq", "--device", "cuda:9"], "--device cuda:9"),
     (["--format", "awq", "--nonsense"], "unrecognized arguments"),
     (["--format", "awq", "--sym", "--asym"], "not allowed with"),
 ]
