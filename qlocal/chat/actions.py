@@ -32,7 +32,8 @@ class Action:
 
 
 ACTIONS = (
-    Action("stop", "escape,ctrl+c", "Stop", "Stop the answer; what was written stays", is_shown=False),
+    Action("stop", "escape", "Stop", "Stop the answer; what was written stays", is_shown=False),
+    Action("copy_or_stop", "ctrl+c", "Copy or stop", "Copy what is selected in the editor, else stop", is_shown=False),
     Action("regenerate", "ctrl+r", "Again", "Answer the last message anew; the old answer stays as a branch"),
     Action("previous_branch", "alt+left", "Branch before", "Show the answer before this one", is_shown=False),
     Action("next_branch", "alt+right", "Branch after", "Show the answer after this one", is_shown=False),

@@ -1,6 +1,6 @@
 """A small OpenAI-compatible server on the loopback, scripted by what the last message says.
 
-Runs as a program too (`python -m tests.chat.fake_server`), for tests in a real terminal: prints its port.
+It has our own routes too; its status events show a load and then end, as if the server had died.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     requests: ClassVar[list[dict[str, Any]]] = []
+    loads: ClassVar[list[dict[str, Any]]] = []
+    model: ClassVar[str | None] = None
     disconnects: ClassVar[list[str]] = []
 
     def log_message(self, *_args: Any) -> None:
@@ -29,11 +31,18 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/models":
             self._json(200, {"data": [{"id": "fake-model", "max_model_len": 2048}]})
+        elif self.path == "/qlocal/status":
+            self._json(200, _status("ready"))
+        elif self.path == "/qlocal/events":
+            self._send_events()
         else:
             self._json(404, {"error": {"message": "no such route", "type": "invalid_request_error"}})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.startswith("/qlocal/"):
+            self._own_route(body)
+            return
         Handler.requests.append({**body, "authorization": self.headers.get("Authorization")})
         said = body["messages"][-1]["content"]
         if said == "refuse":
@@ -49,6 +58,24 @@ class Handler(BaseHTTPRequestHandler):
             self._stream(said, len(Handler.requests))
         except (BrokenPipeError, ConnectionResetError):
             Handler.disconnects.append(said)
+
+    def _own_route(self, body: dict[str, Any]) -> None:
+        if self.path == "/qlocal/load":
+            Handler.loads.append(body)
+            Handler.model = body["model"]
+            self._json(202, _status("loading"))
+        else:
+            self._json(200, {"prompt_tokens": 7 * len(body["messages"]), "max_context": 2048})
+
+    def _send_events(self) -> None:
+        """Loading, ready, and then the server goes away."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        self._event(_status("loading") | {"progress": {"stage": "loading weights", "done": 3, "total": 4}})
+        self._event(_status("ready"))
 
     def _stream(self, said: str, number: int) -> None:
         if said == "slow":
@@ -83,12 +110,18 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+def _status(state: str) -> dict[str, Any]:
+    return {"state": state, "model": Handler.model, "max_context": 2048, "version": "0", "pid": 1}
+
+
 @contextmanager
 def fake_server() -> Iterator[str]:
     """Run the server in a thread; gives its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     Handler.requests.clear()
+    Handler.loads.clear()
+    Handler.model = "tiny"
     Handler.disconnects.clear()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -346,6 +346,29 @@ def test_the_copy_key_says_where_the_answer_went(tmp_path: Path, monkeypatch: py
     assert next(tmp_path.glob("qlocal-answer-*.md")).read_text() == "Take this."
 
 
+def test_ctrl_c_copies_a_selection_and_otherwise_stops_but_never_quits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qlocal.chat.clipboard.system_tool", lambda _environment: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    async def use(chat: Chat) -> None:
+        await chat.say("go")
+        await chat.until_shown("begun")
+        chat.prompt.text = "draft"
+        chat.prompt.select_all()
+        await chat.pilot.press("ctrl+c")
+        await chat.until(lambda: "written to" in chat.notice)
+        assert "■ stopped" not in chat.shown
+        chat.prompt.text = ""
+        await chat.pilot.press("ctrl+c")
+        await chat.until_shown("■ stopped")
+        assert chat.app.return_code is None
+
+    run_chat(tmp_path, ScriptedLink([[TextDelta("begun"), asyncio.Event()]]), use)
+    assert next(tmp_path.glob("qlocal-answer-*.md")).read_text() == "draft"
+
+
 def test_a_damaged_history_is_said_when_the_chat_opens(tmp_path: Path) -> None:
     (tmp_path / "history.sqlite3").write_bytes(b"nonsense" * 1000)
 

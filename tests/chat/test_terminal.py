@@ -87,6 +87,7 @@ def test_the_program_answers_in_a_terminal_and_quits_cleanly(url: str, tmp_path:
     assert terminal.close() == 0
 
 
+@pytest.mark.slow
 def test_a_killed_program_has_kept_what_it_received(url: str, tmp_path: Path) -> None:
     terminal = Terminal(url, tmp_path)
     terminal.until(b"fake-model")

@@ -119,6 +119,12 @@ class ChatScreen(Screen[None]):
         if self._turn is not None and self._is_busy:
             self._turn.cancel()
 
+    def action_copy_or_stop(self) -> None:
+        if selected := self.query_one(Prompt).selected_text:
+            self._copy(selected)
+        else:
+            self.action_stop()
+
     def action_regenerate(self) -> None:
         if self._is_busy:
             self._notice.say(words.STILL_BUSY)

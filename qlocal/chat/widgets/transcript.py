@@ -6,6 +6,7 @@ moving what is being read. Knows entries, not where they come from.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,6 +25,8 @@ from qlocal.chat.widgets.look import look_of
 
 FLUSH_S = 1 / 15
 """A streaming answer is drawn again at most so often."""
+MAX_FLUSH_SHARE = 0.2
+"""Of the time, at most: a long table is measured anew with every row, and then drawn less often."""
 MAX_VIEWS = 256
 
 
@@ -44,6 +47,7 @@ class Transcript(ScrollView, can_focus=True):
         self._new_lines = 0
         self._unwritten: list[str] = []
         self._flush_timer: Timer | None = None
+        self._flush_cost_s = 0.0
 
     @property
     def entries(self) -> list[Entry]:
@@ -82,7 +86,7 @@ class Transcript(ScrollView, can_focus=True):
         """Add text to the last entry, which streams; it is drawn within a fifteenth of a second."""
         self._unwritten.append(text)
         if self._flush_timer is None:
-            self._flush_timer = self.set_timer(FLUSH_S, self.flush)
+            self._flush_timer = self.set_timer(max(FLUSH_S, self._flush_cost_s / MAX_FLUSH_SHARE), self.flush)
 
     def flush(self) -> None:
         """Draw the text that has come in since the last time."""
@@ -91,6 +95,7 @@ class Transcript(ScrollView, can_focus=True):
             self._flush_timer = None
         if not self._unwritten:
             return
+        started_s = time.thread_time()
         text = "".join(self._unwritten)
         self._unwritten.clear()
         idx = len(self._entries) - 1
@@ -99,6 +104,7 @@ class Transcript(ScrollView, can_focus=True):
         self._entries[idx] = replace(entry, text=entry.text + text)
         self._measure(idx)
         self._settle()
+        self._flush_cost_s = time.thread_time() - started_s
 
     def go_to_end(self) -> None:
         """Go to the last line, and follow it from now on."""
