@@ -163,6 +163,9 @@ class EngineClient:
                 self._handle(message)
         except EngineError as error:
             self._cause = error
+        except Exception as error:  # a mistake of ours must not leave everyone waiting for an engine that is gone
+            log.exception("the engine's messages could not be handled")
+            self._cause = EngineError(f"an internal error of the server: {error!r}")
         finally:
             was_ready, self._ready, self._rank = self._ready, False, None
             watchdog.cancel()

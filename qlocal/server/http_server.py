@@ -12,8 +12,10 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qlocal.config import ServeOptions
 from qlocal.errors import RequestError
@@ -25,6 +27,7 @@ from qlocal.server.service import Service
 
 MAX_HEADER_BYTES = 16 << 10
 MAX_CONNECTIONS = 256
+HEADER_TIMEOUT_S = 10.0
 SHUTDOWN_S = 3
 
 log = logging.getLogger(__name__)
@@ -71,7 +74,7 @@ async def _serve(service: Service, rules: AccessRules, listener: socket.socket, 
     server = _Server(
         uvicorn.Config(
             activity.wrap(app),
-            http="h11",
+            http=PatientProtocol,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -93,6 +96,26 @@ async def _serve(service: Service, rules: AccessRules, listener: socket.socket, 
     finally:
         idle.cancel()
         await service.close()
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 as uvicorn speaks it, with an end to the patience for a request's headers."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
+        super().connection_made(transport)
+        self._waits_for_headers = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waits = self.conn.their_state is h11.IDLE
+        if waits and self._waits_for_headers.cancelled():
+            self._waits_for_headers = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
+        elif not waits:
+            self._waits_for_headers.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._waits_for_headers.cancel()
+        super().connection_lost(exc)
 
 
 class _Server(uvicorn.Server):

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from qlocal import protocol
@@ -35,18 +36,15 @@ class RankProcess:
     @classmethod
     async def start(cls, command: Sequence[str] = RANK_COMMAND) -> RankProcess:
         """Start `command --fd N`; its standard error is the server's log."""
-        ours, theirs = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command, "--fd", str(theirs.fileno()), pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL
-            )
-        except OSError as error:
-            ours.close()
-            raise EngineError(f"the engine process could not be started: {error}") from error
-        finally:
-            theirs.close()
-        _raise_oom_score(process.pid)
-        reader, writer = await asyncio.open_connection(sock=ours)
+        with ExitStack() as undo:  # a load may be cancelled at any await
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                process = await _start_process([*command, "--fd", str(theirs.fileno())], theirs.fileno())
+            undo.callback(_kill, process)
+            _raise_oom_score(process.pid)
+            reader, writer = await asyncio.open_connection(sock=ours)
+            undo.pop_all()
         return cls(process, reader, writer)
 
     @property
@@ -70,8 +68,7 @@ class RankProcess:
 
     def kill(self) -> None:
         """Send SIGKILL; `messages` then ends."""
-        if self._process.returncode is None:
-            self._process.kill()
+        _kill(self._process)
 
     async def end(self) -> str:
         """Ask for an orderly end, insist after a while; return in words how it ended."""
@@ -84,6 +81,18 @@ class RankProcess:
         finally:
             self._writer.close()
         return _ending(code)
+
+
+async def _start_process(command: Sequence[str], descriptor: int) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(*command, pass_fds=(descriptor,), stdin=asyncio.subprocess.DEVNULL)
+    except OSError as error:
+        raise EngineError(f"the engine process could not be started: {error}") from error
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
 
 
 def _ending(code: int) -> str:

@@ -43,6 +43,7 @@ class Service:
         self._resolve = resolve
         self._model: ModelText | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._one_load = asyncio.Lock()
         self._health_ids = itertools.count()
 
     async def load(self, request: LoadRequest, options: EngineOptions) -> None:
@@ -55,6 +56,10 @@ class Service:
             path = await asyncio.to_thread(self._resolve, request.model)
         except QLocalError as error:
             raise RequestError(str(error), status=404, param="model", code="model_not_found") from error
+        async with self._one_load:
+            await self._replace(path, options)
+
+    async def _replace(self, path: Path, options: EngineOptions) -> None:
         await self._stop_loading()
         await self.engine.stop()
         self._model = None
@@ -158,6 +163,10 @@ class Service:
         except QLocalError as error:
             log.error("%s cannot be loaded: %s", name, error)
             self.board.update(state=EngineState.FAILED, error=str(error), progress=None)
+            return
+        except Exception as error:  # a mistake of ours must not leave everyone waiting for a load that never ends
+            log.exception("%s cannot be loaded", name)
+            self.board.update(state=EngineState.FAILED, error=f"an internal error: {error!r}", progress=None)
             return
         await self.engine.load(_load_message(path, options))
 

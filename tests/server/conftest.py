@@ -69,6 +69,8 @@ class ByteCodec:
 def open_fake_text(name: str, path: Path) -> ModelText:
     if "headless" in name:
         raise UsageError(f"{name}: config.json is missing")
+    if "buggy" in name:
+        raise ZeroDivisionError("a mistake of ours")
     return ModelText(name, path, ByteCodec(), (STOP_ID,), GenerationDefaults((STOP_ID,), temperature=0.7, top_k=20))
 
 
@@ -110,7 +112,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
         def start_one(model: str | None = "echo", *, tcp: bool = False, **engine: Any) -> Running:
             folder = tmp_path / "run"
-            listener = stack.enter_context(bind_tcp("127.0.0.1", 0) if tcp else bind_unix(folder / "s.sock"))
+            bound = ExitStack()  # left by the server's thread, as a process leaves its lock
+            listener = bound.enter_context(bind_tcp("127.0.0.1", 0) if tcp else bind_unix(folder / "s.sock"))
             board = StatusBoard()
             engine = {"limits": RestartLimits(count=1), "command": RANK} | engine
             service = Service(EngineClient(board, **engine), board, open_fake_text, resolve_fake)
@@ -120,7 +123,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 rules = AccessRules(TOKEN, port, ("https://friend.example",))
             else:
                 address, rules = Address(socket=folder / "s.sock"), AccessRules()
-            thread = threading.Thread(target=serve, args=(service, rules, listener, ServeOptions(model=model)))
+
+            def run() -> None:
+                with bound:
+                    serve(service, rules, listener, ServeOptions(model=model))
+
+            thread = threading.Thread(target=run)
             thread.start()
             stack.callback(thread.join, 10)
             stack.callback(stop, address)

@@ -95,6 +95,16 @@ def test_body_over_the_limit_is_refused_announced_or_not(server: Running) -> Non
 JSON = {"Content-Type": "application/json"}
 
 
+def test_client_that_never_ends_its_headers_is_cut_off(tcp: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlocal.server.http_server.HEADER_TIMEOUT_S", 0.2)
+    host, port = tcp.address.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: local")
+        assert connection.recv(100) == b""
+    with tcp.client() as client:
+        assert client.get("/v1/models").status_code == 200
+
+
 def test_huge_header_is_refused_and_the_server_lives(tcp: Running) -> None:
     host, port = tcp.address.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:

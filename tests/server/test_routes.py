@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from typing import Any
 
@@ -115,6 +116,30 @@ def test_wrong_load_request_is_refused(server: Running, body: dict[str, Any]) ->
     with server.client() as client:
         assert client.post("/qlocal/load", json=body).status_code == 400
         assert client.get("/qlocal/status").json()["state"] == "ready"
+
+
+def test_mistake_in_our_own_code_does_not_leave_the_client_waiting(start: Start) -> None:
+    server = start("buggy")
+    server.wait_for(EngineState.FAILED)
+    status = fetch_status(server.address)
+    assert status is not None and "internal error" in (status.error or "")
+
+
+def test_two_loads_at_once_end_with_one_model(server: Running) -> None:
+    def load(model: str) -> None:
+        with server.client() as client:
+            assert client.post("/qlocal/load", json={"model": model}).status_code == 202
+
+    threads = [threading.Thread(target=load, args=(f"m{n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.wait_for(EngineState.READY)
+    status = fetch_status(server.address)
+    with server.client() as client:
+        (model,) = client.get("/v1/models").json()["data"]
+    assert status is not None and model["id"] == status.model
 
 
 def test_count_gives_prompt_and_context(server: Running) -> None:
