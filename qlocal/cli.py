@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import qlocal
 from qlocal.clean import clean
+from qlocal.devices import keep_threads_calm
 from qlocal.errors import QLocalError, UsageError
 
 COMMANDS = {
@@ -41,6 +42,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for errors, 3 for a failed quality gate."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    keep_threads_calm()
     try:
         code = _run(arguments)
         sys.stdout.flush()
