@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qlocal.chat.store.records import Message, MessageState, Role
+from qlocal.chat.store.records import Message, Role
 from qlocal.chat.store.threaded import Store
 
 if TYPE_CHECKING:
@@ -105,8 +105,3 @@ def _join(messages: list[ChatMessage], role: str, content: str) -> None:
         messages[-1]["content"] += "\n\n" + content
     else:
         messages.append({"role": role, "content": content})
-
-
-def is_unfinished(message: Message) -> bool:
-    """Whether an answer has less text than its model would have written."""
-    return message.state is not MessageState.COMPLETE

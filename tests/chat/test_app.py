@@ -305,7 +305,7 @@ def test_a_reader_who_scrolled_up_is_left_alone_and_told_of_new_lines(tmp_path: 
         below = chat.app.chat.query_one("#below", Static)
         await chat.until(lambda: below.display)
         await chat.until_idle()
-        assert chat.shown == before or chat.shown.splitlines()[:20] == before.splitlines()[:20]
+        assert chat.shown.splitlines()[:20] == before.splitlines()[:20]
         assert "new line" in str(below.content)
         await chat.pilot.press("ctrl+end")
         await chat.until_shown("added 9")
