@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,10 @@ from qlocal.errors import QLocalError
 
 # A terminal sends Esc alone and at the head of other keys; the wait that tells them apart delays every stop.
 ESCAPE_DELAY_S = 0.025
+
+HANGUP_CHECK_S = 1.0
+HANGUP = 129
+"""Exit code as a shell would give it: 128 and the number of SIGHUP."""
 
 LinkFactory = Callable[[ChatOptions], Link]
 
@@ -56,6 +61,13 @@ class ChatApp(App[int]):
         self._open_history()
         # After the first paint: importing the HTTP client takes a third as long as all of the above.
         self.call_after_refresh(self._follow_link)
+        if not self.is_headless:
+            self.set_interval(HANGUP_CHECK_S, self._leave_dead_terminal)
+
+    def _leave_dead_terminal(self) -> None:
+        # Textual reads the end of a terminal that has gone as fast as it can, for ever.
+        if _has_hung_up(sys.stdin.fileno()):
+            self.exit(HANGUP)
 
     def _write_terminal(self, sequence: str) -> bool:
         """Write a control sequence to the terminal; False where there is none."""
@@ -94,6 +106,13 @@ class ChatApp(App[int]):
                 self.chat.show_link(state)
         except QLocalError as error:
             self.chat.show_link(LinkState(Phase.FAILED, error=str(error)))
+
+
+def _has_hung_up(descriptor: int) -> bool:
+    """Return whether nobody holds the other end of a terminal any more."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLHUP)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def history_path(settings: config.Settings) -> Path:

@@ -176,3 +176,10 @@ def test_an_evening_in_tmux(url: str, tmp_path: Path) -> None:
         window.press("C-q")
     finally:
         window.close()
+
+
+def test_a_terminal_that_goes_away_takes_the_chat_along(url: str, tmp_path: Path) -> None:
+    terminal = Terminal(url, tmp_path)
+    terminal.until(b"qlocal")
+    os.close(terminal.master)
+    assert terminal.process.wait(WAIT_S) != 0
