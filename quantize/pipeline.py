@@ -38,7 +38,7 @@ from quantize.report.summary import Summary
 from quantize.solvers import awq, gguf, gptq, plain
 from quantize.solvers.base import LayerResult, LayerTask
 from quantize.source import PaddedSource
-from quantize.state import Journal, Unit, open_journal, source_fingerprint
+from quantize.state import Journal, Unit, locked, open_journal, source_fingerprint
 from quantize.work_files import write_unit
 
 
@@ -51,10 +51,12 @@ def quantize(checkpoint: HfCheckpoint, name: str, options: Options, display: Dis
     run = _Run(checkpoint, name, options, display)
     if run.is_done():
         return None
-    run.prepare()
-    for unit in run.remaining():
-        run.do_unit(unit)
-    return run.finish()
+    run.check()
+    with locked(run.folder):
+        run.resume()
+        for unit in run.remaining():
+            run.do_unit(unit)
+        return run.finish()
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,12 @@ class _Run:
         self._name = name
         self._recipe = make_recipe(checkpoint.architecture, checkpoint.config, options, name)
         self._source = PaddedSource(checkpoint, self._recipe.config)
-        self._folder = options.work_folder / "work"
-        self._placing = Placing(options.out, self._recipe.targets, self._folder, options.fingerprint())
+        self.folder = options.work_folder / "work"
+        self._placing = Placing(options.out, self._recipe.targets, self.folder, options.fingerprint())
         self._windows: Windows | None = None
         self._journal: Journal
         self._device = _device(options.device)
+        self._needed = estimate(self._recipe, options)
 
     def is_done(self) -> bool:
         """Tidy up after an earlier call that has placed its results; False where there is work to do."""
@@ -88,18 +91,20 @@ class _Run:
         self._placing.tidy()
         return True
 
-    def prepare(self) -> None:
-        """Check everything that can be checked early, tokenize, and open the journal."""
-        needed = estimate(self._recipe, self._options)
-        check_memory(needed, self._options)
+    def check(self) -> None:
+        """Check everything that needs no weights, and tokenize the texts; nothing is written."""
+        check_memory(self._needed, self._options)
         self._placing.check(self._options.overwrite)
         if "gguf" in self._options.formats:
             tokenizer_metadata(self._source)
         if self._options.needs_calibration:
             self._windows = self._tokenize()
-        self._journal = open_journal(self._folder, self._fingerprint(), torch.get_num_threads())
+
+    def resume(self) -> None:
+        """Open the journal, where an earlier call may have left off, and look for room on the disk."""
+        self._journal = open_journal(self.folder, self._fingerprint(), torch.get_num_threads())
         finished = sum(f.num_bytes for unit in self._journal.units.values() for f in unit.files.values())
-        check_disk(needed, self._folder, self._options.out, finished)
+        check_disk(self._needed, self.folder, self._options.out, finished)
         torch.set_num_threads(self._journal.threads)
         self._journal.save()
         for note in (*self._recipe.notes, *(self._windows.notes if self._windows else ())):
@@ -121,7 +126,7 @@ class _Run:
         parameters = 0
         for target in self._recipe.targets:
             solved = self._solve(unit, target, captured)
-            result.files[target.name] = write_unit(self._folder, target.name, unit, solved.tensors)
+            result.files[target.name] = write_unit(self.folder, target.name, unit, solved.tensors)
             result.losses[target.name] = solved.losses
             result.notes += [f"{target.name}: {note}" for note in solved.notes]
             parameters += sum(
@@ -150,8 +155,8 @@ class _Run:
         inputs = self._inputs(unit)
         if unit == HEAD_UNIT:
             return _Captured(self._capture_head(inputs))
-        run = LayerRun(self._source, int(unit), inputs, self._folder / "between.tmp", self._device)
-        outputs = HiddenStates(self._folder / "outputs.tmp", inputs.shape, create=True)
+        run = LayerRun(self._source, int(unit), inputs, self.folder / "between.tmp", self._device)
+        outputs = HiddenStates(self.folder / "outputs.tmp", inputs.shape, create=True)
         recorder = Recorder(self._recipe.config, self._wanted())
         with torch.inference_mode():
             run.whole(run.load_layer(), outputs, recorder)
@@ -170,8 +175,8 @@ class _Run:
         assert self._windows is not None, "only calibrated runs have inputs"
         shape = (*self._windows.ids.shape, self._recipe.config.hidden_size)
         if self._journal.hidden is not None:
-            return HiddenStates(self._folder / self._journal.hidden, shape)
-        states = HiddenStates(self._folder / "hidden-0.tmp", shape, create=True)
+            return HiddenStates(self.folder / self._journal.hidden, shape)
+        states = HiddenStates(self.folder / "hidden-0.tmp", shape, create=True)
         embedding = load_embedding(self._source, "cpu")
         for sample, ids in enumerate(self._windows.ids):
             states[sample] = embedding(ids)
@@ -215,13 +220,13 @@ class _Run:
         before, hidden = self._journal.hidden, self._journal.hidden
         if captured.outputs is not None:
             hidden = f"hidden-{int(unit) + 1}.bin"
-            captured.outputs.publish(self._folder / hidden)
+            captured.outputs.publish(self.folder / hidden)
         if captured.run is not None:
             captured.run.close()
         self._journal.finish(unit, result, hidden)
         if before not in (None, hidden):
-            (self._folder / str(before)).unlink(missing_ok=True)
-        (self._folder / "hidden-0.tmp").unlink(missing_ok=True)
+            (self.folder / str(before)).unlink(missing_ok=True)
+        (self.folder / "hidden-0.tmp").unlink(missing_ok=True)
 
     def _tokenize(self) -> Windows:
         config = self._recipe.config

@@ -5,10 +5,12 @@ Everything is written beside, flushed and renamed: whenever the machine stops, t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,6 @@ def open_journal(folder: Path, fingerprint: dict[str, Any], threads: int) -> Jou
     path = folder / FILE_NAME
     plain = json.loads(json.dumps(fingerprint, default=str))
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         return Journal(folder, plain, threads)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -97,6 +98,27 @@ def open_journal(folder: Path, fingerprint: dict[str, Any], threads: int) -> Jou
         )
     _check_files(journal)
     return journal
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create `folder` and keep every other process out of it; what is still empty at the end is removed again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ResumeError(f"{folder}: another quantize is at work there", hint="Wait for it, or stop it.") from error
+    finally:
+        os.close(descriptor)
+        _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    for path in (folder, folder.parent):
+        if path.is_dir() and not any(path.iterdir()) and (path == folder or path.suffix == ".partial"):
+            path.rmdir()
 
 
 def source_fingerprint(files: Sequence[Path]) -> dict[str, str]:

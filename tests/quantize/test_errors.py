@@ -157,6 +157,7 @@ def test_full_disk_is_noticed_before_work_begins(
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     assert main([str(qwen2), "--format", "awq", "--rtn", "--out", str(tmp_path / "out")]) == 2
     assert "are free on that disk" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
 def test_disk_that_fills_up_ends_in_one_sentence_and_continues(

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from quantize import pipeline
 from quantize.cli import main
+from quantize.state import locked
 from tests import tiny
 
 ARGUMENTS = [
@@ -185,3 +186,13 @@ def test_threads_of_the_first_run_are_kept(source: Path, tmp_path: Path, monkeyp
     interrupted(source, tmp_path / "out", monkeypatch)
     journal = json.loads((tmp_path / "out.partial" / "work" / "journal.json").read_text())
     assert journal["threads"] == torch.get_num_threads()
+
+
+def test_two_runs_never_share_a_work_folder(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = interrupted(source, tmp_path / "out", monkeypatch)
+    with locked(tmp_path / "out.partial" / "work"):
+        assert main(arguments) == 2
+    assert "another quantize is at work there" in capsys.readouterr().err
+    assert main(arguments) == 0
