@@ -64,7 +64,7 @@ def build_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
     parser.add_argument("--version", action="version", version=f"qlocal {qlocal.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, help_text in COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text.capitalize() + ".")
+        command = commands.add_parser(name, help=help_text, description=_sentence(help_text))
         if name in names:
             _module(name).add_arguments(command)
     return parser
@@ -85,13 +85,18 @@ def _run(arguments: list[str]) -> int:
 
 
 def _command_parser(name: str) -> argparse.ArgumentParser:
-    parser = Parser(prog=f"qlocal {name}", description=COMMANDS[name].capitalize() + ".")
+    parser = Parser(prog=f"qlocal {name}", description=_sentence(COMMANDS[name]))
     _module(name).add_arguments(parser)
     return parser
 
 
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f"qlocal.commands.{name}")
+
+
+def _sentence(words: str) -> str:
+    """Return `words` with a capital and a full stop; capitals inside stay, unlike with `str.capitalize`."""
+    return f"{words[0].upper()}{words[1:]}."
 
 
 if __name__ == "__main__":
