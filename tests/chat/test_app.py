@@ -401,3 +401,15 @@ def test_any_size_of_terminal_shows_the_answer_and_the_status(tmp_path: Path, si
 
     text = "word " * 100 + "\n\n| a | b |\n|--|--|\n| 中文 | 1 |\n\nthe end"
     run_chat(tmp_path, ScriptedLink([answer_of(text, pieces=50)]), use, size=size)
+
+
+@pytest.mark.parametrize("width", [61, 80, 97])
+def test_no_character_is_lost_under_the_scrollbar(tmp_path: Path, width: int) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.say("go")
+        await chat.until_shown("the-end")
+        await chat.until_idle()
+        assert chat.shown.count("X") == 400
+
+    # More than a screen, so that there is a scrollbar; no blanks, so that lines are filled to their last column.
+    run_chat(tmp_path, ScriptedLink([answer_of("above\n\n" * 40 + "X" * 400 + " the-end")]), use, size=(width, 40))
