@@ -79,8 +79,11 @@ def _existing(path: Path) -> Path:
 
 def _solver_bytes(recipe: Recipe, options: Options) -> int:
     """Return the largest set of matrices that one linear needs at once."""
-    linears = {spec.shape: spec for spec in recipe.architecture.layer_tensors(recipe.config, 0) if spec.is_quantized}
-    largest = max(_linear_bytes(spec, options) for spec in linears.values())
+    linears = [spec for spec in recipe.architecture.layer_tensors(recipe.config, 0) if spec.is_quantized]
+    largest = max(_linear_bytes(spec, options) for spec in linears)
+    if options.needs_calibration and set(options.formats) & {"awq", "gptq"}:
+        # the layer with its quantized weights in bf16, for the inputs of those that follow, and the packed results
+        largest += sum(spec.shape[0] * spec.shape[1] for spec in linears) * 5 // 2
     embedding = 2 * recipe.config.vocab_size * recipe.config.hidden_size  # in F16 on its way to the file
     return max(largest, embedding)
 
