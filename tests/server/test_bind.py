@@ -3,6 +3,9 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -44,31 +47,21 @@ def test_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_other_user_is_refused_even_where_the_files_let_him(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_user_is_refused_even_where_the_files_let_him(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    listener = OwnUserSocket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(tmp_path / "s"))
-    listener.listen()
-    (tmp_path / "s").chmod(0o777)
-    tmp_path.chmod(0o755)
-
-    def connect_as(uid: int) -> int:
-        child = os.fork()
-        if child == 0:
-            os.setuid(uid)
-            with socket.socket(socket.AF_UNIX) as peer:
-                peer.connect(str(tmp_path / "s"))
-                peer.recv(1)
-            os._exit(0)
-        return child
-
-    for folder in list(tmp_path.parents)[:2]:
-        folder.chmod(0o755)
-    child = connect_as(54321)
-    with listener:
-        with pytest.raises(ConnectionAbortedError):
-            listener.accept()
-        os.waitpid(child, 0)
+    connect = "peer = socket.socket(socket.AF_UNIX); peer.connect(sys.argv[1]); peer.recv(1)"
+    code = f"import os, socket, sys; os.setuid(54321); {connect}"
+    with tempfile.TemporaryDirectory() as folder, OwnUserSocket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        path = Path(folder) / "s"  # not in tmp_path, whose parents others may not pass
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(20)
+        path.chmod(0o777)
+        Path(folder).chmod(0o755)
+        with subprocess.Popen([sys.executable, "-c", code, path]) as child:
+            with pytest.raises(ConnectionAbortedError):
+                listener.accept()
+            child.wait(20)
 
 
 def test_tcp_listens_on_the_loopback_alone() -> None:
