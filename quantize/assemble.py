@@ -15,7 +15,7 @@ from torch import Tensor
 import qlocal
 from qlocal.formats import hf_folder
 from qlocal.formats.base import TokenizerData
-from qlocal.formats.gguf_keys import model_keys, rope_factors, tokenizer_keys
+from qlocal.formats.gguf_keys import model_keys, rope_factors, sampling_keys, tokenizer_keys
 from qlocal.formats.gguf_metadata import ROPE_FREQS
 from qlocal.formats.gguf_values import MetaValue
 from qlocal.formats.gguf_vocabulary import vocabulary_for_gguf
@@ -130,7 +130,7 @@ class Assembly:
     def _metadata(self, target: Target) -> dict[str, MetaValue]:
         file_type = MIXES[target.name].file_type
         keys = model_keys(self.recipe.architecture, self.recipe.config, self.name, file_type)
-        return keys | tokenizer_metadata(self.source)
+        return keys | sampling_keys(self.source.generation_defaults()) | tokenizer_metadata(self.source)
 
 
 def tokenizer_metadata(source: PaddedSource) -> dict[str, MetaValue]:

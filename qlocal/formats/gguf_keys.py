@@ -1,11 +1,14 @@
-"""The metadata keys of a GGUF file that we write: geometry, rotary scaling, vocabulary. Reading: `gguf_metadata.py`."""
+"""The metadata keys of a GGUF file that we write: geometry, rotary scaling, vocabulary, sampling.
+
+Reading: `gguf_metadata.py`.
+"""
 
 from __future__ import annotations
 
 import math
 
 from qlocal.formats import gguf_values as values
-from qlocal.formats.base import GgufVocabulary, TokenizerData
+from qlocal.formats.base import GenerationDefaults, GgufVocabulary, TokenizerData
 from qlocal.formats.gguf_values import MetaValue, ValueType
 from qlocal.models.base import Architecture, ModelConfig
 from qlocal.models.rope import llama3_divisors
@@ -99,3 +102,12 @@ def tokenizer_keys(vocabulary: GgufVocabulary, data: TokenizerData) -> dict[str,
 def _unknown(vocabulary: GgufVocabulary) -> int:
     """Return the id of the unknown token (type 2); the first one by custom."""
     return vocabulary.token_types.index(2) if 2 in vocabulary.token_types else 0
+
+
+def sampling_keys(defaults: GenerationDefaults) -> dict[str, MetaValue]:
+    """Return the `general.sampling.*` keys for what the makers recommend; nothing where they are silent."""
+    numbers = {"temp": defaults.temperature, "top_p": defaults.top_p, "penalty_repeat": defaults.repetition_penalty}
+    keys = {f"general.sampling.{name}": values.float32(x) for name, x in numbers.items() if x is not None}
+    if defaults.top_k is not None:
+        keys["general.sampling.top_k"] = values.int32(defaults.top_k)
+    return keys

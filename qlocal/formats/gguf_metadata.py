@@ -1,4 +1,4 @@
-"""What the keys of a GGUF file mean: its configuration and vocabulary. Reading; writing is `gguf_keys.py`."""
+"""What the keys of a GGUF file mean: its configuration, vocabulary and sampling. Reading; writing is `gguf_keys.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from qlocal.errors import ConfigError, FormatError, TokenizerError, UnsupportedError
 from qlocal.formats.base import GenerationDefaults, GgufVocabulary, TokenizerData
+from qlocal.formats.generation_config import parse_generation_defaults
 from qlocal.formats.gguf_reader import GgufHeader, GgufTensor
 from qlocal.formats.gguf_values import ValueType
 from qlocal.ggml_types import GgmlType
@@ -225,7 +226,7 @@ def _token(vocabulary: GgufVocabulary, token_id: int | None) -> str | None:
 
 
 def read_generation_defaults(header: GgufHeader) -> GenerationDefaults:
-    """Return the stop ids: the named ones (eos, eot, eom) first, then control tokens known by their text."""
+    """Return sampling and stop ids: the named ones (eos, eot, eom) first, then control tokens known by their text."""
     keys = _Keys(header)
     named = [keys.integer(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     tokens = keys.array("tokenizer.ggml.tokens", ValueType.STRING) or []
@@ -233,4 +234,12 @@ def read_generation_defaults(header: GgufHeader) -> GenerationDefaults:
     by_text = [
         i for i, (text, kind) in enumerate(zip(tokens, types, strict=False)) if kind == _CONTROL and text in _STOP_TEXTS
     ]
-    return GenerationDefaults(stop_ids=tuple(dict.fromkeys([i for i in named if i is not None] + by_text)))
+    stop_ids = tuple([i for i in named if i is not None] + by_text)
+    sampling = {
+        "temperature": keys.number("general.sampling.temp"),
+        "top_k": keys.integer("general.sampling.top_k"),
+        "top_p": keys.number("general.sampling.top_p"),
+        "repetition_penalty": keys.number("general.sampling.penalty_repeat"),
+    }
+    num_rows = header.tensors["token_embd.weight"].shape[0]
+    return parse_generation_defaults(sampling, keys.where, num_rows, stop_ids)

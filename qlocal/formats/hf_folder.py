@@ -12,10 +12,10 @@ from typing import Any
 
 from qlocal.errors import ConfigError, FormatError, TokenizerError
 from qlocal.formats.base import GenerationDefaults, TokenizerData
+from qlocal.formats.generation_config import parse_generation_defaults
 from qlocal.formats.mapped_file import read_small_file
 from qlocal.formats.safetensors_file import TensorInfo, read_header
 from qlocal.formats.strict_json import parse_json_object, read_json_object
-from qlocal.models.config_fields import Fields
 
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
@@ -107,20 +107,7 @@ def read_generation_defaults(folder: Path, vocab_size: int, stop_ids: tuple[int,
     path = folder / "generation_config.json"
     if not path.exists():
         return GenerationDefaults(stop_ids=stop_ids)
-    raw = read_json_object(path)
-    fields = Fields(raw, path.name)
-    own = fields.token_ids("eos_token_id", vocab_size)
-
-    def number(name: str, low: float, high: float) -> float | None:
-        return None if raw.get(name) is None else fields.number(name, low, high)
-
-    return GenerationDefaults(
-        stop_ids=tuple(dict.fromkeys(own + stop_ids)),
-        temperature=number("temperature", 0.0, 100.0),
-        top_k=None if raw.get("top_k") is None else fields.integer("top_k", 0, vocab_size),
-        top_p=number("top_p", 0.0, 1.0),
-        repetition_penalty=number("repetition_penalty", 0.01, 100.0),
-    )
+    return parse_generation_defaults(read_json_object(path), path.name, vocab_size, stop_ids)
 
 
 def read_tokenizer(folder: Path) -> TokenizerData:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from qlocal.formats import gguf_keys
+from qlocal.formats.base import GenerationDefaults
 from qlocal.formats.gguf_metadata import ROPE_FREQS
 from qlocal.formats.gguf_rows import rows_to_store
 from qlocal.formats.gguf_values import MetaValue
@@ -25,6 +26,7 @@ from qlocal.models.config_fields import parse_config
 from qlocal.weights import BlockWeight, DenseWeight
 from tests import tiny
 
+SAMPLING = GenerationDefaults(temperature=0.2, top_k=20, top_p=0.9, repetition_penalty=1.05)
 TORCH_DTYPES = {GgmlType.F32: torch.float32, GgmlType.F16: torch.float16, GgmlType.BF16: torch.bfloat16}
 
 
@@ -50,7 +52,7 @@ def write_tiny_gguf(
     data = read_tokenizer(tiny.write_checkpoint(path.parent / "source", model_type, overrides))
     vocabulary = vocabulary_for_gguf(data, config, config.eos_token_ids)
     keys: dict[str, MetaValue] = gguf_keys.model_keys(architecture, config, "Tiny", MIXES[mix].file_type)
-    keys |= gguf_keys.tokenizer_keys(vocabulary, data)
+    keys |= gguf_keys.sampling_keys(SAMPLING) | gguf_keys.tokenizer_keys(vocabulary, data)
     types = choose_types(architecture, config, mix, has_imatrix=False)
     writer = GgufWriter(path, keys, gguf_entries(architecture, config, types), max_shard_bytes)
     tensors = tiny.tiny_tensors(model_type, config)

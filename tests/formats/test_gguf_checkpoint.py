@@ -23,7 +23,7 @@ from qlocal.formats.sentencepiece_model import parse_sentencepiece
 from qlocal.models.rope import inverse_frequencies
 from qlocal.weights import BlockWeight, DenseWeight
 from tests import tiny
-from tests.formats.gguf_files import write_tiny_gguf
+from tests.formats.gguf_files import SAMPLING, write_tiny_gguf
 
 MODEL_TYPES = ["qwen2", "llama", "mixtral"]
 LLAMA3 = {
@@ -244,9 +244,8 @@ def test_the_tokenizer_survives_the_round_trip(tmp_path: Path) -> None:
         assert vocabulary.tokens[token_id] == text
         assert vocabulary.token_types[token_id] == (3 if text in tiny.SPECIAL_TOKENS else 1)
     assert vocabulary.token_types[-1] == 5 and vocabulary.tokens[-1] == "[PAD319]"
-    assert checkpoint.generation_defaults().stop_ids == (
-        reference.token_to_id("<|im_end|>"), reference.token_to_id("<|endoftext|>"),
-    )  # fmt: skip
+    stop_ids = tuple(reference.token_to_id(text) for text in ("<|im_end|>", "<|endoftext|>"))
+    assert checkpoint.generation_defaults() == dataclasses.replace(SAMPLING, stop_ids=stop_ids)
 
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

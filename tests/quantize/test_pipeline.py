@@ -44,6 +44,8 @@ def test_results_are_complete(all_results: tuple[Path, Path]) -> None:
         assert "What it measured" in (out / name / "README.md").read_text()
     assert "quantize_config.json" in {path.name for path in (out / "gptq").iterdir()}
     assert gguf(out, "q4_k_m").with_suffix(".md").exists()
+    defaults = [open_checkpoint(path).generation_defaults() for path in (source, gguf(out, "q4_k_m"))]
+    assert defaults[0].temperature == defaults[1].temperature == 0.7 and defaults[0].top_p == defaults[1].top_p
     assert not out.with_name(out.name + ".partial").exists()
 
 
