@@ -1,7 +1,7 @@
 """Run by an interpreter that has llama-cpp-python: what llama.cpp itself makes of a GGUF file.
 
     llama_peer.py logits MODEL.gguf TOKENS.npy OUT.npy      TOKENS (C, S) int32 -> OUT (C, S, V) float32
-    llama_peer.py complete MODEL.gguf TOKENS.npy OUT.npy    TOKENS (S,) -> OUT: up to 32 greedy tokens
+    llama_peer.py complete MODEL.gguf TOKENS.npy OUT.npy N  TOKENS (S,) -> OUT: up to N greedy tokens, with the end's
 
 The cache is F32 and flash attention is off. No import of this project.
 """
@@ -40,16 +40,17 @@ def logits(model: str, tokens: np.ndarray, out_path: str) -> None:
     out.flush()
 
 
-def complete(model: str, tokens: np.ndarray, out_path: str) -> None:
-    llama = load(model, len(tokens) + 64, all_logits=False)
-    answer = []
+def complete(model: str, tokens: np.ndarray, out_path: str, num_tokens: str) -> None:
+    llama = load(model, len(tokens) + int(num_tokens), all_logits=False)
+    vocab = llama_cpp.llama_model_get_vocab(llama.model)
+    answer: list[int] = []
     for token in llama.generate(tokens.tolist(), temp=0.0, repeat_penalty=1.0, top_k=1):
-        if llama_cpp.llama_vocab_is_eog(llama_cpp.llama_model_get_vocab(llama.model), token) or len(answer) == 32:
-            break
         answer.append(token)
+        if llama_cpp.llama_vocab_is_eog(vocab, token) or len(answer) == int(num_tokens):
+            break
     np.save(out_path, np.array(answer, np.int32))
 
 
 if __name__ == "__main__":
     action = {"logits": logits, "complete": complete}[sys.argv[1]]
-    action(sys.argv[2], np.load(sys.argv[3]), sys.argv[4])
+    action(sys.argv[2], np.load(sys.argv[3]), *sys.argv[4:])

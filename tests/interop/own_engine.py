@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from qlocal.engine.engine import Engine
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.gguf_checkpoint import GgufCheckpoint, stacked_shape
 from qlocal.formats.gguf_rows import permute_rows
@@ -15,6 +18,10 @@ from qlocal.kernels import reference
 from qlocal.layers.attention import causal
 from qlocal.layers.loader import load_model
 from qlocal.plan import make_plan
+from qlocal.protocol import Load, Sampling, TokenLogprobs
+from tests.engine import running
+
+TOP_LOGPROBS = 20
 
 
 def logits(path: Path, tokens: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -24,6 +31,31 @@ def logits(path: Path, tokens: torch.Tensor, dtype: str) -> torch.Tensor:
     positions = torch.arange(tokens.shape[1])
     attend = causal([tokens.shape[1]])
     return torch.stack([model.logits(model.forward(row, positions, lambda _: attend)) for row in tokens])
+
+
+@dataclass(frozen=True)
+class GreedyAnswer:
+    """The most likely token at each step, and what the model thought of the others."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]
+
+    def logprob_of(self, step: int, token_id: int) -> float:
+        """Return the log probability of a token at a step; -inf outside the TOP_LOGPROBS best."""
+        scored = self.logprobs[step]
+        return dict(zip(scored.top_ids, scored.top_logprobs, strict=True)).get(token_id, -math.inf)
+
+
+def greedy_answers(path: Path, prompt_ids: list[list[int]], num_tokens: int, dtype: str) -> list[GreedyAnswer]:
+    """Return `num_tokens` greedy tokens for each prompt, by the whole engine; nothing ends an answer earlier."""
+    engine = Engine.load(Load(str(path), ["cpu"], max_context=512, dtype=dtype), lambda _: None)
+    sampling = Sampling(temperature=0.0, top_logprobs=TOP_LOGPROBS)
+    requests = [
+        running.request(str(i), ids, num_tokens, sampling, num_tokens=engine.vocab_size)
+        for i, ids in enumerate(prompt_ids)
+    ]
+    answers = running.run(engine, *requests)
+    return [GreedyAnswer(answers[r.request_id].token_ids, answers[r.request_id].logprobs) for r in requests]
 
 
 def write_float32_twin(source: Path, out: Path) -> None:

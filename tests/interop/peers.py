@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
+ANSWER_TOKENS = 32
 
 
 def python() -> str:
@@ -55,8 +56,8 @@ def llama_logits(gguf: Path, tokens: np.ndarray, scratch: Path) -> np.ndarray:
 
 
 def llama_answer(gguf: Path, prompt_ids: list[int], scratch: Path) -> list[int]:
-    """Return llama.cpp's greedy answer of at most 32 tokens."""
+    """Return llama.cpp's greedy answer of at most ANSWER_TOKENS, the token that ends it included."""
     np.save(scratch / "prompt.npy", np.array(prompt_ids, np.int32))
-    run("llama_peer.py", "complete", gguf, scratch / "prompt.npy", scratch / "answer.npy")
+    run("llama_peer.py", "complete", gguf, scratch / "prompt.npy", scratch / "answer.npy", ANSWER_TOKENS)
     answer: list[int] = np.load(scratch / "answer.npy").tolist()
     return answer
