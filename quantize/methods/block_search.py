@@ -12,10 +12,14 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 TINY = np.float32(1e-15)
 """Blocks whose largest magnitude lies below are all zeros."""
+NO_STEP = np.float32(1e-36)
+"""Steps and spans below have reciprocals, times the number of levels, that overflow: taken as 0."""
 
 
 def ordered_sum(values_nB: Floats) -> Floats:
     """Sum over rows, first to last, in float32. Returns (B,)."""
+    if values_nB.shape[1] == 1:  # numpy would sum a lone column in pairs
+        return np.asarray(np.add.accumulate(values_nB, axis=0)[-1], dtype=np.float32)
     return np.asarray(np.add.reduce(values_nB, axis=0), dtype=np.float32)
 
 
@@ -25,11 +29,35 @@ def divide(numerator: Floats, denominator: Floats) -> Floats:
     return quotient
 
 
+def inverse_step(step: Floats) -> Floats:
+    """Return 1 / step, or 0 where that would be infinite."""
+    alive = np.abs(step) >= NO_STEP
+    inverse: Floats = np.where(alive, np.float32(1) / np.where(alive, step, np.float32(1)), np.float32(0))
+    return inverse
+
+
 def signed_extreme(x_nB: Floats) -> Floats:
-    """Return the first element of largest magnitude of every block, with its sign: (B,)."""
+    """Return the first element of largest magnitude of every block, with its sign; +0 where all are zeros: (B,)."""
     at = np.abs(x_nB).argmax(axis=0)
     extremes: Floats = np.take_along_axis(x_nB, at[None], axis=0)[0]
-    return extremes
+    return np.where(extremes != 0, extremes, np.float32(0))
+
+
+def smallest(x_nB: Floats) -> Floats:
+    """Return the first of the smallest elements of every block, which tells +0 from -0: (B,)."""
+    return _first(x_nB, np.less)
+
+
+def largest(x_nB: Floats) -> Floats:
+    """Return the first of the largest elements of every block: (B,)."""
+    return _first(x_nB, np.greater)
+
+
+def _first(x_nB: Floats, before: np.ufunc) -> Floats:
+    found: Floats = x_nB[0].copy()
+    for row in x_nB[1:]:
+        np.copyto(found, row, where=before(row, found))
+    return found
 
 
 def symmetric_search(x_nB: Floats, weight_nB: Floats, nmax: int) -> tuple[Floats, Floats]:
@@ -65,8 +93,9 @@ def minmax_search(
 
     Returns scale (B,), minimum (B,) and q (n, B). After a better candidate the next ones start from its minimum.
     """
-    low, high = np.minimum(x_nB.min(axis=0), np.float32(0)), x_nB.max(axis=0)
-    alive = high > low
+    high, low = largest(x_nB), smallest(x_nB)
+    low = np.where(low > 0, np.float32(0), low)
+    alive = high - low >= NO_STEP
     sum_w, sum_x = ordered_sum(weight_nB), ordered_sum(weight_nB * x_nB)
     span = np.where(alive, high - low, np.float32(1))
     codes = np.clip(np.rint((np.float32(nmax) / span) * (x_nB - low)), 0, nmax)
@@ -98,18 +127,18 @@ def positive_search(x_nB: Floats, weight_nB: Floats, nmax: int) -> tuple[Floats,
 
     Returns scale (B,) and q (n, B).
     """
-    largest = x_nB.max(axis=0)
-    alive = largest >= TINY
-    safe = np.where(alive, largest, np.float32(1))
+    most = x_nB.max(axis=0)
+    alive = most >= TINY
+    safe = np.where(alive, most, np.float32(1))
     inverse = np.float32(nmax) / safe
-    best = _weighted_error(x_nB, weight_nB, np.rint(inverse * x_nB), _reciprocal(inverse), None)
+    best = _weighted_error(x_nB, weight_nB, _within(inverse * x_nB, nmax), _reciprocal(inverse), None)
     for step in (-4, -3, -2, -1, 1, 2, 3, 4):
         candidate = (np.float32(0.1) * np.float32(step) + np.float32(nmax)) / safe
-        q = np.minimum(np.rint(candidate * x_nB), nmax)
+        q = _within(candidate * x_nB, nmax)
         error = _weighted_error(x_nB, weight_nB, q, _reciprocal(candidate), None)
         better = error < best
         inverse, best = np.where(better, candidate, inverse), np.where(better, error, best)
-    codes = np.minimum(np.rint(inverse * x_nB), nmax)
+    codes = _within(inverse * x_nB, nmax)
     scale = _descend(x_nB, weight_nB, codes, nmax)
     codes *= alive
     return np.where(alive, scale, np.float32(0)), codes
@@ -124,7 +153,7 @@ def _descend(x_nB: Floats, weight_nB: Floats, codes_nB: Floats, nmax: int) -> Fl
         for x, w, q in zip(x_nB, weight_nB, codes_nB, strict=True):
             rest_xq, rest_qq = xq - w * x * q, qq - w * q * q
             movable = (rest_xq > 0) & (rest_qq > 0)
-            new = np.minimum(np.rint(divide(x * rest_qq, np.where(movable, rest_xq, np.float32(1)))), nmax)
+            new = _within(x * rest_qq / np.where(movable, rest_xq, np.float32(1)), nmax)
             new_xq, new_qq = rest_xq + w * x * new, rest_qq + w * new * new
             better = movable & (new != q) & (new_xq * new_xq * qq > xq * xq * new_qq)
             np.copyto(q, new, where=better)
@@ -133,6 +162,12 @@ def _descend(x_nB: Floats, weight_nB: Floats, codes_nB: Floats, nmax: int) -> Fl
         if not changed:
             break
     return np.where(qq > 0, divide(xq, qq), np.float32(0))
+
+
+def _within(values: npt.NDArray[np.floating], nmax: int) -> Floats:
+    """Return the nearest codes in 0..nmax."""
+    codes: Floats = np.clip(np.rint(values), 0, nmax)
+    return codes
 
 
 def _reciprocal(values: npt.NDArray[np.floating]) -> Floats:

@@ -7,31 +7,27 @@ are llama.cpp's, down to the order of sums (`docs/formats.md`); fields are array
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 
 from qlocal.ggml_types import GgmlType
+from qlocal.kernels.quantize_blocks import Fit
 from quantize.methods.block_search import (
+    NO_STEP,
     TINY,
     Floats,
-    divide,
+    largest,
     minmax_search,
     ordered_sum,
     positive_search,
+    signed_extreme,
+    smallest,
     symmetric_search,
 )
 from quantize.methods.legacy_quant import Fields
 
 SUPER = 256
 MAX_SCALE_CODE = 63
-
-
-class Fit(Enum):
-    """How hard to look for the best sub-block."""
-
-    PLAIN = "plain"
-    SEARCH = "search"
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,8 @@ def quantize_rows(x_NK: Floats, ggml_type: GgmlType, importance_K: Floats | None
 def _quantize_with_minimum(x_SE: Floats, importance_SE: Floats | None, fit: Fit, grid: _Grid) -> Fields:
     x_nB = _element_major(x_SE, 32)
     if fit is Fit.PLAIN:
-        low, high = np.minimum(x_nB.min(axis=0), np.float32(0)), x_nB.max(axis=0)
+        high, low = largest(x_nB), smallest(x_nB)
+        low = np.where(low > 0, np.float32(0), low)
         scale, minimum = np.maximum(high - low, np.float32(0)) / np.float32(grid.nmax), -low
         codes = np.zeros_like(x_nB)
         (d, scales), (dmin, mins) = _largest(scale), _largest(minimum)
@@ -106,10 +103,12 @@ def _encode_with_minimum(
 def _largest(values_B: Floats) -> tuple[Floats, Floats]:
     """Quantize eight non-negative values a super-block to 0..63 by their largest: (S,) and (S * 8,)."""
     values = values_B.reshape(-1, 8)
-    largest = np.maximum(values.max(axis=1), np.float32(0))
-    inverse = divide(np.full_like(largest, MAX_SCALE_CODE), largest)
+    most = values.max(axis=1)
+    most = np.where(most > 0, most, np.float32(0))
+    alive = most >= NO_STEP
+    inverse = np.where(alive, np.float32(MAX_SCALE_CODE) / np.where(alive, most, np.float32(1)), np.float32(0))
     codes = np.clip(np.rint(inverse[:, None] * values), 0, MAX_SCALE_CODE)
-    return largest / np.float32(MAX_SCALE_CODE), codes.reshape(-1)
+    return np.asarray(most / np.float32(MAX_SCALE_CODE), dtype=np.float32), codes.reshape(-1)
 
 
 def _quantize_q6(x_SE: Floats, importance_SE: Floats | None, fit: Fit) -> Fields:
@@ -120,7 +119,7 @@ def _quantize_q6(x_SE: Floats, importance_SE: Floats | None, fit: Fit) -> Fields
         weight_nB = x_nB * x_nB if importance_SE is None else _element_major(importance_SE, 16)
         scale, codes = symmetric_search(x_nB, weight_nB, 32)
     by_super = scale.reshape(-1, 16)
-    extreme = np.take_along_axis(by_super, np.abs(by_super).argmax(axis=1)[:, None], axis=1)[:, 0]
+    extreme = signed_extreme(by_super.T)
     alive = np.abs(extreme) >= TINY
     inverse = np.float32(-128) / np.where(alive, extreme, np.float32(1))
     d16 = np.where(alive, np.float32(1) / inverse, np.float32(0)).astype(np.float16)

@@ -12,11 +12,8 @@ namespace {
 
 using qlocal::Matrix;
 
-// Numbers of the instruction sets on the C interface; native.py has the same.
-enum Isa : int32_t { ISA_AVX2 = 1, ISA_AVX512 = 2 };
-
 const qlocal::Kernels& kernels_of(int32_t isa) {
-    return isa == ISA_AVX512 ? qlocal::avx512_kernels : qlocal::avx2_kernels;
+    return isa == qlocal::ISA_AVX512 ? qlocal::avx512_kernels : qlocal::avx2_kernels;
 }
 
 // Rows a thread takes at once: enough work to be worth the hand-over, and about eight pieces a thread so that an

@@ -34,7 +34,9 @@ def floats(text: str) -> torch.Tensor:
 def test_blocks_are_those_of_the_real_encoder(ggml_type: GgmlType, weighted: bool, vectors) -> None:  # type: ignore[no-untyped-def]
     row = floats(vectors["x_f32_b64"])[None]
     importance = floats(vectors["imatrix_f32_b64"]) if weighted else None
-    blocks = quantize_ggml(row, ggml_type, importance).weight.blocks
+    # Without importance the real encoder rounds the types with blocks of 32.
+    plain = not weighted and ggml_type not in K_QUANTS
+    blocks = quantize_ggml(row, ggml_type, importance, plain=plain).weight.blocks
     expected = vectors["types"][ggml_type.name]["q_imatrix_hex" if weighted else "q_hex"]
     assert blocks.numpy().tobytes().hex() == expected
 

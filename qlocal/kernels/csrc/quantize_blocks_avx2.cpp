@@ -1,0 +1,7 @@
+// Quantizing for AVX2: eight rows at once.
+
+#include "lanes_avx2.h"
+
+#include "quantize_rows.h"
+
+const qlocal::Quantizer qlocal::avx2_quantizer = {Avx2Lanes::lanes, quantize<Avx2Lanes>};
