@@ -80,6 +80,14 @@ def resolve_fake(name: str) -> Path:
     return Path("/models") / name
 
 
+def eventually(is_so: Callable[[], bool], otherwise: Callable[[], str] | None = None, timeout_s: float = 20.0) -> None:
+    """Wait until something is so; a busy machine may take its time. `otherwise` says what was found instead."""
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, otherwise() if otherwise else "it did not happen"
+        time.sleep(0.01)
+
+
 @dataclass
 class Running:
     """A server of the tests."""
@@ -92,14 +100,12 @@ class Running:
         client.headers.update(headers)
         return client
 
-    def wait_for(self, state: EngineState, timeout_s: float = 10.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+    def wait_for(self, state: EngineState) -> None:
+        def is_so() -> bool:
             status = fetch_status(self.address)
-            if status is not None and status.state is state:
-                return
-            time.sleep(0.01)
-        raise AssertionError(f"the server is not {state.value} but {fetch_status(self.address)}")
+            return status is not None and status.state is state
+
+        eventually(is_so, lambda: f"the server is not {state.value} but {fetch_status(self.address)}")
 
 
 Start = Callable[..., Running]

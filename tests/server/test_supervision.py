@@ -13,7 +13,7 @@ import pytest
 from qlocal.launch import fetch_status
 from qlocal.schema import EngineState
 from qlocal.server.engine_client import RestartLimits
-from tests.server.conftest import Running, Start
+from tests.server.conftest import Running, Start, eventually
 from tests.server.test_chat import URL, ask, events
 
 
@@ -25,9 +25,7 @@ def kill_rank(server: Running) -> int:
 
 
 def wait_for_other_rank(server: Running, pid: int) -> None:
-    deadline = time.monotonic() + 10
-    while server.service.engine.pid in (None, pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: server.service.engine.pid not in (None, pid))
     server.wait_for(EngineState.READY)
 
 
@@ -99,10 +97,7 @@ def test_no_rank_outlives_its_server(start: Start) -> None:
     pid = server.service.engine.pid
     with server.client() as client:
         client.post("/qlocal/stop")
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not Path(f"/proc/{pid}").exists()
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_many_clients_at_once_get_their_own_answers(server: Running) -> None:
