@@ -41,12 +41,12 @@ class LocalLink:
         """See `Link.states`."""
         error: str | None = None
         while True:
-            yield LinkState(Phase.STARTING, self._model, error=error)
+            yield LinkState(Phase.STARTING, self._name, error=error)
             try:
                 # Blocks for as long as the server needs to answer, so it has a thread of its own.
                 address = await asyncio.to_thread(launch.ensure_server, self._model, self._engine)
             except QLocalError as refused:
-                yield LinkState(Phase.FAILED, self._model, error=str(refused))
+                yield LinkState(Phase.FAILED, self._name, error=str(refused))
                 await self._until_selected()
                 error = None
                 continue
@@ -57,7 +57,7 @@ class LocalLink:
                     yield _state_of(status)
             except ServerError as lost:
                 error = f"The server went away ({lost.message})"
-            yield LinkState(Phase.LOST, self._model, error=error)
+            yield LinkState(Phase.LOST, self._name, error=error)
             await self._before_restart()
 
     async def choices(self) -> list[Choice]:
@@ -84,6 +84,11 @@ class LocalLink:
         if self._client is not None:
             client, self._client = self._client, None
             await client.aclose()
+
+    @property
+    def _name(self) -> str | None:
+        """The model as the server calls it: a whole path would leave no room for the rest of the status line."""
+        return None if self._model is None else catalog.display_name(Path(self._model))
 
     async def _before_restart(self) -> None:
         """Wait a moment; after too many losses, until the user chooses a model again."""

@@ -63,6 +63,15 @@ def test_our_server_is_started_followed_and_started_again(
     assert started == [("tiny", EngineOptions(devices=("cpu", "cpu"), max_context=512))] * 2
 
 
+def test_a_model_given_by_its_path_is_shown_by_its_name(started: list[tuple[str | None, EngineOptions | None]]) -> None:
+    async def scenario() -> None:
+        states = LocalLink(ChatOptions(model="/a/long/folder/tiny-q4_k_m.gguf")).states()
+        assert (await anext(states)).model == "tiny-q4_k_m"
+        await states.aclose()
+
+    asyncio.run(scenario())
+
+
 def test_a_server_that_keeps_dying_is_left_until_another_model_is_chosen(
     started: list[tuple[str | None, EngineOptions | None]],
 ) -> None:
