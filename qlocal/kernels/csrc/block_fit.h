@@ -136,7 +136,8 @@ template <class V, int Largest> struct MinimumBlock {
     static void fit(const Floats<V>* x, const Floats<V>* w, Fit how, Fields& fields) {
         if (how == Fit::PLAIN)
             return round(x, fields);
-        const MinimumFit<V> found = minimum_search<V, 32>(x, w, kGrid);
+        MinimumFit<V> found;
+        minimum_search<V, 32, 1>(x, w, kGrid, &found);
         fields.d = to_half<V>(found.scale);
         fields.m = to_half<V>(found.low);
         for (int i = 0; i < 32; ++i)
@@ -246,8 +247,14 @@ template <class V, int Largest> struct MinimumSuperBlock {
     static void fit(const Floats<V>* x, const Floats<V>* w, Fit how, Fields& fields) {
         MinimumFit<V> found[8];
         Floats<V> scales[8], minima[8];
+        if (how == Fit::PLAIN)
+            for (int j = 0; j < 8; ++j)
+                found[j] = plain(x + 32 * j);
+        else
+            for (int j = 0; j < 8; j += 4)
+                minimum_search<V, 32, 4>(x + 32 * j, w + 32 * j, how == Fit::WEIGHTED ? kWeightedGrid : kGrid,
+                                         found + j);
         for (int j = 0; j < 8; ++j) {
-            found[j] = how == Fit::PLAIN ? whole_range(x + 32 * j) : search(x + 32 * j, w + 32 * j, how);
             scales[j] = found[j].scale;
             minima[j] = -found[j].low;
         }
@@ -264,11 +271,7 @@ template <class V, int Largest> struct MinimumSuperBlock {
         encode(x, found, fields);
     }
 
-    static __attribute__((noinline)) MinimumFit<V> search(const Floats<V>* x, const Floats<V>* w, Fit how) {
-        return minimum_search<V, 32>(x, w, how == Fit::WEIGHTED ? kWeightedGrid : kGrid);
-    }
-
-    static MinimumFit<V> whole_range(const Floats<V>* x) {
+    static MinimumFit<V> plain(const Floats<V>* x) {
         const Floats<V> zero{}, found = smallest<V, 32>(x), low = found > 0.0f ? zero : found;
         const Floats<V> span = largest<V, 32>(x) - low;
         return {(span > 0.0f ? span : zero) / float(Largest), low, zero, low, Mask<V>{}};
@@ -337,8 +340,7 @@ template <class V> struct SymmetricSuperBlock {
         SymmetricFit<V> found[16];
         Floats<V> scales[16];
         for (int j = 0; j < 16; ++j) {
-            found[j] =
-                how == Fit::PLAIN ? whole_range(x + 16 * j) : symmetric_search<V, 16>(x + 16 * j, w + 16 * j, 32);
+            found[j] = how == Fit::PLAIN ? plain(x + 16 * j) : symmetric_search<V, 16>(x + 16 * j, w + 16 * j, 32);
             scales[j] = found[j].scale;
         }
         const Floats<V> zero{}, one = V::set1(1.0f), extreme = signed_extreme<V, 16>(scales);
@@ -351,7 +353,7 @@ template <class V> struct SymmetricSuperBlock {
         }
     }
 
-    static SymmetricFit<V> whole_range(const Floats<V>* x) {
+    static SymmetricFit<V> plain(const Floats<V>* x) {
         const Floats<V> extreme = signed_extreme<V, 16>(x);
         return {V::abs(extreme) / 31.0f, Floats<V>{}, ~Mask<V>{}};
     }

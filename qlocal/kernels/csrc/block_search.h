@@ -125,61 +125,103 @@ template <class V> struct MinimumFit {
     }
 };
 
-template <class V, int N>
-inline Floats<V> weighted_error(const Floats<V>* x, const Floats<V>* weights, const Floats<V>* q, Floats<V> scale,
-                                Floats<V> low) {
-    Floats<V> sum{};
-    for (int i = 0; i < N; ++i) {
-        const Floats<V> difference = scale * q[i] + low - x[i];
-        sum += difference * difference * weights[i];
+template <class V> struct MinimumSums {
+    Floats<V> q{}, qq{}, xq{}; // of w q, w q² and w x q
+};
+
+// The two passes that a candidate makes over B blocks of N elements. The blocks take turns, so that no sum waits for
+// itself.
+template <class V, int N, int B> struct MinimumPasses {
+    const Floats<V>* x;
+    const Floats<V>* weights;
+    Floats<V> q[B * N];
+
+    MinimumPasses(const Floats<V>* x, const Floats<V>* weights) : x(x), weights(weights) {}
+
+    inline void round(const Floats<V>* inverse, const Floats<V>* from, float nmax, MinimumSums<V>* sums) {
+        for (int i = 0; i < N; ++i)
+            for (int b = 0; b < B; ++b) {
+                const int at = b * N + i;
+                q[at] = nearest<V>(inverse[b] * (x[at] - from[b]), 0.0f, nmax);
+                const Floats<V> weighted = weights[at] * q[at];
+                sums[b].q += weighted;
+                sums[b].qq += weighted * q[at];
+                sums[b].xq += weighted * x[at];
+            }
     }
-    return sum;
+
+    inline void measure(const Floats<V>* scale, const Floats<V>* low, Floats<V>* error) const {
+        for (int i = 0; i < N; ++i)
+            for (int b = 0; b < B; ++b) {
+                const int at = b * N + i;
+                const Floats<V> difference = scale[b] * q[at] + low[b] - x[at];
+                error[b] += difference * difference * weights[at];
+            }
+    }
+};
+
+// The scale and low <= 0 that fit given codes best. Returns where there are such.
+template <class V>
+inline Mask<V> least_squares(Floats<V> sum_w, Floats<V> sum_x, const MinimumSums<V>& sums, Floats<V>& scale,
+                             Floats<V>& low) {
+    const Floats<V> determinant = sum_w * sums.qq - sums.q * sums.q;
+    scale = (sum_w * sums.xq - sum_x * sums.q) / determinant;
+    low = (sums.qq * sum_x - sums.q * sums.xq) / determinant;
+    const auto above = low > 0.0f;
+    scale = above ? divide_or_zero<V>(sums.xq, sums.qq) : scale;
+    low = above ? Floats<V>{} : low;
+    return determinant > 0.0f;
 }
 
-// Least squares from every grid; after a better candidate the next ones start from its low. x, weights: N vectors.
-template <class V, int N>
-inline MinimumFit<V> minimum_search(const Floats<V>* x, const Floats<V>* weights, const MinimumGrid& grid) {
-    const Floats<V> zero{}, one = V::set1(1.0f), high = largest<V, N>(x);
-    Floats<V> low = smallest<V, N>(x);
-    low = low > 0.0f ? zero : low;
-    MinimumFit<V> fit{{}, low, {}, low, high - low >= kNoStep};
-    Floats<V> q[N], sum_w{}, sum_x{};
-    fit.inverse = V::set1(grid.nmax) / (fit.alive ? high - low : one);
-    for (int i = 0; i < N; ++i) {
-        q[i] = nearest<V>(fit.inverse * (x[i] - low), 0.0f, grid.nmax);
-        sum_w += weights[i];
-        sum_x += weights[i] * x[i];
+// From the smallest element, or 0, to the largest one. `high`: the largest, written.
+template <class V, int N> inline MinimumFit<V> whole_range(const Floats<V>* x, float nmax, Floats<V>& high) {
+    const Floats<V> found = smallest<V, N>(x), low = found > 0.0f ? Floats<V>{} : found, one = V::set1(1.0f);
+    high = largest<V, N>(x);
+    const auto alive = high - low >= kNoStep;
+    const Floats<V> inverse = V::set1(nmax) / (alive ? high - low : one);
+    return {one / inverse, low, inverse, low, alive};
+}
+
+// Least squares from every grid; after a better candidate the next ones start from its low.
+// x, weights: B blocks of N vectors behind each other. fits: B, written.
+template <class V, int N, int B>
+void minimum_search(const Floats<V>* x, const Floats<V>* weights, const MinimumGrid& grid, MinimumFit<V>* fits) {
+    MinimumPasses<V, N, B> passes(x, weights);
+    Floats<V> high[B], low[B], from[B], inverse[B], scale[B], sum_w[B]{}, sum_x[B]{}, best[B]{};
+    for (int b = 0; b < B; ++b) {
+        fits[b] = whole_range<V, N>(x + b * N, grid.nmax, high[b]);
+        scale[b] = fits[b].scale, low[b] = fits[b].low, inverse[b] = fits[b].inverse;
+        for (int i = b * N; i < (b + 1) * N; ++i) {
+            sum_w[b] += weights[i];
+            sum_x[b] += weights[i] * x[i];
+        }
     }
-    fit.scale = one / fit.inverse;
-    Floats<V> best = weighted_error<V, N>(x, weights, q, fit.scale, low);
+    MinimumSums<V> unused[B];
+    passes.round(inverse, low, grid.nmax, unused);
+    passes.measure(scale, low, best);
     for (int index = 0; index <= grid.count; ++index) {
         const float levels = grid.start + grid.step * float(index) + grid.nmax;
-        const Floats<V> from = fit.low;
-        const Floats<V> inverse = V::set1(levels) / (fit.alive ? high - from : one);
-        Floats<V> sum_q{}, sum_qq{}, sum_xq{};
-        for (int i = 0; i < N; ++i) {
-            q[i] = nearest<V>(inverse * (x[i] - from), 0.0f, grid.nmax);
-            const Floats<V> weighted = weights[i] * q[i];
-            sum_q += weighted;
-            sum_qq += weighted * q[i];
-            sum_xq += weighted * x[i];
+        for (int b = 0; b < B; ++b) {
+            from[b] = fits[b].low;
+            inverse[b] = V::set1(levels) / (fits[b].alive ? high[b] - from[b] : V::set1(1.0f));
         }
-        const Floats<V> determinant = sum_w * sum_qq - sum_q * sum_q;
-        Floats<V> scale = (sum_w * sum_xq - sum_x * sum_q) / determinant;
-        low = (sum_qq * sum_x - sum_q * sum_xq) / determinant;
-        const auto above = low > 0.0f;
-        scale = above ? divide_or_zero<V>(sum_xq, sum_qq) : scale;
-        low = above ? zero : low;
-        const Floats<V> error = weighted_error<V, N>(x, weights, q, scale, low);
-        const auto better = (determinant > 0.0f) & (error < best) & fit.alive;
-        fit.inverse = better ? inverse : fit.inverse;
-        fit.from = better ? from : fit.from;
-        fit.scale = better ? scale : fit.scale;
-        fit.low = better ? low : fit.low;
-        best = better ? error : best;
+        MinimumSums<V> sums[B];
+        passes.round(inverse, from, grid.nmax, sums);
+        Mask<V> solved[B];
+        for (int b = 0; b < B; ++b)
+            solved[b] = least_squares<V>(sum_w[b], sum_x[b], sums[b], scale[b], low[b]);
+        Floats<V> error[B]{};
+        passes.measure(scale, low, error);
+        for (int b = 0; b < B; ++b) {
+            const auto better = solved[b] & (error[b] < best[b]) & fits[b].alive;
+            const MinimumFit<V> before = fits[b];
+            fits[b] = {better ? scale[b] : before.scale, better ? low[b] : before.low,
+                       better ? inverse[b] : before.inverse, better ? from[b] : before.from, before.alive};
+            best[b] = better ? error[b] : best[b];
+        }
     }
-    fit.scale = fit.alive ? fit.scale : zero;
-    return fit;
+    for (int b = 0; b < B; ++b)
+        fits[b].scale = fits[b].alive ? fits[b].scale : Floats<V>{};
 }
 
 // --- Non-negative x = scale q with q in 0..nmax
@@ -207,6 +249,16 @@ inline Floats<V> descend(const Floats<V>* x, const Floats<V>* weights, float nma
     return qq > 0.0f ? divide_or_zero<V>(xq, qq) : Floats<V>{};
 }
 
+template <class V, int N>
+inline Floats<V> weighted_error(const Floats<V>* x, const Floats<V>* weights, const Floats<V>* q, Floats<V> scale) {
+    Floats<V> sum{};
+    for (int i = 0; i < N; ++i) {
+        const Floats<V> difference = scale * q[i] - x[i];
+        sum += difference * difference * weights[i];
+    }
+    return sum;
+}
+
 // Nine grids, then the descent. x, weights: N vectors; q: N vectors, written. Returns the scale.
 template <class V, int N>
 inline Floats<V> positive_search(const Floats<V>* x, const Floats<V>* weights, float nmax, Floats<V>* q) {
@@ -217,7 +269,7 @@ inline Floats<V> positive_search(const Floats<V>* x, const Floats<V>* weights, f
     const auto error_of = [&](Floats<V> inverse) {
         for (int i = 0; i < N; ++i)
             q[i] = nearest<V>(inverse * x[i], 0.0f, nmax);
-        return weighted_error<V, N>(x, weights, q, one / inverse, Floats<V>{});
+        return weighted_error<V, N>(x, weights, q, one / inverse);
     };
     Floats<V> inverse = V::set1(nmax) / safe, best = error_of(inverse);
     for (const int step : steps) {
