@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qlocal.errors import PlanError
 from qlocal.models.base import ModelConfig, TensorSpec
-from quantize.options import MAX_GRAM_COLUMNS, Options
+from quantize.options import Options
 from quantize.recipe import Recipe
 
 BASE_BYTES = 700 << 20
@@ -93,12 +93,9 @@ def _linear_bytes(spec: TensorSpec, options: Options) -> int:
     weights = rows * columns
     calibrated = options.needs_calibration
     needs = [weights if options.formats == ("gguf",) else weights * (4 + 4 + 1 + 1)]
-    if "gptq" in options.formats and calibrated:
+    if set(options.formats) & {"awq", "gptq"} and calibrated:
         # the matrix, the weight that becomes its errors, codes before and after packing, the effective weight
         needs.append(4 * columns * columns + weights * (4 + 1 + 1 + 2))
-    if "awq" in options.formats and calibrated:
-        gram = 4 * columns * columns if columns <= MAX_GRAM_COLUMNS else 0
-        needs.append(gram + weights * (4 + 1 + 1 + 2))
     return max(needs)
 
 

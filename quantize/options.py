@@ -14,8 +14,8 @@ GROUP_SIZES = (128, 64, 32)
 GGUF_TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 DAMP = 0.05
 """GPTQ: share of the mean diagonal that is added to it."""
-MAX_GRAM_COLUMNS = 16384
-"""AWQ takes sampled inputs above this width: its Gram matrix would cost more than the search that uses it."""
+MAX_SEARCH_COLUMNS = 16384
+"""AWQ searches its scales by sampled inputs above this width: by the Gram matrix it would take many times longer."""
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)

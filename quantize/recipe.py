@@ -163,7 +163,6 @@ def _targets(
     architecture: Architecture, config: ModelConfig, options: Options, group_size: int, name: str
 ) -> Iterator[Target]:
     paths = outputs(options, name)
-    # GPTQ consumes the matrices of inputs that it shares with AWQ, so it comes after it.
     for format_name in sorted(set(options.formats) - {"gguf"}):
         settings = _settings(format_name, options, group_size)
         tensors = tuple(_hf_tensors(architecture, config, settings))

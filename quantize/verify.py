@@ -1,147 +1,154 @@
-"""The gate `quantize verify`: how far a candidate's distribution is from its source's, a layer in memory at a time."""
+"""The gate: what was quantized is held against its source, and fails where it lost too much.
+
+`quantize` ends with it; `quantize verify OUT --source SOURCE` runs it alone, on any checkpoint of the same model.
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from qlocal import catalog
 from qlocal.errors import QualityError, UsageError
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
-from qlocal.guard.client import Guard
-from qlocal.layers.attention import Attend, causal
-from qlocal.layers.decoder import Decoder
-from qlocal.layers.loader import load_embedding, load_head, load_layer
-from qlocal.layers.norm import rms_norm
-from qlocal.layers.rotary import Rotary
-from qlocal.metrics import Evaluation, evaluate, take_chunks
-from qlocal.tokenizer.tokenizer import Tokenizer
+from qlocal.formats.hf_checkpoint import HfCheckpoint
 from quantize.arguments import Parser
-from quantize.calibration.documents import SHIPPED, read_text
+from quantize.gate.limits import Limits, add_limit_options
+from quantize.gate.measure import Measured, measure
+from quantize.gate.streaming import Machine, OnLayer
+from quantize.gate.texts import Reading, read_material
+from quantize.report.display import open_display
+from quantize.report.files import read_report, write_pages, write_report
+from quantize.report.summary import describe, gate_rows, place
+from quantize.source import PaddedSource, open_source
 
 GATE_FAILED = QualityError.exit_code
+_SAME = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "num_experts")
 
 
-class StreamedDecoder(Decoder):
-    """A model whose layers were run one by one over known chunks; it answers for those chunks alone.
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of one result. report: the result's own, or what its headers say, with `verify` added."""
 
-    Held in memory: the residual streams of all chunks and the head.
-    """
+    path: Path
+    measured: Measured
+    failures: list[str]
+    report: dict[str, Any]
 
-    def __init__(self, checkpoint: Checkpoint, chunks: Sequence[Sequence[int]], device: str, dtype: str) -> None:
-        self.config = checkpoint.config
-        self._states = _run_layers(checkpoint, chunks, device, dtype)
-        self._norm, self._output = load_head(checkpoint, device, dtype)
+    @property
+    def sentence(self) -> str:
+        """What failed, and where the result is farthest from its source."""
+        worst = ", ".join(f"{place(name)} {error:.4g}" for name, error in self.measured.worst)
+        return f"{self.path.name} fails the gate: {'; '.join(self.failures)}; the largest output errors: {worst}"
 
-    def forward(self, input_ids: Tensor, positions: Tensor, attend_of_layer: Callable[[int], Attend]) -> Tensor:
-        """Return the residual stream (T, D) f32 of a known chunk."""
-        return self._states[tuple(input_ids.tolist())]
+    def add_to_report(self, *, with_card: bool) -> None:
+        """Write the verdict into the report that lies with the result."""
+        write_report(self.path, self.report, with_card=with_card)
 
-    def logits(self, hidden_states: Tensor) -> Tensor:
-        """Return (T, V) f32 for (T, D) f32."""
-        states = rms_norm(hidden_states.to(self._norm.device), self._norm, self.config.rms_norm_eps)
-        return self._output(states)[0]
+
+def judge(
+    source: HfCheckpoint | PaddedSource,
+    results: Sequence[Path],
+    reading: Reading,
+    machine: Machine,
+    limits: Limits,
+    on_layer: OnLayer | None = None,
+) -> list[Verdict]:
+    """Hold results against their source; one pass over the source serves all. UsageError for another model's."""
+    candidates = [open_checkpoint(path) for path in results]
+    for candidate in candidates:
+        _check_pair(source, candidate)
+    widths = {candidate.config.intermediate_size for candidate in candidates}
+    if len(widths) > 1:
+        raise UsageError(f"the results have different FFN widths: {', '.join(map(str, sorted(widths)))}")
+    if isinstance(source, HfCheckpoint):
+        source = PaddedSource(source, replace(source.config, intermediate_size=widths.pop()))
+    measured = measure(source, candidates, read_material(source, reading), machine, on_layer)
+    return [_verdict(*pair, limits) for pair in zip(results, candidates, measured, strict=True)]
 
 
 def verify_command(arguments: Sequence[str]) -> int:
-    """Run `quantize verify ...`; returns 0, or 3 when the gate fails."""
+    """Run `quantize verify ...`; returns 0. QualityError when the gate fails."""
     parsed = build_parser().parse_args(list(arguments))
-    source, candidate = (open_checkpoint(catalog.resolve(path)) for path in (parsed.source, parsed.candidate))
-    _check_pair(source, candidate)
-    measured = measure(source, candidate, tuple(parsed.text), parsed.chunks, parsed.length, parsed.dtype)
-    failures = _failures(measured, parsed)
+    limits = Limits.of(parsed)
+    reading = Reading(tuple(parsed.text), parsed.chunks, parsed.length)
+    source, results = open_source(catalog.resolve(parsed.source)), find_results(catalog.resolve(parsed.out))
+    with open_display() as display:
+        machine = Machine(parsed.device, parsed.dtype)
+        verdicts = judge(source, results, reading, machine, limits, display.gate_layer)
+    for verdict in verdicts:
+        _report(verdict, parsed.report)
     if parsed.json:
-        print(json.dumps(measured.to_json() | {"passed": not failures, "failures": failures}, indent=1))
+        print(json.dumps({"results": [{"path": str(v.path), **v.report["verify"]} for v in verdicts]}, indent=1))
     else:
-        _print(measured, failures)
-    return GATE_FAILED if failures else 0
+        for verdict in verdicts:
+            _print(verdict)
+    failed = [verdict.sentence for verdict in verdicts if verdict.failures]
+    if failed:
+        raise QualityError("; ".join(failed))
+    return 0
 
 
 def build_parser() -> Parser:
     """Return the parser of `quantize verify`."""
-    parser = Parser(prog="quantize verify", description="Measure a quantized checkpoint against its source.")
+    parser = Parser(prog="quantize verify", description="Hold a quantized checkpoint against its source.")
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="the BF16 folder")
-    add("candidate", metavar="CANDIDATE", help="AWQ or GPTQ folder, or .gguf file")
-    add("--text", type=Path, nargs="+", default=[], metavar="FILE", help="texts to predict (some shipped ones if none)")
-    add("--chunks", type=int, default=16, help="windows of text")
-    add("--length", type=int, default=512, help="tokens of a window")
-    add("--max-kl", type=float, default=0.1, help="largest mean KL in nats a token")
-    add("--min-top1", type=float, default=0.0, help="smallest share of tokens with the same favourite, 0 to 1")
-    add("--max-ppl-ratio", type=float, default=None, help="largest perplexity relative to the source's")
+    add("out", metavar="OUT", help="AWQ or GPTQ folder, .gguf file, or a folder with several of them")
+    add("--source", required=True, metavar="SOURCE", help="the BF16 folder it was made from")
+    add("--text", type=Path, nargs="+", default=[], metavar="FILE", help="texts to predict; .jsonl for conversations")
+    add("--chunks", type=int, default=Reading.num_chunks, help="windows of plain text")
+    add("--length", type=int, default=Reading.length, help="tokens of a window, and the most of a conversation")
+    add_limit_options(parser)
+    add("--device", default="cpu", help="where layers are run: cpu, cuda:0")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="inputs of matrix products")
+    add("--report", type=Path, metavar="DIR", help="write JSON and HTML there, also of a result made elsewhere")
     add("--json", action="store_true", help="machine-readable output")
     return parser
 
 
-def measure(
-    source: Checkpoint, candidate: Checkpoint, texts: tuple[Path, ...], num_chunks: int, length: int, dtype: str
-) -> Evaluation:
-    """Return the distance of `candidate` from `source` over windows of the texts."""
-    if num_chunks < 1 or length < 2:
-        raise UsageError(f"--chunks {num_chunks} --length {length}: at least 1 and 2 are needed")
-    paths = texts or tuple(sorted(p for p in SHIPPED.glob("prose-*.txt")))
-    with Guard() as guard:
-        tokenizer = Tokenizer.load(source.tokenizer(), guard)
-        encoded = [tokenizer.encode(read_text(path)) for path in paths]
-    if not texts:
-        encoded = [[token for ids in encoded for token in ids]]
-    chunks = take_chunks(encoded, num_chunks, length)
-    with torch.inference_mode():
-        reference = StreamedDecoder(source, chunks, "cpu", dtype)
-        model = StreamedDecoder(candidate, chunks, "cpu", dtype)
-    return evaluate(model, chunks, reference)
-
-
-def _run_layers(
-    checkpoint: Checkpoint, chunks: Sequence[Sequence[int]], device: str, dtype: str
-) -> dict[tuple[int, ...], Tensor]:
-    """Return the last residual stream of every chunk without its last token, which is only predicted."""
-    inputs = [tuple(chunk[:-1]) for chunk in chunks]
-    embedding = load_embedding(checkpoint, "cpu")
-    states = [embedding(torch.tensor(ids)).to(device) for ids in inputs]
-    rotary = Rotary(checkpoint.config)
-    rotations = {len(ids): rotary.at(torch.arange(len(ids))).to(torch.device(device)) for ids in inputs}
-    for index in range(checkpoint.config.num_hidden_layers):
-        layer = load_layer(checkpoint, index, device, dtype, join=True)
-        for at, ids in enumerate(inputs):
-            states[at] = layer.forward(states[at], rotations[len(ids)], causal([len(ids)]))
-    return dict(zip(inputs, states, strict=True))
+def find_results(path: Path) -> list[Path]:
+    """Return the results at `path`: itself, or those in a folder that `quantize` filled with several."""
+    if path.is_file() or (path / "config.json").exists():
+        return [path]
+    found = [p for p in sorted(path.iterdir()) if p.suffix == ".gguf" or (p / "config.json").is_file()]
+    if not found:
+        raise UsageError(f"{path}: holds no checkpoint", hint="OUT is an AWQ or GPTQ folder, or a .gguf file.")
+    return found
 
 
 def _check_pair(source: Checkpoint, candidate: Checkpoint) -> None:
     """Raise UsageError when the two are not of one model; the FFN may be padded."""
-    for field in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+    for field in _SAME:
         ours, theirs = getattr(candidate.config, field), getattr(source.config, field)
         if ours != theirs:
             raise UsageError(f"the candidate has {field} {ours}, the source {theirs}: they are different models")
+    ours, theirs = candidate.config.intermediate_size, source.config.intermediate_size
+    if ours < theirs:
+        raise UsageError(f"the candidate's FFN has {ours} columns, the source's {theirs}: they are different models")
 
 
-def _failures(measured: Evaluation, limits: argparse.Namespace) -> list[str]:
-    assert measured.mean_kl is not None and measured.top1 is not None and measured.ppl_source is not None, (
-        "evaluated with a reference"
-    )
-    failures = []
-    if not measured.mean_kl <= limits.max_kl:  # written so that NaN fails
-        failures.append(f"mean KL {measured.mean_kl:.5f} is above {limits.max_kl}")
-    if not measured.top1 >= limits.min_top1:
-        failures.append(f"top-1 agreement {measured.top1:.4f} is below {limits.min_top1}")
-    ratio = measured.ppl / measured.ppl_source
-    if limits.max_ppl_ratio is not None and not ratio <= limits.max_ppl_ratio:
-        failures.append(f"perplexity is {ratio:.4f} of the source's, above {limits.max_ppl_ratio}")
-    return failures
+def _verdict(path: Path, candidate: Checkpoint, measured: Measured, limits: Limits) -> Verdict:
+    report = read_report(path) or describe(candidate)
+    return Verdict(path, measured, measured.failures(limits), {**report, "verify": measured.to_json(limits)})
 
 
-def _print(measured: Evaluation, failures: list[str]) -> None:
-    low, high = measured.interval or (0.0, 0.0)
-    print(f"mean KL     {measured.mean_kl:.6f} nats a token, 95 % interval {low:.6f} to {high:.6f}")
-    print(f"median, p99 {measured.median_kl:.6f}, {measured.p99_kl:.5f}")
-    print(f"top-1       {measured.top1:.4f}")
-    print(f"perplexity  {measured.ppl:.3f}, the source's {measured.ppl_source:.3f}")
-    print("passed" if not failures else "failed: " + "; ".join(failures))
+def _report(verdict: Verdict, folder: Path | None) -> None:
+    """Write the verdict to the result's own report, where it has one, and to `folder`."""
+    if read_report(verdict.path) is not None:
+        verdict.add_to_report(with_card=False)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = verdict.path.name.removesuffix(".gguf")
+        write_pages(folder / f"{name}.json", folder / f"{name}.html", verdict.report)
+
+
+def _print(verdict: Verdict) -> None:
+    gate = verdict.report["verify"]
+    print(f"{verdict.path.name}, over {gate['text']}")
+    for name, value, limit in gate_rows(gate):
+        print(f"  {name:46} {value:>20}  {limit}".rstrip())
+    print(f"  passed, in {gate['seconds']:.1f} s" if gate["passed"] else "  failed: " + "; ".join(verdict.failures))

@@ -1,8 +1,9 @@
-"""AWQ: input columns that matter are scaled up before rounding, and whoever makes the input absorbs the inverse.
+"""AWQ's scales: columns that matter are scaled up before rounding, and whoever makes the input absorbs the inverse.
 
-The scale is searched over powers of the mean activation, by the true error of the output (arXiv 2306.00978); then
-the range of every group is shrunk where that lowers the error of its own columns. Who absorbs a scale is decided
-by the caller. A column without inputs keeps the scale 1.
+The scale is searched over powers of the mean activation, by the true error of the output (arXiv 2306.00978). Who
+absorbs it is decided by the caller, and the scaled weight is rounded with error feedback (`gptq.py`), which also
+looks for the best range of every group: that takes the place of the paper's clipping. A column without inputs keeps
+the scale 1.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from quantize.methods import rtn
 from quantize.methods.base import AffineSettings, Quantized, Statistics
 
 RATIOS = tuple(i / 20 for i in range(20))
-CLIP_SHRINKS = tuple(1.0 - 0.05 * i for i in range(9))
-CLIP_ROWS = 256
+STRIP_ROWS = 256
 SEARCH_WORK = 5e10
 """Rows x K x K of one candidate's error: a search looks at evenly taken rows when there are more."""
 MIN_SEARCH_ROWS, MAX_SEARCH_ROWS = 512, 1024
@@ -36,37 +36,25 @@ class Consumer:
 
 
 class InputError:
-    """The mean output error ||D x||² over the inputs seen: by the Gram matrix, or by sampled inputs where K is large.
+    """The mean output error ||D x||² over the inputs seen: by sampled inputs where there are some, else by the matrix.
 
-    At K = 29568 a Gram matrix is 3.5 GB and a product with it costs more than with 2048 samples, which rank
-    twenty candidates as well.
+    At K = 29568 a product with the matrix costs more than with 2048 samples, which rank the candidates as well.
     """
 
     def __init__(self, stats: Statistics) -> None:
         self._tokens = max(stats.tokens, 1)
         self._gram_KK = stats.gram_KK
-        self._sample_SK = stats.sample_SK if stats.gram_KK is None else None
+        self._sample_SK = stats.sample_SK
         self._mean_square_K = stats.mean_square_K
 
     def of(self, difference_NK: Tensor) -> float:
         """Return the sum over rows of the mean squared error."""
-        if self._gram_KK is not None:
-            return _total((difference_NK @ self._gram_KK).mul_(difference_NK)) / self._tokens
         if self._sample_SK is not None:
             outputs_NS = difference_NK @ self._sample_SK.float().T
             return _total(outputs_NS.square_()) / len(self._sample_SK)
-        return _total(difference_NK.square() * self._mean_square_K)
-
-    def group_grams(self, group_size: int) -> Tensor:
-        """Return the Gram matrices (G, g, g) of the columns of every group."""
         if self._gram_KK is not None:
-            count = len(self._gram_KK) // group_size
-            blocks = self._gram_KK.view(count, group_size, count, group_size)
-            return torch.diagonal(blocks, dim1=0, dim2=2).permute(2, 0, 1) / self._tokens
-        if self._sample_SK is not None:
-            grouped_GSg = self._sample_SK.float().view(len(self._sample_SK), -1, group_size).transpose(0, 1)
-            return grouped_GSg.transpose(1, 2) @ grouped_GSg / grouped_GSg.shape[1]
-        return torch.diag_embed(self._mean_square_K.view(-1, group_size))
+            return _total((difference_NK @ self._gram_KK).mul_(difference_NK)) / self._tokens
+        return _total(difference_NK.square() * self._mean_square_K)
 
 
 def search_scale(consumers: Sequence[Consumer], settings: AffineSettings) -> Tensor:
@@ -86,58 +74,19 @@ def search_scale(consumers: Sequence[Consumer], settings: AffineSettings) -> Ten
     return best
 
 
-def quantize_scaled(
-    w_NK: Tensor, stats: Statistics, scale_K: Tensor | None, settings: AffineSettings, *, clip: bool = True
+def round_scaled(
+    w_NK: Tensor, stats: Statistics, scale_K: Tensor | None, settings: AffineSettings
 ) -> Quantized[AffineWeight]:
-    """Quantize W x scale with the best range a group; the loss is that of W itself.
-
-    scale_K: (K,) f32, or None where nothing can absorb one. clip: search ranges smaller than the weights'.
-    """
+    """Round W x scale to the nearest codes; the loss is that of W itself. scale_K: (K,) f32, or None for ones."""
     scale = torch.ones(w_NK.shape[1]) if scale_K is None else scale_K
-    error = InputError(stats)
-    grams_Ggg = None
-    if clip:
-        inverse = (1.0 / scale).view(-1, settings.group_size)
-        grams_Ggg = error.group_grams(settings.group_size) * inverse.unsqueeze(2) * inverse.unsqueeze(1)
-    parts = [
-        _quantize_rows(rows * scale, grams_Ggg, settings) for rows in torch.split(w_NK, CLIP_ROWS)
-    ]  # codes, scales, zeros of CLIP_ROWS rows each
-    codes, scales, zeros = (torch.cat(part) for part in zip(*parts, strict=True))
-    weight = rtn.affine_weight(codes, scales, zeros, settings.group_size)
-    return Quantized(weight, _loss(w_NK, weight, scale, error))
+    weight = rtn.quantize_rtn(w_NK * scale, settings).weight
+    return Quantized(weight, _loss(w_NK, weight, scale, InputError(stats)))
 
 
 def divide_rows(weight: AffineWeight, scale_N: Tensor) -> AffineWeight:
     """Divide the outputs of a quantized linear: exact but for the rounding of its scales to f16."""
     scales = (weight.scales.float() / scale_N.unsqueeze(1)).half()
     return AffineWeight(weight.codes, scales, weight.zero_points, weight.group_size, weight.g_idx)
-
-
-def _quantize_rows(
-    rows_NK: Tensor, grams_Ggg: Tensor | None, settings: AffineSettings
-) -> tuple[Tensor, Tensor, Tensor]:
-    groups = rtn.split_groups(rows_NK, settings.group_size)
-    low, high = groups.amin(-1), groups.amax(-1)
-    if grams_Ggg is not None:
-        shrink_NG = _best_shrink(groups, low, high, grams_Ggg, settings)
-        low, high = low * shrink_NG, high * shrink_NG
-    scales, zeros = rtn.grid(low, high, settings)
-    return rtn.encode(groups, scales, zeros).view(rows_NK.shape), scales, zeros
-
-
-def _best_shrink(
-    groups_NGg: Tensor, low_NG: Tensor, high_NG: Tensor, grams_Ggg: Tensor, settings: AffineSettings
-) -> Tensor:
-    """Return the share (N, G) of every group's range that gives the least error of its part of the output."""
-    best, best_error = torch.ones_like(low_NG), torch.full_like(low_NG, torch.inf)
-    for shrink in CLIP_SHRINKS:
-        difference = rtn.fake_quantize(groups_NGg, low_NG * shrink, high_NG * shrink, settings) - groups_NGg
-        by_group = difference.transpose(0, 1)  # (G, N, g)
-        error = ((by_group @ grams_Ggg) * by_group).sum(-1).T  # (N, G)
-        better = error < best_error
-        best = torch.where(better, shrink, best)
-        best_error = torch.where(better, error, best_error)
-    return best
 
 
 def _candidates(activity_K: Tensor, magnitude_K: Tensor) -> list[Tensor]:
@@ -172,7 +121,7 @@ def _relative_magnitude(consumers: Sequence[Consumer], group_size: int) -> Tenso
     total = torch.zeros(consumers[0].w_NK.shape[1], dtype=torch.float64)
     rows = 0
     for consumer in consumers:
-        for part in torch.split(consumer.w_NK, CLIP_ROWS):
+        for part in torch.split(consumer.w_NK, STRIP_ROWS):
             groups = rtn.split_groups(part.abs(), group_size)
             largest = groups.amax(-1, keepdim=True).clamp(min=1e-12)
             total += (groups / largest).flatten(1).sum(0, dtype=torch.float64)

@@ -5,6 +5,7 @@ Methods know no files, no layers and no models. N outputs, K inputs, T tokens, G
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,12 @@ class Statistics:
     @property
     def sample_SK(self) -> Tensor | None:
         return torch.cat(self._samples) if self._samples else None
+
+    def copy(self) -> Statistics:
+        """Return the same sums with a Gram matrix of its own, for a solver that uses it up."""
+        other = copy.copy(self)
+        other.gram_KK = None if self.gram_KK is None else self.gram_KK.clone()
+        return other
 
     def finish(self) -> None:
         """Fill the lower triangle of the Gram matrix; only the upper one is summed."""

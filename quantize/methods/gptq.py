@@ -41,13 +41,17 @@ class GptqSolver:
     """Everything that linears with one input share: the order of columns and the factor.
 
     Takes the Gram matrix out of `stats` and overwrites it: at K = 29568 there is no room for a second one.
+    scale_K: (K,) f32, AWQ's scale, by which the columns of every weight are multiplied and the inputs divided.
     """
 
-    def __init__(self, stats: Statistics, settings: GptqSettings) -> None:
+    def __init__(self, stats: Statistics, settings: GptqSettings, scale_K: Tensor | None = None) -> None:
         assert stats.gram_KK is not None, "GPTQ needs the Gram matrix of the inputs"
         self._settings = settings
+        self._scale_K = scale_K
         hessian, stats.gram_KK = stats.gram_KK, None
         hessian.div_(max(stats.tokens, 1))
+        if scale_K is not None:
+            hessian.div_(scale_K).div_(scale_K.unsqueeze(1))
         energy_K = hessian.diagonal().clone()
         self.dead_K = energy_K <= 0
         hessian.diagonal()[self.dead_K] = float(energy_K.mean()) or 1.0
@@ -61,6 +65,8 @@ class GptqSolver:
         """Solve one weight, or several stacked along N. w_NK: (N, K) f32, overwritten with the errors W - Q."""
         group_size = self._settings.affine.group_size
         w_NK[:, self.dead_K] = 0.0
+        if self._scale_K is not None:
+            w_NK *= self._scale_K
         work_NK = w_NK if self._is_natural() else permuted_columns(w_NK, self._perm_K)
         total = self._norm(work_NK)
         codes_NK = torch.empty(work_NK.shape, dtype=torch.uint8)

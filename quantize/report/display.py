@@ -26,6 +26,9 @@ class Display(Protocol):
     def end_unit(self, seconds: float, parameters: int) -> None:
         """The unit is on the disk."""
 
+    def gate_layer(self, done: int, count: int) -> None:
+        """The gate has run that many layers of the source and of every result."""
+
 
 class PlainDisplay:
     """A line a unit, for logs and pipes."""
@@ -58,6 +61,9 @@ class PlainDisplay:
         losses = ", ".join(f"{t} loss {sum(v) / len(v):.5f}" for t, v in self._losses.items())
         speed = f"{parameters / max(seconds, 1e-9) / 1e6:.1f} M weights/s"
         self.say(f"{self._unit}: {', '.join(filter(None, [losses, f'{seconds:.1f} s', speed, self._clock.left()]))}")
+
+    def gate_layer(self, done: int, count: int) -> None:
+        """A log is told when the gate is over, not after every layer."""
 
 
 class LiveDisplay(PlainDisplay):
@@ -93,6 +99,9 @@ class LiveDisplay(PlainDisplay):
     def end_unit(self, seconds: float, parameters: int) -> None:
         self._speed = f"{parameters / max(seconds, 1e-9) / 1e6:.1f} M weights/s"
         super().end_unit(seconds, parameters)
+
+    def gate_layer(self, done: int, count: int) -> None:
+        self._live.update(Text(f"gate: layer {done} of {count}", no_wrap=True, overflow="ellipsis"))
 
     def _draw(self) -> None:
         parts = filter(None, [self._unit, self._last, self._speed, self._clock.left()])
