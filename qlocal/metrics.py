@@ -38,6 +38,7 @@ class Evaluation:
     interval: tuple[float, float] | None = None
     median_kl: float | None = None
     p99_kl: float | None = None
+    max_kl: float | None = None
     top1: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -117,7 +118,7 @@ class _Tally:
 
     def result(self, *, has_reference: bool) -> Evaluation:
         num_chunks, predicted = self._num_chunks, self._num_predicted
-        ppl = math.exp(self._nll / predicted)
+        ppl = _perplexity(self._nll, predicted)
         if not has_reference:
             return Evaluation(num_chunks, predicted, ppl)
         every = np.concatenate(self._kl)
@@ -125,13 +126,20 @@ class _Tally:
             num_chunks=num_chunks,
             num_predicted=predicted,
             ppl=ppl,
-            ppl_source=math.exp(self._nll_source / predicted),
+            ppl_source=_perplexity(self._nll_source, predicted),
             mean_kl=float(every.mean()),
             interval=bootstrap_interval([float(chunk.mean()) for chunk in self._kl]),
             median_kl=float(np.median(every)),
             p99_kl=float(np.percentile(every, 99)),
+            max_kl=float(every.max()),
             top1=self._num_same / predicted,
         )
+
+
+def _perplexity(nll: float, predicted: int) -> float:
+    """Return exp(nll / predicted); infinity where a damaged model is beyond the range of a float."""
+    mean = nll / predicted
+    return math.inf if mean > 700 else math.exp(mean)
 
 
 def bootstrap_interval(chunk_means: Sequence[float]) -> tuple[float, float]:

@@ -11,10 +11,11 @@ from typing import Any
 
 from qlocal import catalog
 from qlocal.devices import keep_threads_calm
-from qlocal.errors import QLocalError
+from qlocal.errors import QLocalError, QualityError
 from qlocal.models.base import Architecture, ModelConfig
 from quantize.arguments import Parser
 from quantize.estimate import Estimate, estimate
+from quantize.gate.limits import Limits, add_limit_options
 from quantize.options import FORMATS, GGUF_TYPES, Calibration, Options, check, parse_size
 from quantize.recipe import Recipe, make_recipe
 from quantize.source import open_source
@@ -48,7 +49,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="quantize",
         description="Turn a BF16 checkpoint into AWQ, GPTQ and GGUF checkpoints of 4 bits.",
-        epilog="`quantize verify SOURCE CANDIDATE` measures a result against its source.",
+        epilog="`quantize verify OUT --source SOURCE` holds a result against its source once more.",
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder of BF16 safetensors, or a name of the catalogue")
@@ -81,6 +82,8 @@ def build_parser() -> Parser:
     add("--shard-size", default="5GB", metavar="SIZE", help="largest safetensors file")
     add("--overwrite", action="store_true", help="replace an existing result, once the new one is complete")
     add("--dry-run", action="store_true", help="print every tensor's type and bytes, and write nothing")
+    add("--no-verify", dest="verify", action="store_false", help="do not hold the result against its source in the end")
+    add_limit_options(parser)
     add("--json", action="store_true", help="machine-readable output")
     return parser
 
@@ -101,9 +104,10 @@ def _quantize(arguments: list[str]) -> int:
     from quantize.report.display import open_display
 
     with open_display() as display:
-        summary = pipeline.quantize(checkpoint, path.name, options, display)
-    reports = [] if summary is None else [summary.to_json(target) for target in summary.recipe.targets]
-    _print_done(options, reports, as_json=parsed.json)
+        outcome = pipeline.quantize(checkpoint, path.name, options, display)
+    _print_done(options, outcome.reports, as_json=parsed.json)
+    if outcome.failures:
+        raise QualityError("; ".join(outcome.failures), hint="The result stays where it is; its report shows the rest.")
     return 0
 
 
@@ -125,6 +129,8 @@ def _options(parsed: argparse.Namespace) -> Options:
         work_dir=parsed.work_dir.absolute() if parsed.work_dir else None,
         shard_bytes=parse_size(parsed.shard_size, "--shard-size"),
         overwrite=parsed.overwrite,
+        verify=parsed.verify,
+        limits=Limits.of(parsed),
     )
 
 
@@ -187,8 +193,16 @@ def _print_done(options: Options, reports: list[dict[str, Any]], *, as_json: boo
     for report in reports:
         size = f"{report['tensor_bytes']:,} bytes, {report['bits_per_weight']:.3f} bits a weight"
         loss = "" if report["mean_loss"] is None else f", mean loss {report['mean_loss']:.5f}"
-        print(f"{report['result']}: {size}{loss}")
+        print(f"{report['result']}: {size}{loss}{_gate_words(report.get('verify'))}")
     print(f"Written: {options.out}")
+
+
+def _gate_words(gate: dict[str, Any] | None) -> str:
+    if gate is None:
+        return ""
+    return (
+        f", mean KL {gate['mean_kl']:.5f} and top-1 {gate['top1']:.4f} of its source" if gate["passed"] else ", failed"
+    )
 
 
 if __name__ == "__main__":

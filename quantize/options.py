@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qlocal.errors import UsageError
+from quantize.gate.limits import Limits
 
 FORMATS = ("awq", "gptq", "gguf")
 GROUP_SIZES = (128, 64, 32)
@@ -35,7 +36,8 @@ class Calibration:
 @dataclass(frozen=True)
 class Options:
     """One call of `quantize`. symmetric: None takes the format's habit (AWQ asymmetric, GPTQ symmetric).
-    pad_ffn: `auto`, `none` or the number of columns. shard_bytes, max_memory: bytes."""
+    pad_ffn: `auto`, `none` or the number of columns. shard_bytes, max_memory: bytes. verify: hold the result against
+    the source in the end, by these limits."""
 
     source: str
     out: Path
@@ -53,6 +55,8 @@ class Options:
     work_dir: Path | None = None
     shard_bytes: int = 5 * 10**9
     overwrite: bool = False
+    verify: bool = True
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def needs_calibration(self) -> bool:
@@ -70,7 +74,7 @@ class Options:
     def fingerprint(self) -> dict[str, Any]:
         """Return every option that changes the result, for the journal."""
         values = asdict(self)
-        for name in ("source", "out", "work_dir", "overwrite", "max_memory", "calibration"):
+        for name in ("source", "out", "work_dir", "overwrite", "max_memory", "calibration", "verify", "limits"):
             del values[name]
         calibration = self.calibration
         windows = {"raw": calibration.raw, "samples": calibration.num_samples, "seq_len": calibration.seq_len}
@@ -93,8 +97,7 @@ def check(options: Options) -> None:
     if options.desc_act and options.rtn:
         raise UsageError("--desc-act orders columns by their inputs, and --rtn looks at none")
     _check_pad(options.pad_ffn)
-    if _DEVICE.fullmatch(options.device) is None:
-        raise UsageError(f"--device is {options.device[:40]!r}, expected auto, cpu or cuda:0")
+    check_device(options.device)
     _check_range("--samples", options.calibration.num_samples, 1, 1 << 20)
     _check_range("--seq-len", options.calibration.seq_len, 16, 1 << 20)
     _check_range("--shard-size", options.shard_bytes, 1 << 20, 1 << 50)
@@ -102,6 +105,12 @@ def check(options: Options) -> None:
         raise UsageError("--raw takes windows of your files", hint="Name them with --calibration FILE.")
     if options.work_dir is not None and _is_inside(options.work_dir, options.out):
         raise UsageError(f"--work-dir {options.work_dir} lies in --out {options.out}")
+
+
+def check_device(name: str) -> None:
+    """Raise UsageError for what names no device; whether it is there, torch knows."""
+    if _DEVICE.fullmatch(name) is None:
+        raise UsageError(f"--device is {name[:40]!r}, expected auto, cpu or cuda:0")
 
 
 def parse_size(text: str, flag: str) -> int:

@@ -1,6 +1,7 @@
 """From a BF16 checkpoint to 4-bit results, one decoder layer at a time.
 
     open → plan → calibrate → for each layer: capture, solve every result, store, journal → head → assemble → place
+         → gate
 
 Whatever is finished is on the disk and in the journal; started again with the same arguments it goes on from there,
 and the results are the same to the byte wherever it was interrupted.
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 
 import qlocal
-from qlocal.errors import UsageError
 from qlocal.formats.hf_checkpoint import HfCheckpoint
 from qlocal.guard.client import Guard
 from qlocal.layers.loader import load_embedding
@@ -27,36 +27,54 @@ from quantize.assemble import Assembly, tokenizer_metadata
 from quantize.calibration.hidden_states import HiddenStates
 from quantize.calibration.recorder import Key, Recorder, Wanted, experts
 from quantize.calibration.windows import Windows, make_windows
+from quantize.device import choose_device
 from quantize.estimate import DEFAULT_GRAM_BYTES, check_disk, check_memory, estimate
+from quantize.gate.streaming import Machine
+from quantize.gate.texts import Material, Reading, read_material
 from quantize.layer_run import LayerRun
 from quantize.methods.base import Statistics
 from quantize.options import Options
 from quantize.placing import Placing, Staged
 from quantize.recipe import HEAD_UNIT, Target, make_recipe, unit_specs
 from quantize.report.display import Display
+from quantize.report.files import read_report
 from quantize.report.summary import Summary
 from quantize.solvers import awq, gguf, gptq, plain
 from quantize.solvers.base import LayerResult, LayerTask
 from quantize.source import PaddedSource
-from quantize.state import Journal, Unit, locked, open_journal, source_fingerprint
+from quantize.source_hashes import SourceHashes
+from quantize.state import Journal, Unit, locked, open_journal, source_fingerprint, whole_hashes
+from quantize.verify import judge
 from quantize.work_files import write_unit
 
 
-def quantize(checkpoint: HfCheckpoint, name: str, options: Options, display: Display) -> Summary | None:
-    """Quantize an opened source to every result that `options` names.
+def quantize(checkpoint: HfCheckpoint, name: str, options: Options, display: Display) -> Outcome:
+    """Quantize an opened source to every result that `options` names, and hold them against it.
 
-    Returns None where an earlier call had finished all but its tidying up. Raises QLocalError for whatever the
-    source, the texts, the disk or an unfinished run with other arguments cause.
+    Raises QLocalError for whatever the source, the texts, the disk or an unfinished run with other arguments cause; a
+    result that fails the gate stays where it is, and the outcome says so.
     """
     run = _Run(checkpoint, name, options, display)
-    if run.is_done():
-        return None
-    run.check()
-    with locked(run.folder):
-        run.resume()
-        for unit in run.remaining():
-            run.do_unit(unit)
-        return run.finish()
+    is_placed = run.is_placed()
+    if not is_placed:
+        run.check()
+    with locked(run.folder), run:
+        if not is_placed:
+            run.resume()
+            for unit in run.remaining():
+                run.do_unit(unit)
+            run.place()
+        failures = run.gate() if options.verify else []
+        run.tidy()
+        return Outcome(run.reports(), failures)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call has come to. reports: of every result; failures: a sentence for every result that failed the gate."""
+
+    reports: list[dict[str, Any]]
+    failures: list[str]
 
 
 @dataclass(frozen=True)
@@ -80,16 +98,22 @@ class _Run:
         self.folder = options.work_folder / "work"
         self._placing = Placing(options.out, self._recipe.targets, self.folder, options.fingerprint())
         self._windows: Windows | None = None
+        self._material: Material | None = None
         self._journal: Journal
-        self._device = _device(options.device)
+        self._device = choose_device(options.device)
         self._needed = estimate(self._recipe, options)
+        self._hashes: SourceHashes | None = None
 
-    def is_done(self) -> bool:
-        """Tidy up after an earlier call that has placed its results; False where there is work to do."""
-        if not self._placing.is_done():
-            return False
-        self._placing.tidy()
-        return True
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hashes is not None:
+            self._hashes.close()
+
+    def is_placed(self) -> bool:
+        """Whether an earlier call has placed its results, and was stopped in the gate or while tidying up."""
+        return self._placing.is_done()
 
     def check(self) -> None:
         """Check everything that needs no weights, and tokenize the texts; nothing is written."""
@@ -99,6 +123,8 @@ class _Run:
             tokenizer_metadata(self._source)
         if self._options.needs_calibration:
             self._windows = self._tokenize()
+        if self._options.verify:
+            self._material = read_material(self._source, Reading())
 
     def resume(self) -> None:
         """Open the journal, where an earlier call may have left off, and look for room on the disk."""
@@ -106,6 +132,8 @@ class _Run:
         finished = sum(f.num_bytes for unit in self._journal.units.values() for f in unit.files.values())
         check_disk(self._needed, self.folder, self._options.out, finished)
         torch.set_num_threads(self._journal.threads)
+        known = whole_hashes(self._journal.fingerprint["source"]) | self._journal.source_sha256
+        self._hashes = SourceHashes(self._source.files, known)
         self._journal.save()
         for note in (*self._recipe.notes, *(self._windows.notes if self._windows else ())):
             self._display.say(note)
@@ -121,6 +149,7 @@ class _Run:
         started = time.monotonic()
         units = self._recipe.units
         self._display.begin_unit(unit, units.index(unit), len(units))
+        self._begin_hashing(unit)
         captured = self._capture(unit)
         result = Unit({}, {}, [], 0.0)
         parameters = 0
@@ -136,8 +165,10 @@ class _Run:
         self._finish_unit(unit, captured, result)
         self._display.end_unit(result.seconds, parameters)
 
-    def finish(self) -> Summary:
-        """Assemble every result beside its place, put it there, and delete the work."""
+    def place(self) -> None:
+        """Assemble every result beside its place, and put it there."""
+        assert self._hashes is not None, "resume comes first"
+        self._journal.source_sha256 = self._hashes.finish()
         summary = Summary(
             self._name, self._options, self._recipe, self._journal, self._calibration_sentence(), self._all_notes()
         )
@@ -145,8 +176,36 @@ class _Run:
             self._recipe, self._source, self._journal, self._name, self._options.shard_bytes, self._options.rtn
         )
         self._placing.put([_staged(target, assembly, summary) for target in self._recipe.targets])
+
+    def gate(self) -> list[str]:
+        """Hold the placed results against the source and write that into their reports; returns what failed."""
+        started = time.monotonic()
+        paths = [target.path for target in self._recipe.targets]
+        self._display.say("Holding the result against its source (--no-verify leaves that out) ...")
+        material = self._material or read_material(self._source, Reading())
+        machine = Machine(self._device)
+        verdicts = judge(self._source, paths, material, machine, self._options.limits, self._display.gate_layer)
+        for verdict in verdicts:
+            verdict.add_to_report(with_card=True)
+        seconds = time.monotonic() - started
+        quantizing = sum(report.get("seconds", 0.0) for report in self.reports()[:1])
+        share = f", {100 * seconds / (seconds + quantizing):.0f} % of the whole" if quantizing else ""
+        self._display.say(f"The gate took {seconds:.1f} s{share}.")
+        return [verdict.sentence for verdict in verdicts if verdict.failures]
+
+    def tidy(self) -> None:
+        """Delete the work."""
         self._placing.tidy()
-        return summary
+
+    def reports(self) -> list[dict[str, Any]]:
+        """Return the reports that lie with the placed results."""
+        return [report for t in self._recipe.targets if (report := read_report(t.path)) is not None]
+
+    def _begin_hashing(self, unit: str) -> None:
+        """Hash the files that this unit is read from, while it is worked on."""
+        assert self._hashes is not None, "resume comes first"
+        specs = unit_specs(self._recipe.architecture, self._source.config, unit)
+        self._hashes.begin(sorted({self._source.file_of(spec.name) for spec in specs}))
 
     def _capture(self, unit: str) -> _Captured:
         """Run the BF16 layer over all samples: statistics that the results share, and the next layer's inputs."""
@@ -223,6 +282,8 @@ class _Run:
             captured.outputs.publish(self.folder / hidden)
         if captured.run is not None:
             captured.run.close()
+        if self._hashes is not None:
+            self._journal.source_sha256 = self._hashes.done()
         self._journal.finish(unit, result, hidden)
         if before not in (None, hidden):
             (self.folder / str(before)).unlink(missing_ok=True)
@@ -255,14 +316,4 @@ class _Run:
 
 
 def _staged(target: Target, assembly: Assembly, summary: Summary) -> Staged:
-    return Staged(target, lambda path: assembly.write(target, path), summary.card(target), summary.to_json(target))
-
-
-def _device(name: str) -> str:
-    """Return the device to run layers on; UsageError when this machine lacks it."""
-    if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    number = int(name.partition(":")[2] or 0)
-    if name != "cpu" and number >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
-    return name
+    return Staged(target, lambda path: assembly.write(target, path), summary.to_json(target))

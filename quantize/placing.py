@@ -14,19 +14,18 @@ from typing import Any
 
 from qlocal.errors import UsageError
 from quantize.recipe import Target
+from quantize.report.files import files_beside, write_report
 from quantize.state import FILE_NAME, disk_error, sync_folder, write_durably
 
 MARKER = "placing.json"
-REPORT = "quantization_report.json"
 
 
 @dataclass(frozen=True)
 class Staged:
-    """Writes one result to a path. content(path): folder or file; card and report: texts that lie with it."""
+    """Writes one result to a path. content(path): folder or file; report: what is written with it."""
 
     target: Target
     content: Callable[[Path], None]
-    card: str
     report: dict[str, Any]
 
 
@@ -88,7 +87,7 @@ class Placing:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _move(self, staged: Path, final: Path) -> None:
-        for beside in _beside(staged):
+        for beside in files_beside(staged):
             beside.replace(final.with_name(beside.name))
         if final.is_dir():  # a rename replaces a file, but not a folder that holds something
             old = self._partial / (final.name + ".old")
@@ -100,21 +99,7 @@ class Placing:
 
 def _write(result: Staged, path: Path) -> None:
     result.content(path)
-    report = (json.dumps(result.report, indent=1, ensure_ascii=False) + "\n").encode()
-    if path.is_dir():
-        write_durably(path / "README.md", result.card.encode())
-        write_durably(path / REPORT, report)
-        return
-    card, report_path = _beside(path)
-    write_durably(card, result.card.encode())
-    write_durably(report_path, report)
-
-
-def _beside(path: Path) -> tuple[Path, ...]:
-    """Return card and report of a GGUF file; those of a folder lie in it."""
-    if path.suffix != ".gguf":
-        return ()
-    return path.with_suffix(".md"), path.with_suffix(".json")
+    write_report(path, result.report, with_card=True)
 
 
 def _may_replace(path: Path) -> bool:

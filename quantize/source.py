@@ -75,7 +75,7 @@ class PaddedSource(Checkpoint):
         data = self.read(name).data
         halves = torch.empty(data.shape, dtype=torch.float16)
         for part, half in zip(torch.split(data, CHECK_ROWS), torch.split(halves, CHECK_ROWS), strict=True):
-            half.copy_(_in_range(part, name, self._file_of(name)))
+            half.copy_(_in_range(part, name, self.file_of(name).name))
         return halves
 
     def tokenizer(self) -> TokenizerData:
@@ -84,17 +84,18 @@ class PaddedSource(Checkpoint):
     def generation_defaults(self) -> GenerationDefaults:
         return self._checkpoint.generation_defaults()
 
-    def _file_of(self, name: str) -> str:
-        return self._checkpoint.parts[name].infos["weight"].file.path.name
+    def file_of(self, name: str) -> Path:
+        """Return the file that holds the tensor `name`."""
+        return self._checkpoint.parts[name].infos["weight"].file.path
 
     def _check_finite(self, name: str, data: Tensor) -> None:
         import torch
 
         for part in torch.split(data, CHECK_ROWS):
-            if not torch.isfinite(part.sum(dtype=torch.float32)) and not torch.isfinite(part).all():
-                bad = int((~torch.isfinite(part)).sum())
+            if not torch.isfinite(part.sum()) and not torch.isfinite(part).all():
+                bad, file = int((~torch.isfinite(part)).sum()), self.file_of(name).name
                 raise FormatError(
-                    f"{self._file_of(name)}: tensor '{name}' holds {bad} values that are not finite (NaN or infinity)",
+                    f"{file}: tensor '{name}' holds {bad} values that are not finite (NaN or infinity)",
                     hint="The file is damaged; fetch it again.",
                 )
 

@@ -23,6 +23,7 @@ WHOLE_HASH_BYTES = 4 << 30
 """Sources up to this size are hashed whole; of larger ones sizes, times and evenly taken samples."""
 SAMPLE_BYTES = 1 << 20
 SAMPLES_PER_FILE = 16
+SAMPLED = "sampled:"
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,14 @@ class Unit:
 @dataclass
 class Journal:
     """What `FILE_NAME` holds. threads: sums are cut by them, so a restart takes as many. hidden: the file with the
-    inputs of the next layer, when calibration is used."""
+    inputs of the next layer, when calibration is used. source_sha256: of the source's files read so far, by name."""
 
     folder: Path
     fingerprint: dict[str, Any]
     threads: int
     units: dict[str, Unit] = field(default_factory=dict)
     hidden: str | None = None
+    source_sha256: dict[str, str] = field(default_factory=dict)
 
     def save(self) -> None:
         """Write the journal through to the disk in one step."""
@@ -62,6 +64,7 @@ class Journal:
             "fingerprint": self.fingerprint,
             "threads": self.threads,
             "hidden": self.hidden,
+            "source_sha256": self.source_sha256,
             "units": {name: asdict(unit) for name, unit in self.units.items()},
         }
         write_durably(self.folder / FILE_NAME, json.dumps(content, indent=1, sort_keys=True).encode())
@@ -83,7 +86,8 @@ def open_journal(folder: Path, fingerprint: dict[str, Any], threads: int) -> Jou
         content = json.loads(path.read_text(encoding="utf-8"))
         units = {name: _unit(values) for name, values in content["units"].items()}
         found, version = content["fingerprint"], content["version"]
-        journal = Journal(folder, plain, int(content["threads"]), units, content["hidden"])
+        hashes = dict(content.get("source_sha256", {}))
+        journal = Journal(folder, plain, int(content["threads"]), units, content["hidden"], hashes)
     except (ValueError, KeyError, TypeError) as error:
         raise ResumeError(f"{path}: is no journal of quantize", hint=_start_over(folder)) from error
     if version != VERSION:
@@ -125,6 +129,11 @@ def source_fingerprint(files: Sequence[Path]) -> dict[str, str]:
     """Return a hash of every file of the source: of its whole content, or of samples where that would take minutes."""
     whole = sum(path.stat().st_size for path in files) <= WHOLE_HASH_BYTES
     return {path.name: (file_sha256(path) if whole else _sampled_sha256(path)) for path in files}
+
+
+def whole_hashes(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    """Return those hashes of a source's fingerprint that are of whole files."""
+    return {name: digest for name, digest in fingerprint.items() if not digest.startswith(SAMPLED)}
 
 
 def file_sha256(path: Path) -> str:
@@ -169,7 +178,7 @@ def _sampled_sha256(path: Path) -> str:
         for index in range(SAMPLES_PER_FILE):
             file.seek(index * max(status.st_size - SAMPLE_BYTES, 0) // (SAMPLES_PER_FILE - 1))
             digest.update(file.read(SAMPLE_BYTES))
-    return "sampled:" + digest.hexdigest()
+    return SAMPLED + digest.hexdigest()
 
 
 def _unit(values: dict[str, Any]) -> Unit:

@@ -17,10 +17,12 @@ from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.hf_checkpoint import HfCheckpoint
 from quantize.arguments import Parser
+from quantize.device import choose_device
 from quantize.gate.limits import Limits, add_limit_options
 from quantize.gate.measure import Measured, measure
 from quantize.gate.streaming import Machine, OnLayer
-from quantize.gate.texts import Reading, read_material
+from quantize.gate.texts import Material, Reading, read_material
+from quantize.options import check_device
 from quantize.report.display import open_display
 from quantize.report.files import read_report, write_pages, write_report
 from quantize.report.summary import describe, gate_rows, place
@@ -53,7 +55,7 @@ class Verdict:
 def judge(
     source: HfCheckpoint | PaddedSource,
     results: Sequence[Path],
-    reading: Reading,
+    material: Material,
     machine: Machine,
     limits: Limits,
     on_layer: OnLayer | None = None,
@@ -65,9 +67,9 @@ def judge(
     widths = {candidate.config.intermediate_size for candidate in candidates}
     if len(widths) > 1:
         raise UsageError(f"the results have different FFN widths: {', '.join(map(str, sorted(widths)))}")
-    if isinstance(source, HfCheckpoint):
+    if not isinstance(source, PaddedSource):
         source = PaddedSource(source, replace(source.config, intermediate_size=widths.pop()))
-    measured = measure(source, candidates, read_material(source, reading), machine, on_layer)
+    measured = measure(source, candidates, material, machine, on_layer)
     return [_verdict(*pair, limits) for pair in zip(results, candidates, measured, strict=True)]
 
 
@@ -75,11 +77,12 @@ def verify_command(arguments: Sequence[str]) -> int:
     """Run `quantize verify ...`; returns 0. QualityError when the gate fails."""
     parsed = build_parser().parse_args(list(arguments))
     limits = Limits.of(parsed)
-    reading = Reading(tuple(parsed.text), parsed.chunks, parsed.length)
+    check_device(parsed.device)
+    machine = Machine(choose_device(parsed.device), parsed.dtype)
     source, results = open_source(catalog.resolve(parsed.source)), find_results(catalog.resolve(parsed.out))
+    material = read_material(source, Reading(tuple(parsed.text), parsed.chunks, parsed.length))
     with open_display() as display:
-        machine = Machine(parsed.device, parsed.dtype)
-        verdicts = judge(source, results, reading, machine, limits, display.gate_layer)
+        verdicts = judge(source, results, material, machine, limits, display.gate_layer)
     for verdict in verdicts:
         _report(verdict, parsed.report)
     if parsed.json:
@@ -103,7 +106,7 @@ def build_parser() -> Parser:
     add("--chunks", type=int, default=Reading.num_chunks, help="windows of plain text")
     add("--length", type=int, default=Reading.length, help="tokens of a window, and the most of a conversation")
     add_limit_options(parser)
-    add("--device", default="cpu", help="where layers are run: cpu, cuda:0")
+    add("--device", default="auto", help="where layers are run: auto, cpu, cuda:0")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="inputs of matrix products")
     add("--report", type=Path, metavar="DIR", help="write JSON and HTML there, also of a result made elsewhere")
     add("--json", action="store_true", help="machine-readable output")
