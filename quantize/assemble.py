@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -133,6 +134,7 @@ class Assembly:
         return keys | sampling_keys(self.source.generation_defaults()) | tokenizer_metadata(self.source)
 
 
+@functools.lru_cache(maxsize=1)  # checked before any work, written at its end
 def tokenizer_metadata(source: PaddedSource) -> dict[str, MetaValue]:
     """Return the vocabulary keys of a GGUF file. TokenizerError when GGUF has no counterpart for the tokenizer."""
     data: TokenizerData = source.tokenizer()
