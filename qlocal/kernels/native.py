@@ -154,6 +154,7 @@ def _declare(functions: ctypes.CDLL) -> ctypes.CDLL:
         "qlocal_matmul": ([i32, matrix, floats, i64, i64, floats, i64], None),
         "qlocal_decode": ([i32, matrix, i64, i64, floats], None),
         "qlocal_quantize_blocks": ([i32, ctypes.c_void_p], None),
+        "qlocal_feedback_blocks": ([i32, ctypes.c_void_p], None),
     }
     for name, (arguments, result) in signatures.items():
         function = getattr(functions, name)

@@ -42,7 +42,7 @@ class Fit(IntEnum):
     WEIGHTED = 2
 
 
-class _Job(ctypes.Structure):
+class QuantizeJob(ctypes.Structure):
     """`struct QuantizeJob` of csrc/quantize_blocks.h."""
 
     _fields_ = (
@@ -85,7 +85,7 @@ def quantize_blocks(
     importance, error_weights = _floats(importance_K, columns), _floats(error_weights_K, columns)
     blocks = torch.empty((num_rows, columns // layout.block_size * layout.block_bytes), dtype=torch.uint8)
     errors = torch.empty((num_rows, 2), dtype=torch.float64)
-    job = _Job(
+    job = QuantizeJob(
         rows=rows.data_ptr(),
         importance=None if importance is None else importance.data_ptr(),
         error_weights=None if error_weights is None else error_weights.data_ptr(),

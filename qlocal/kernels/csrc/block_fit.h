@@ -7,6 +7,7 @@
 //                   mean square of the row, for types that ask for it (kRowSigma)
 //   fit(x, w, how, fields)    the reference's steps (quantize/methods/{legacy_quant,kquant}.py), to the bit
 //   value(fields, i)          element i as it is read back
+//   recode(fields, i, x)      the code nearest to x for element i, the scales as they are; returns the new value
 //   write(fields, sink)       sink.half(offset, I), sink.word(offset, I): bytes of the block, as docs/formats.md has it
 // x and w hold `columns` vectors.
 
@@ -32,6 +33,12 @@ template <class V> struct Half {
 template <class V> inline Half<V> to_half(Floats<V> value) {
     const Ints<V> bits = V::half_bits(value);
     return {bits, V::half_value(bits)};
+}
+
+// The nearest multiple of a step, from low to high steps; 0 where there is no step.
+template <class V> inline Floats<V> nearest_step(Floats<V> x, Floats<V> step, int low, int high) {
+    const auto alive = step != 0.0f;
+    return alive ? nearest<V>(x / (alive ? step : V::set1(1.0f)), float(low), float(high)) : Floats<V>{};
 }
 
 // Four codes 0..255, one byte each, the first lowest.
@@ -108,6 +115,11 @@ template <class V, int Levels> struct SymmetricBlock {
 
     static Floats<V> value(const Fields& fields, int i) { return fields.d.value * (fields.q[i] - float(Levels)); }
 
+    static Floats<V> recode(Fields& fields, int i, Floats<V> x) {
+        fields.q[i] = nearest_step<V>(x, fields.d.value, -Levels, Levels - 1) + float(Levels);
+        return value(fields, i);
+    }
+
     template <class Sink> static void write(const Fields& fields, Sink& sink) {
         Ints<V> q[32];
         to_ints<V, 32>(fields.q, q);
@@ -157,6 +169,11 @@ template <class V, int Largest> struct MinimumBlock {
 
     static Floats<V> value(const Fields& fields, int i) { return fields.d.value * fields.q[i] + fields.m.value; }
 
+    static Floats<V> recode(Fields& fields, int i, Floats<V> x) {
+        fields.q[i] = nearest_step<V>(x - fields.m.value, fields.d.value, 0, Largest);
+        return value(fields, i);
+    }
+
     template <class Sink> static void write(const Fields& fields, Sink& sink) {
         Ints<V> q[32];
         to_ints<V, 32>(fields.q, q);
@@ -190,6 +207,11 @@ template <class V> struct ByteBlock {
     }
 
     static Floats<V> value(const Fields& fields, int i) { return fields.d.value * fields.q[i]; }
+
+    static Floats<V> recode(Fields& fields, int i, Floats<V> x) {
+        fields.q[i] = nearest_step<V>(x, fields.d.value, -127, 127);
+        return value(fields, i);
+    }
 
     template <class Sink> static void write(const Fields& fields, Sink& sink) {
         sink.half(0, fields.d.bits);
@@ -295,6 +317,12 @@ template <class V, int Largest> struct MinimumSuperBlock {
         return scale * fields.q[i] - fields.dmin.value * fields.mins[i / 32];
     }
 
+    static Floats<V> recode(Fields& fields, int i, Floats<V> x) {
+        const Floats<V> minimum = fields.dmin.value * fields.mins[i / 32];
+        fields.q[i] = nearest_step<V>(x + minimum, fields.d.value * fields.scales[i / 32], 0, Largest);
+        return value(fields, i);
+    }
+
     template <class Sink> static void write(const Fields& fields, Sink& sink) {
         Ints<V> scales[8], mins[8], q[kSuper];
         to_ints<V, 8>(fields.scales, scales);
@@ -373,6 +401,11 @@ template <class V> struct SymmetricSuperBlock {
 
     static Floats<V> value(const Fields& fields, int i) {
         return fields.d.value * fields.scales[i / 16] * (fields.q[i] - 32.0f);
+    }
+
+    static Floats<V> recode(Fields& fields, int i, Floats<V> x) {
+        fields.q[i] = nearest_step<V>(x, fields.d.value * fields.scales[i / 16], -32, 31) + 32.0f;
+        return value(fields, i);
     }
 
     template <class Sink> static void write(const Fields& fields, Sink& sink) {

@@ -32,6 +32,12 @@ struct Avx2Lanes {
     static inline I truncate(F value) { return I(_mm256_cvttps_epi32(value)); } // towards zero
     static inline F to_float(I value) { return _mm256_cvtepi32_ps(__m256i(value)); }
 
+    // Whether a comparison holds anywhere.
+    template <class M> static inline bool any(M mask) { return _mm256_movemask_ps(__m256(mask)) != 0; }
+
+    static inline F fused_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }   // a b + c
+    static inline F fused_less(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); } // c - a b
+
     // The bits of the nearest float16, and the values of such bits.
     static inline I half_bits(F value) {
         return I(_mm256_cvtepu16_epi32(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)));

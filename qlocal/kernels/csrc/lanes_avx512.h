@@ -30,6 +30,14 @@ struct Avx512Lanes {
     static inline I truncate(F value) { return I(_mm512_cvttps_epi32(value)); } // towards zero
     static inline F to_float(I value) { return _mm512_cvtepi32_ps(__m512i(value)); }
 
+    // Whether a comparison holds anywhere.
+    template <class M> static inline bool any(M mask) {
+        return _mm512_test_epi32_mask(__m512i(mask), __m512i(mask)) != 0;
+    }
+
+    static inline F fused_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }   // a b + c
+    static inline F fused_less(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); } // c - a b
+
     // The bits of the nearest float16, and the values of such bits.
     static inline I half_bits(F value) {
         return I(_mm512_cvtepu16_epi32(_mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)));

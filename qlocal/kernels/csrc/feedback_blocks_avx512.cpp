@@ -1,0 +1,7 @@
+// Error feedback for AVX-512 F, BW, DQ and VL: sixteen rows at once.
+
+#include "lanes_avx512.h"
+
+#include "feedback_rows.h"
+
+const qlocal::FeedbackSolver qlocal::avx512_feedback = {Avx512Lanes::lanes, solve_feedback<Avx512Lanes>};
