@@ -71,6 +71,9 @@ def build_parser() -> Parser:
     template.add_argument(
         "--raw", action="store_true", default=False, help="the first consecutive windows of the joined files"
     )
+    hessian = parser.add_mutually_exclusive_group()
+    hessian.add_argument("--hessian", action="store_true", default=True, help="GGUF: make up for errors as GPTQ does")
+    hessian.add_argument("--no-hessian", dest="hessian", action="store_false", help="GGUF: the importance matrix alone")
     imatrix = parser.add_mutually_exclusive_group()
     imatrix.add_argument("--imatrix", action="store_true", default=True, help="GGUF: weigh columns by their inputs")
     imatrix.add_argument("--no-imatrix", dest="imatrix", action="store_false", help="GGUF: look at weights alone")
@@ -122,6 +125,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         desc_act=parsed.desc_act,
         calibration=Calibration(tuple(parsed.calibration), parsed.raw, parsed.samples, parsed.seq_len),
         imatrix=parsed.imatrix,
+        hessian=parsed.hessian,
         rtn=parsed.rtn,
         pad_ffn=parsed.pad_ffn,
         max_memory=parse_size(parsed.max_memory, "--max-memory") if parsed.max_memory else None,

@@ -36,7 +36,7 @@ def estimate(recipe: Recipe, options: Options) -> Estimate:
     calibration = options.calibration
     tokens = calibration.num_samples * min(calibration.seq_len, config.max_position_embeddings)
     hidden = tokens * config.hidden_size * 4 if options.needs_calibration else 0
-    sequential = options.needs_calibration and bool(set(options.formats) & {"awq", "gptq"})
+    sequential = _is_sequential(options)
     activations = hidden * (3 if sequential else 2)  # inputs, outputs, and those between attention and FFN
     result = sum(target.num_bytes for target in recipe.targets)
     memory = BASE_BYTES + _solver_bytes(recipe, options) + _forward_bytes(config, options)
@@ -48,7 +48,7 @@ def check_memory(needed: Estimate, options: Options) -> None:
     if options.max_memory is not None and needed.memory > options.max_memory:
         raise PlanError(
             f"this takes {_gb(needed.memory)} of memory at its peak, --max-memory is {_gb(options.max_memory)}",
-            hint="Allow more, quantize to GGUF alone, or leave out GPTQ, whose matrices take the most.",
+            hint="Allow more, or quantize to GGUF alone with --no-hessian: the matrices of inputs take the most.",
         )
 
 
@@ -81,19 +81,24 @@ def _solver_bytes(recipe: Recipe, options: Options) -> int:
     """Return the largest set of matrices that one linear needs at once."""
     linears = [spec for spec in recipe.architecture.layer_tensors(recipe.config, 0) if spec.is_quantized]
     largest = max(_linear_bytes(spec, options) for spec in linears)
-    if options.needs_calibration and set(options.formats) & {"awq", "gptq"}:
+    if _is_sequential(options):
         # the layer with its quantized weights in bf16, for the inputs of those that follow, and the packed results
         largest += sum(spec.shape[0] * spec.shape[1] for spec in linears) * 5 // 2
     embedding = 2 * recipe.config.vocab_size * recipe.config.hidden_size  # in F16 on its way to the file
     return max(largest, embedding)
 
 
+def _is_sequential(options: Options) -> bool:
+    """Whether layers are solved in order, by the matrices of their inputs."""
+    folders = bool(set(options.formats) & {"awq", "gptq"})
+    return options.needs_calibration and (folders or options.uses_hessian)
+
+
 def _linear_bytes(spec: TensorSpec, options: Options) -> int:
     rows, columns = spec.shape
     weights = rows * columns
-    calibrated = options.needs_calibration
     needs = [weights if options.formats == ("gguf",) else weights * (4 + 4 + 1 + 1)]
-    if set(options.formats) & {"awq", "gptq"} and calibrated:
+    if _is_sequential(options):
         # the matrix, the weight that becomes its errors, codes before and after packing, the effective weight
         needs.append(4 * columns * columns + weights * (4 + 1 + 1 + 2))
     return max(needs)

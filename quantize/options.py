@@ -13,7 +13,7 @@ from quantize.gate.limits import Limits
 FORMATS = ("awq", "gptq", "gguf")
 GROUP_SIZES = (128, 64, 32)
 GGUF_TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
-DAMP = 0.05
+DAMP = 0.1
 """GPTQ: share of the mean diagonal that is added to it."""
 MAX_SEARCH_COLUMNS = 16384
 """AWQ searches its scales by sampled inputs above this width: by the Gram matrix it would take many times longer."""
@@ -48,6 +48,7 @@ class Options:
     desc_act: bool = False
     calibration: Calibration = Calibration()
     imatrix: bool = True
+    hessian: bool = True
     rtn: bool = False
     pad_ffn: str = "auto"
     max_memory: int | None = None
@@ -62,6 +63,11 @@ class Options:
     def needs_calibration(self) -> bool:
         """Whether inputs are looked at: plain rounding, and GGUF without a matrix, take the weights alone."""
         return not self.rtn and (self.formats != ("gguf",) or self.imatrix)
+
+    @property
+    def uses_hessian(self) -> bool:
+        """Whether GGUF is made with error feedback, for which the inputs' matrices are needed."""
+        return self.hessian and self.imatrix and not self.rtn
 
     @property
     def work_folder(self) -> Path:

@@ -40,12 +40,14 @@ from quantize.report.display import Display
 from quantize.report.files import read_report
 from quantize.report.summary import Summary
 from quantize.solvers import awq, gguf, gptq, plain
-from quantize.solvers.base import LayerResult, LayerTask
+from quantize.solvers.base import GRAM, LayerResult, LayerTask
 from quantize.source import PaddedSource
 from quantize.source_hashes import SourceHashes
 from quantize.state import Journal, Unit, locked, open_journal, source_fingerprint, whole_hashes
 from quantize.verify import judge
 from quantize.work_files import write_unit
+
+NO_FEEDBACK = "GGUF is made by importance alone: error feedback needs the native kernels (see qlocal doctor)."
 
 
 def quantize(checkpoint: HfCheckpoint, name: str, options: Options, display: Display) -> Outcome:
@@ -135,7 +137,7 @@ class _Run:
         known = whole_hashes(self._journal.fingerprint["source"]) | self._journal.source_sha256
         self._hashes = SourceHashes(self._source.files, known)
         self._journal.save()
-        for note in (*self._recipe.notes, *(self._windows.notes if self._windows else ())):
+        for note in self._all_notes():
             self._display.say(note)
         if self._journal.units:
             self._display.say(f"Continuing after {len(self._journal.units)} of {len(self._recipe.units)} units.")
@@ -253,7 +255,9 @@ class _Run:
         if "awq" in formats:
             first |= awq.wanted_of(self._source, Role.Q)
         if "gptq" in formats:
-            first |= gptq.GRAM
+            first |= GRAM
+        if self._feeds_back():
+            first |= GRAM
         return wanted | {(Role.Q, None): first}
 
     def _solve(self, unit: str, target: Target, captured: _Captured) -> LayerResult:
@@ -269,10 +273,15 @@ class _Run:
         )
         with torch.inference_mode():
             if target.format == "gguf":
-                return gguf.solve(task, plain=self._options.rtn)
+                return gguf.solve(task, plain=self._options.rtn, feedback=self._feeds_back())
             if self._options.rtn or unit == HEAD_UNIT:
                 return plain.solve(task)
             return awq.solve(task) if target.format == "awq" else gptq.solve(task)
+
+    def _feeds_back(self) -> bool:
+        """Whether GGUF layers are solved with error feedback."""
+        wanted = "gguf" in self._options.formats and self._options.uses_hessian
+        return wanted and gguf.can_feed_back()
 
     def _finish_unit(self, unit: str, captured: _Captured, result: Unit) -> None:
         """Publish the next layer's inputs, then the journal that names them; only then drop the old inputs."""
@@ -301,6 +310,7 @@ class _Run:
             "options": self._options.fingerprint(),
             "calibration": self._windows.sha256 if self._windows else None,
             "versions": {"qlocal": qlocal.__version__, "torch": torch.__version__},
+            "error feedback into blocks": self._feeds_back(),
         }
 
     def _calibration_sentence(self) -> str:
@@ -312,7 +322,9 @@ class _Run:
         return f"Calibrated on {count} windows of {length} tokens of {what}."
 
     def _all_notes(self) -> tuple[str, ...]:
-        return (*self._recipe.notes, *(self._windows.notes if self._windows else ()))
+        notes = (*self._recipe.notes, *(self._windows.notes if self._windows else ()))
+        wanted = "gguf" in self._options.formats and self._options.uses_hessian
+        return notes if not wanted or self._feeds_back() else (*notes, NO_FEEDBACK)
 
 
 def _staged(target: Target, assembly: Assembly, summary: Summary) -> Staged:

@@ -10,8 +10,9 @@ from torch import Tensor
 from qlocal.layers.linear import Placement, QuantLinear
 from qlocal.models.base import ModelConfig, Role
 
-Observe = Callable[[Role, "int | None", Tensor], None]
-"""Called with (role, expert, input) of every linear before it computes; once for linears that share an input."""
+Observe = Callable[[Role, "int | None", Tensor, "Tensor | None"], None]
+"""Called with (role, expert, input, tokens) of every linear before it computes; once for linears that share an input.
+tokens: (T,) int64 which tokens an expert was given, or None for all of them."""
 
 
 class Ffn:
@@ -23,13 +24,13 @@ class Ffn:
         self.down = QuantLinear(wide, (config.hidden_size,), placement)
         self._expert = expert
 
-    def __call__(self, x: Tensor, observe: Observe | None = None) -> Tensor:
-        """Compute the block. x: (T, D) f32, normalized. Returns (T, D) f32."""
+    def __call__(self, x: Tensor, observe: Observe | None = None, tokens: Tensor | None = None) -> Tensor:
+        """Compute the block. x: (T, D) f32, normalized; tokens: what an observer is told. Returns (T, D) f32."""
         if observe is not None:
-            observe(Role.GATE, self._expert, x)
+            observe(Role.GATE, self._expert, x, tokens)
         gate, up = self.gate_up(x)
         inner = F.silu(gate) * up  # (T, F)
         if observe is not None:
-            observe(Role.DOWN, self._expert, inner)
+            observe(Role.DOWN, self._expert, inner, tokens)
         (out,) = self.down(inner)
         return out

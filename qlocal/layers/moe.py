@@ -23,13 +23,13 @@ class MoeFfn:
     def __call__(self, x: Tensor, observe: Observe | None = None) -> Tensor:
         """Compute the routed experts alone. x: (T, D) f32, normalized. Returns (T, D) f32."""
         if observe is not None:
-            observe(Role.ROUTER, None, x)
+            observe(Role.ROUTER, None, x, None)
         (logits,) = self.router(x)  # (T, E)
         weights, chosen = logits.softmax(-1).topk(self._num_chosen)  # (T, k)
         weights = weights / weights.sum(-1, keepdim=True)
         out = torch.zeros_like(x)
         for expert in sorted(set(chosen.flatten().tolist())):
             tokens, slots = torch.nonzero(chosen == expert, as_tuple=True)
-            y = self.experts[expert](x[tokens], observe)
+            y = self.experts[expert](x[tokens], observe, tokens)
             out.index_add_(0, tokens, y * weights[tokens, slots][:, None])
         return out

@@ -30,7 +30,7 @@ class Wanted:
 
 
 class Recorder:
-    """An `Observe` that fills Statistics for the keys in `wanted` and ignores the rest."""
+    """Fills Statistics for the keys in `wanted` and ignores the rest."""
 
     def __init__(self, config: ModelConfig, wanted: dict[Key, Wanted]) -> None:
         self.stats = {
@@ -38,10 +38,11 @@ class Recorder:
             for key, what in wanted.items()
         }
 
-    def __call__(self, role: Role, expert: int | None, x_TK: Tensor) -> None:
-        stats = self.stats.get((role, expert))
+    def record(self, key: Key, x_TK: Tensor, weights_T: Tensor | None) -> None:
+        """Count the inputs x (T, K) of one linear, each with its weight (1 where there are none)."""
+        stats = self.stats.get(key)
         if stats is not None:
-            stats.add(x_TK)
+            stats.add(x_TK, weights_T)
 
     def finish(self) -> dict[Key, Statistics]:
         """Complete the sums and return them."""

@@ -19,7 +19,7 @@ from qlocal.weights import AffineWeight, BlockWeight
 GRAM_BLOCK = 4096
 """Rows of the Gram matrix that one matrix product adds: bounds scratch memory."""
 
-WeightT = TypeVar("WeightT", AffineWeight, BlockWeight)
+WeightT = TypeVar("WeightT", bound=AffineWeight | BlockWeight)
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class Statistics:
     """Running sums over the inputs of one linear, or of several that share their input.
 
     Inputs are rounded to bf16 first, as the engine does before it multiplies.
-    tokens: number of inputs seen. gram_KK: (K, K) f32 sum of x x^T, or None when it was not asked for.
-    sample_SK: (S, K) bf16, evenly taken inputs, or None; stands in for a Gram matrix that is too large.
+    tokens: number of inputs seen. gram_KK: (K, K) f32 sum of w x x^T, w a token's weight, or None when it was not
+    asked for. sample_SK: (S, K) bf16, evenly taken inputs times the root of their weight, or None; stands in for a
+    Gram matrix that is too large. Means are those of the inputs alone.
     """
 
     def __init__(self, columns: int, *, gram: bool = False, sample_per_call: int = 0) -> None:
@@ -59,14 +60,18 @@ class Statistics:
         self._sample_per_call = sample_per_call
         self._samples: list[Tensor] = []
 
-    def add(self, x_TK: Tensor) -> None:
-        """Count the inputs x (T, K), any float dtype."""
+    def add(self, x_TK: Tensor, weights_T: Tensor | None = None) -> None:
+        """Count the inputs x (T, K), any float dtype. weights_T: (T,) f32 how much an error at each token matters, or
+        None for 1."""
         rounded = x_TK.to(torch.bfloat16)
         x = rounded.float()
         self.tokens += len(x)
         # One call's sums are exact enough in float32; across calls they are kept in float64.
         self._abs_sum_K += x.abs().sum(0).double().cpu()
         self._square_sum_K += x.square().sum(0).double().cpu()
+        if weights_T is not None:
+            x = x * weights_T.sqrt().unsqueeze(1)
+            rounded = x.to(torch.bfloat16)
         if self._sample_per_call:
             step = max(1, len(x) // self._sample_per_call)
             self._samples.append(rounded[::step][: self._sample_per_call].cpu().clone())

@@ -13,10 +13,10 @@ from quantize.calibration.recorder import Key, Wanted, input_width
 from quantize.methods import awq
 from quantize.methods.awq import Consumer
 from quantize.methods.base import Statistics
-from quantize.methods.gptq import GptqSettings, GptqSolver
+from quantize.methods.gptq import GptqSettings
 from quantize.options import DAMP, MAX_SEARCH_COLUMNS
 from quantize.solvers.base import MIN_EXPERT_TOKENS, LayerResult, LayerTask
-from quantize.solvers.sequential import SequentialLayer
+from quantize.solvers.sequential import FolderLayer
 from quantize.source import MAX_F16, PaddedSource
 
 SAMPLES_PER_SEQUENCE = 64
@@ -33,7 +33,7 @@ def wanted_of(source: PaddedSource, role: Role) -> Wanted:
     return Wanted(gram=True, samples=SAMPLES_PER_SEQUENCE if wide else 0)
 
 
-class _AwqLayer(SequentialLayer):
+class _AwqLayer(FolderLayer):
     experts_together = True
 
     def __init__(self, task: LayerTask) -> None:
@@ -64,7 +64,7 @@ class _AwqLayer(SequentialLayer):
                 consumers.append(Consumer(rows.float(), stats))
         if not consumers:
             return None
-        scale_K = awq.search_scale(consumers, self.settings)
+        scale_K = awq.search_scale(consumers, self.grid.settings)
         if self._fits_float16(fold, scale_K):
             return scale_K
         self.result.notes.append(f"{fold.producer}: takes no scale, float16 cannot hold the result.")
@@ -82,13 +82,13 @@ class _AwqLayer(SequentialLayer):
         source = self.task.source
         if stats.tokens < MIN_EXPERT_TOKENS:
             for spec in linears:
-                rounded = awq.round_scaled(source.read_float32(spec.name), stats, scale_K, self.settings)
-                self.keep_rounded(spec, rounded, stats, scale_K)
+                self.say_rounded(spec, stats)
+                weight = source.read_float32(spec.name)
+                self.keep(spec, awq.round_scaled(weight, stats, scale_K, self.grid.settings), scale_K)
             return
-        solver = GptqSolver(stats, GptqSettings(self.settings, damp=DAMP), scale_K)
+        solver = self.make_solver(linears, stats, GptqSettings((self.grid.columns,), DAMP), scale_K)
         for spec in linears:
-            solved = solver.quantize(source.read_float32(spec.name))
-            self.keep(spec, solved.weight, solved.loss, scale_K)
+            self.keep(spec, solver.quantize(source.read_float32(spec.name), self.grid), scale_K)
 
     def _fold(self, fold: ScaleFold, scale_K: Tensor) -> None:
         """Divide the producer by the scale, with its bias; multiply consumers that are not quantized."""

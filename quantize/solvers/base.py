@@ -28,6 +28,8 @@ OnLoss = Callable[[str, float], None]
 Forward = Callable[[Recorder], None]
 """Runs a part of the layer over all samples, with the recorder as its observer."""
 
+GRAM = Wanted(gram=True)
+
 SHARING = {
     Role.Q: (Role.Q, Role.K, Role.V),
     Role.O: (Role.O,),

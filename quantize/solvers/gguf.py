@@ -1,48 +1,122 @@
-"""GGUF for one unit: every tensor by its type, importance from the BF16 stream as llama.cpp collects it.
+"""GGUF for one unit: every tensor by its type.
 
-Linears are independent here: importance weighs columns and makes up for no error of another layer.
+A decoder layer whose inputs were seen is solved in order, with error feedback into the blocks of each type; otherwise
+linears are independent, their columns weighed by an importance that makes up for no error of another column.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from qlocal.formats.gguf_rows import permute_rows, rows_to_store
 from qlocal.ggml_types import FLOAT_TYPES, GgmlType
+from qlocal.kernels import native
+from qlocal.kernels.reference import dequantize
 from qlocal.models.base import Role, TensorSpec
-from quantize.calibration.recorder import INPUT_OF
+from qlocal.weights import BlockWeight, DenseWeight
+from quantize.calibration.recorder import INPUT_OF, Key, Wanted
+from quantize.methods.base import Quantized, Statistics
 from quantize.methods.ggml import quantize_ggml
-from quantize.solvers.base import LayerResult, LayerTask
+from quantize.methods.gptq import GptqSettings
+from quantize.methods.grids import BlockGrid
+from quantize.options import DAMP
+from quantize.solvers.base import GRAM, MIN_EXPERT_TOKENS, LayerResult, LayerTask
+from quantize.solvers.sequential import SequentialLayer
 
 _FLOATS = {GgmlType.F32: torch.float32, GgmlType.F16: torch.float16, GgmlType.BF16: torch.bfloat16}
 
 
-def solve(task: LayerTask, *, plain: bool) -> LayerResult:
-    """Encode every tensor of the unit; experts of a layer are stacked. plain: rounding without searches."""
-    assert task.target.types is not None, "GGUF targets have a type for every tensor"
+def solve(task: LayerTask, *, plain: bool, feedback: bool) -> LayerResult:
+    """Encode every tensor of the unit; experts of a layer are stacked.
+
+    plain: rounding without searches. feedback: solve the layer in order, which needs its inputs.
+    """
+    if feedback and task.run is not None:
+        return _GgufLayer(task).solve()
     result = LayerResult()
-    stacked: dict[str, list[Tensor]] = {}
-    for spec in task.specs:
-        ggml_type = task.target.types[spec.gguf_name].ggml_type
-        if ggml_type in FLOAT_TYPES:
-            data = rows_to_store(task.source.read(spec.name), spec).to(_FLOATS[ggml_type])
-        else:
-            data = _quantize(task, spec, ggml_type, result, plain)
-        stacked.setdefault(spec.gguf_name, []).append(data)
-    for name, parts in stacked.items():
-        result.tensors[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def quantized(spec: TensorSpec) -> Tensor:
+        made = _rounded(task, spec, plain=plain)
+        result.losses[spec.module] = made.loss
+        task.on_loss(spec.module, made.loss)
+        return _stored(made.weight, spec)
+
+    result.tensors = _encoded(task, quantized)
     return result
 
 
-def _quantize(task: LayerTask, spec: TensorSpec, ggml_type: GgmlType, result: LayerResult, plain: bool) -> Tensor:
-    w_NK = task.source.read(spec.name).data
-    if spec.permuted_heads:
-        w_NK = permute_rows(w_NK, spec.permuted_heads).contiguous()
-    quantized = quantize_ggml(w_NK, ggml_type, _importance(task, spec), plain=plain)
-    result.losses[spec.module] = quantized.loss
-    task.on_loss(spec.module, quantized.loss)
-    return quantized.weight.blocks
+def can_feed_back() -> bool:
+    """Whether errors can be fed back into blocks here: native code alone does it."""
+    return isinstance(native.load(), native.Library)
+
+
+class _GgufLayer(SequentialLayer):
+    def __init__(self, task: LayerTask) -> None:
+        super().__init__(task)
+        self._blocks: dict[str, BlockWeight] = {}
+
+    def wanted(self, role: Role) -> Wanted:
+        return GRAM
+
+    def solve_inputs(self, stats: dict[Key, Statistics]) -> None:
+        for key, of_input in stats.items():
+            linears = [spec for spec in self.linears_of(key) if _type_of(self.task, spec) not in FLOAT_TYPES]
+            if of_input.tokens < MIN_EXPERT_TOKENS:
+                for spec in linears:
+                    self.say_rounded(spec, of_input)
+                    self._keep(spec, _rounded(self.task, spec, plain=False))
+            elif linears:
+                self._solve(linears, of_input)
+
+    def finished(self) -> LayerResult:
+        def quantized(spec: TensorSpec) -> Tensor:
+            return _stored(self._blocks[spec.name], spec)
+
+        self.result.tensors = _encoded(self.task, quantized)
+        return self.result
+
+    def _solve(self, linears: list[TensorSpec], stats: Statistics) -> None:
+        grids = {spec: BlockGrid(_type_of(self.task, spec)) for spec in linears}
+        sizes = tuple(sorted({grid.columns for grid in grids.values()}))
+        solver = self.make_solver(linears, stats, GptqSettings(sizes, DAMP))
+        for spec, grid in grids.items():
+            self._keep(spec, solver.quantize(self.task.source.read_float32(spec.name), grid))
+
+    def _keep(self, spec: TensorSpec, quantized: Quantized[BlockWeight]) -> None:
+        self._blocks[spec.name] = quantized.weight
+        self.use(spec, DenseWeight(dequantize(quantized.weight).bfloat16()), quantized.loss)
+
+
+def _encoded(task: LayerTask, quantized: Callable[[TensorSpec], Tensor]) -> dict[str, Tensor]:
+    """Return the stored tensors of the unit by GGUF name, in file order."""
+    stacked: dict[str, list[Tensor]] = {}
+    for spec in task.specs:
+        ggml_type = _type_of(task, spec)
+        if ggml_type in FLOAT_TYPES:
+            data = rows_to_store(task.source.read(spec.name), spec).to(_FLOATS[ggml_type])
+        else:
+            data = quantized(spec)
+        stacked.setdefault(spec.gguf_name, []).append(data)
+    return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in stacked.items()}
+
+
+def _type_of(task: LayerTask, spec: TensorSpec) -> GgmlType:
+    assert task.target.types is not None, "GGUF targets have a type for every tensor"
+    return task.target.types[spec.gguf_name].ggml_type
+
+
+def _rounded(task: LayerTask, spec: TensorSpec, *, plain: bool) -> Quantized[BlockWeight]:
+    """Return a weight whose columns are independent, rows as in the source."""
+    weight = task.source.read(spec.name).data
+    return quantize_ggml(weight, _type_of(task, spec), _importance(task, spec), plain=plain)
+
+
+def _stored(weight: BlockWeight, spec: TensorSpec) -> Tensor:
+    """Return the blocks with rows in the file's order."""
+    return permute_rows(weight.blocks, spec.permuted_heads) if spec.permuted_heads else weight.blocks
 
 
 def _importance(task: LayerTask, spec: TensorSpec) -> Tensor | None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from qlocal.models.base import Role
 from quantize.calibration.recorder import Key, Wanted
 from quantize.methods.base import Statistics
-from quantize.methods.gptq import GptqSettings, GptqSolver
+from quantize.methods.gptq import GptqSettings
 from quantize.methods.rtn import quantize_rtn
 from quantize.options import DAMP
-from quantize.solvers.base import MIN_EXPERT_TOKENS, LayerResult, LayerTask
-from quantize.solvers.sequential import SequentialLayer
-
-GRAM = Wanted(gram=True)
+from quantize.solvers.base import GRAM, MIN_EXPERT_TOKENS, LayerResult, LayerTask
+from quantize.solvers.sequential import FolderLayer
 
 
 def solve(task: LayerTask) -> LayerResult:
@@ -19,7 +17,7 @@ def solve(task: LayerTask) -> LayerResult:
     return _GptqLayer(task).solve()
 
 
-class _GptqLayer(SequentialLayer):
+class _GptqLayer(FolderLayer):
     def wanted(self, role: Role) -> Wanted:
         return GRAM
 
@@ -31,13 +29,10 @@ class _GptqLayer(SequentialLayer):
         linears, source = self.linears_of(key), self.task.source
         if stats.tokens < MIN_EXPERT_TOKENS:
             for spec in linears:
-                self.keep_rounded(spec, quantize_rtn(source.read_float32(spec.name), self.settings), stats)
+                self.say_rounded(spec, stats)
+                self.keep(spec, quantize_rtn(source.read_float32(spec.name), self.grid.settings))
             return
-        assert self.task.target.settings is not None, "looked at when the layer was begun"
-        solver = GptqSolver(stats, GptqSettings(self.settings, self.task.target.settings.desc_act, damp=DAMP))
-        if solver.damp > DAMP:
-            names = ", ".join(spec.module for spec in linears)
-            self.result.notes.append(f"{names}: damping raised to {solver.damp:.2f}.")
+        settings = GptqSettings((self.grid.columns,), DAMP, self.stored.desc_act)
+        solver = self.make_solver(linears, stats, settings)
         for spec in linears:
-            solved = solver.quantize(source.read_float32(spec.name))
-            self.keep(spec, solved.weight, solved.loss)
+            self.keep(spec, solver.quantize(source.read_float32(spec.name), self.grid))

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from qlocal.errors import FormatError
 from qlocal.models.base import Role, TensorSpec
-from qlocal.weights import AffineWeight
+from qlocal.weights import AffineWeight, Weight
 from quantize.calibration.recorder import Key, Wanted, experts
 from quantize.methods.base import Quantized, Statistics
+from quantize.methods.gptq import GptqSettings, GptqSolver
+from quantize.methods.grids import AffineGrid
 from quantize.solvers.base import (
     SHARING,
     Forward,
@@ -26,22 +28,17 @@ from quantize.solvers.base import (
 
 
 class SequentialLayer(ABC):
-    """One decoder layer of an AWQ or GPTQ result while it is solved.
-
-    Subclasses say what they record of an input (`wanted`) and solve the linears that read it (`solve_inputs`), by
-    `keep`. `dense` holds what stays unquantized, in f32, `weights` what is done, both by tensor name.
+    """One decoder layer while it is solved. Subclasses say what they record of an input (`wanted`), solve the linears
+    that read it (`solve_inputs`) and take each into the layer (`use`); `finished` makes tensors of what they kept.
     """
 
     experts_together = False
     """Whether the first linears of all experts are solved in one call: their inputs share one scale."""
 
     def __init__(self, task: LayerTask) -> None:
-        assert task.run is not None and task.target.settings is not None, "folders are calibrated or rounded plainly"
+        assert task.run is not None, "layers that are solved in order have inputs"
         self.task = task
-        self.settings = affine_settings(task.target.settings)
         self.result = LayerResult()
-        self.weights: dict[str, AffineWeight] = {}
-        self.dense = {s.name: task.source.read_float32(s.name) for s in task.specs if not s.is_quantized}
         self._run = task.run
         self._layer = task.run.load_layer()
 
@@ -53,36 +50,43 @@ class SequentialLayer(ABC):
     def solve_inputs(self, stats: dict[Key, Statistics]) -> None:
         """Solve every linear that reads these inputs. May use up the matrices of `stats`."""
 
+    @abstractmethod
+    def finished(self) -> LayerResult:
+        """Return the result, complete."""
+
     def solve(self) -> LayerResult:
-        """Return the stored tensors."""
+        """Solve the layer. The statistics of q/k/v's input are taken from `task.captured`."""
         run, layer, config = self._run, self._layer, self.task.source.config
         self.solve_inputs({(Role.Q, None): self.task.captured[Role.Q, None].copy()})  # other results need it too
-        self._stage([(Role.O, None)], lambda observe: run.attention(layer, observe, keep=False))
+        self._stage([(Role.O, None)], lambda recorder: run.attention(layer, recorder, keep=False))
         run.attention(layer, None, keep=True)
         first, second = ([(role, expert) for expert in experts(config)] for role in (Role.GATE, Role.DOWN))
-        self._stage(first, lambda observe: run.ffn(layer, observe), together=self.experts_together)
-        self._stage(second, lambda observe: run.ffn(layer, observe))
-        return self._finished()
+        self._stage(first, lambda recorder: run.ffn(layer, recorder), together=self.experts_together)
+        self._stage(second, lambda recorder: run.ffn(layer, recorder))
+        return self.finished()
 
     def linears_of(self, key: Key) -> list[TensorSpec]:
         """Return the linears that read the input observed as `key`."""
         role, expert = key
         return [spec for spec in self.task.of_roles(*SHARING[role]) if spec.expert == expert]
 
-    def keep_rounded(
-        self, spec: TensorSpec, rounded: Quantized[AffineWeight], stats: Statistics, scale_K: Tensor | None = None
-    ) -> None:
-        """Keep a linear whose inputs calibration hardly saw, and say so."""
+    def make_solver(
+        self, linears: list[TensorSpec], stats: Statistics, settings: GptqSettings, scale_K: Tensor | None = None
+    ) -> GptqSolver:
+        """Return the solver of linears with one input; damping that had to rise is said."""
+        solver = GptqSolver(stats, settings, scale_K)
+        if solver.damp > settings.damp:
+            names = ", ".join(spec.module for spec in linears)
+            self.result.notes.append(f"{names}: damping raised to {solver.damp:.2f}.")
+        return solver
+
+    def say_rounded(self, spec: TensorSpec, stats: Statistics) -> None:
+        """Say that calibration saw too little of a linear's inputs to do more than round it."""
         self.result.notes.append(f"{spec.module}: rounded, calibration gave it {stats.tokens} tokens.")
-        self.keep(spec, rounded.weight, rounded.loss, scale_K)
 
-    def keep(self, spec: TensorSpec, weight: AffineWeight, loss: float, scale_K: Tensor | None = None) -> None:
-        """Take a solved linear into the result, and into the layer that the next inputs come from.
-
-        scale_K: the scale its columns were multiplied by, which the layer's own norms do not divide by.
-        """
-        self.weights[spec.name] = weight
-        self._layer.replace(spec.role, spec.expert, effective_weight(weight, scale_K), bias_of(self.task, spec))
+    def use(self, spec: TensorSpec, weight: Weight, loss: float) -> None:
+        """Let the layer compute the next inputs with a solved weight; keep its loss."""
+        self._layer.replace(spec.role, spec.expert, weight, bias_of(self.task, spec))
         self.result.losses[spec.module] = loss
         self.task.on_loss(spec.module, loss)
 
@@ -95,12 +99,31 @@ class SequentialLayer(ABC):
             for key in list(stats):
                 self.solve_inputs({key: stats.pop(key)})
 
-    def _finished(self) -> LayerResult:
-        stored = self.task.target.settings
-        assert stored is not None, "looked at when the layer was begun"
+
+class FolderLayer(SequentialLayer):
+    """A layer of an AWQ or GPTQ folder. `dense` holds what stays unquantized, in f32, `weights` what is done, both by
+    tensor name."""
+
+    def __init__(self, task: LayerTask) -> None:
+        super().__init__(task)
+        assert task.target.settings is not None, "folders have settings"
+        self.stored = task.target.settings
+        self.grid = AffineGrid(affine_settings(self.stored))
+        self.weights: dict[str, AffineWeight] = {}
+        self.dense = {s.name: task.source.read_float32(s.name) for s in task.specs if not s.is_quantized}
+
+    def keep(self, spec: TensorSpec, quantized: Quantized[AffineWeight], scale_K: Tensor | None = None) -> None:
+        """Take a solved linear into the result and into the layer.
+
+        scale_K: the scale its columns were multiplied by, which the layer's own norms do not divide by.
+        """
+        self.weights[spec.name] = quantized.weight
+        self.use(spec, effective_weight(quantized.weight, scale_K), quantized.loss)
+
+    def finished(self) -> LayerResult:
         for spec in self.task.specs:
             if spec.name in self.weights:
-                self.result.tensors |= stored_linear(spec, self.weights[spec.name], stored)
+                self.result.tensors |= stored_linear(spec, self.weights[spec.name], self.stored)
                 continue
             values = self.dense[spec.name].half()
             if not torch.isfinite(values).all():

@@ -94,7 +94,8 @@ def observed(layer: DecoderLayer, tokens: int = 7) -> list[tuple[Role, int | Non
     hidden = torch.randn(tokens, layer.config.hidden_size, generator=torch.Generator().manual_seed(3))
     rotation = Rotary(layer.config).at(torch.arange(tokens))
 
-    def observe(role: Role, expert: int | None, x: Tensor) -> None:
+    def observe(role: Role, expert: int | None, x: Tensor, tokens: Tensor | None) -> None:
+        assert (tokens is None) == (expert is None) and (tokens is None or len(tokens) == len(x))
         seen.append((role, expert, x.clone()))
 
     after = layer.attention_block(hidden, rotation, attention.causal([tokens]), observe)

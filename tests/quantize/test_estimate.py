@@ -20,7 +20,8 @@ def test_72b_stays_under_twelve_gigabytes_in_every_format() -> None:
 
 
 def test_matrices_of_inputs_take_the_most() -> None:
-    assert peak(("gptq",)) > peak(("gguf",))
+    assert peak(("gptq",)) > peak(("gguf",), hessian=False)
+    assert peak(("gguf",), hessian=False) < 6 * 10**9
     assert peak(("gptq",)) > peak(("gptq",), rtn=True)
 
 

@@ -1,4 +1,5 @@
 import torch
+from torch import Tensor
 
 from qlocal.layers.attention import causal
 from qlocal.layers.loader import load_layer
@@ -16,7 +17,11 @@ def test_recorder_sees_the_inputs_of_every_linear_once() -> None:
     recorder = Recorder(checkpoint.config, wanted)
     states = torch.randn(50, checkpoint.config.hidden_size)
     rotation = Rotary(checkpoint.config).at(torch.arange(50))
-    layer.ffn_block(layer.attention_block(states, rotation, causal([50]), recorder), recorder)
+
+    def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> None:
+        recorder.record((role, expert), x_TK, None)
+
+    layer.ffn_block(layer.attention_block(states, rotation, causal([50]), observe), observe)
     stats = recorder.finish()
     assert stats[Role.Q, None].tokens == stats[Role.ROUTER, None].tokens == 50
     assert sum(stats[Role.GATE, expert].tokens for expert in range(4)) == 50 * 2

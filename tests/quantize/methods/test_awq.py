@@ -7,6 +7,7 @@ from quantize.methods import awq, rtn
 from quantize.methods.awq import Consumer
 from quantize.methods.base import AffineSettings, Statistics
 from quantize.methods.gptq import GptqSettings, GptqSolver
+from quantize.methods.grids import AffineGrid
 from tests.quantize.methods import reference
 from tests.quantize.methods.conftest import DEAD, collect
 
@@ -28,7 +29,7 @@ def test_feedback_into_the_scaled_weight_loses_less_than_rounding_it(w_NK: Tenso
     w_NK[:, DEAD] = 0.0
     scale = awq.search_scale([Consumer(w_NK, collect(inputs))], settings)
     rounded = awq.round_scaled(w_NK, collect(inputs), scale, settings)
-    solved = GptqSolver(collect(inputs), GptqSettings(settings), scale).quantize(w_NK.clone())
+    solved = GptqSolver(collect(inputs), GptqSettings((64,), 0.05), scale).quantize(w_NK.clone(), AffineGrid(settings))
     error = reference.relative_error(dequantize(solved.weight) / scale, w_NK, gram)
     assert error < 0.7 * rounded.loss
     assert error < solved.loss < 2 * error  # the reported loss includes the damping
