@@ -14,6 +14,8 @@ from quantize.recipe import Recipe
 BASE_BYTES = 700 << 20
 """The interpreter with torch and its thread pools."""
 DEFAULT_GRAM_BYTES = 4 << 30
+SCRATCH_BYTES = 512 << 20
+"""What the values between the linears of one pass may take, where a sample does not need more."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,18 @@ def _linear_bytes(spec: TensorSpec, options: Options) -> int:
 
 
 def _forward_bytes(config: ModelConfig, options: Options) -> int:
-    """Return the scratch of one sequence in a layer: gate, up and their product in f32, and the scores' blocks."""
+    """Return the scratch of one pass in a layer: gate, up and their product in f32, and the scores' blocks."""
     if not options.needs_calibration:
         return 0
-    tokens = min(options.calibration.seq_len, config.max_position_embeddings)
+    length = min(options.calibration.seq_len, config.max_position_embeddings)
+    tokens = length * min(options.calibration.num_samples, samples_at_once(config, length))
     return tokens * (3 * config.intermediate_size + 6 * config.hidden_size) * 4
+
+
+def samples_at_once(config: ModelConfig, length: int) -> int:
+    """Return how many samples of `length` tokens a pass takes at once: weights are unpacked once for all of them."""
+    per_token = 4 * (3 * config.intermediate_size + 6 * config.hidden_size)
+    return max(1, SCRATCH_BYTES // (per_token * length))
 
 
 def _gb(count: int) -> str:

@@ -8,6 +8,7 @@ any other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from qlocal.layers.rotary import Rotary
 from qlocal.models.base import Role
 from quantize.calibration.hidden_states import HiddenStates
 from quantize.calibration.recorder import Recorder
+from quantize.estimate import samples_at_once
 from quantize.source import PaddedSource
 
 DTYPE = "bfloat16"
@@ -41,9 +43,10 @@ class LayerRun:
         self._scratch = scratch
         self._between: HiddenStates | None = None
         self._device = torch.device(device)
-        self._rotation = Rotary(source.config).at(torch.arange(inputs.shape[1], device=self._device))
-        self._attend = causal([inputs.shape[1]])
         samples, length, _ = inputs.shape
+        self._at_once = min(samples, samples_at_once(source.config, length))
+        positions = torch.arange(length, device=self._device).repeat(self._at_once)
+        self._rotation = Rotary(source.config).at(positions)
         self._mean_squares = {role: torch.zeros(samples, length) for role in (Role.O, Role.DOWN)}
 
     def load_layer(self) -> DecoderLayer:
@@ -53,43 +56,57 @@ class LayerRun:
     def whole(self, layer: DecoderLayer, outputs: HiddenStates, recorder: Recorder) -> None:
         """Run the whole layer and store its outputs; inputs are recorded without weights."""
 
-        def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> None:
+        def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> bool:
             recorder.record((role, expert), x_TK, None)
+            return False
 
-        for sample in range(len(self._inputs)):
-            states = self._inputs[sample].to(self._device)
-            states = layer.attention_block(states, self._rotation, self._attend, observe)
-            self._mean_squares[Role.O][sample] = states.square().mean(-1)
+        for samples in self._batches():
+            states = self._attended(layer, samples, observe)
+            self._mean_squares[Role.O][samples] = self._by_sample(states.square().mean(-1))
             states = layer.ffn_block(states, observe)
-            self._mean_squares[Role.DOWN][sample] = states.square().mean(-1)
-            outputs[sample] = states.cpu()
+            self._mean_squares[Role.DOWN][samples] = self._by_sample(states.square().mean(-1))
+            outputs[samples] = self._by_sample(states)
 
     def attention(self, layer: DecoderLayer, recorder: Recorder | None, *, keep: bool) -> None:
         """Run the attention block; `keep` stores its outputs for `ffn`."""
         if keep and self._between is None:
             self._between = HiddenStates(self._scratch, self._inputs.shape, create=True)
-        for sample in range(len(self._inputs)):
-            states = self._inputs[sample].to(self._device)
-            states = layer.attention_block(states, self._rotation, self._attend, self._observer(recorder, sample))
+        for samples in self._batches():
+            states = self._attended(layer, samples, self._observer(recorder, samples))
             if keep and self._between is not None:
-                self._between[sample] = states.cpu()
+                self._between[samples] = self._by_sample(states)
 
     def ffn(self, layer: DecoderLayer, recorder: Recorder) -> None:
         """Run the feed-forward block over what `attention` has kept."""
         assert self._between is not None, "attention(keep=True) runs first"
-        for sample in range(len(self._between)):
-            layer.ffn_block(self._between[sample].to(self._device), self._observer(recorder, sample))
+        for samples in self._batches():
+            states = self._between[samples].flatten(0, 1).to(self._device)
+            layer.ffn_block(states, self._observer(recorder, samples))
 
-    def _observer(self, recorder: Recorder | None, sample: int) -> Observe | None:
+    def _batches(self) -> Iterator[slice]:
+        for start in range(0, len(self._inputs), self._at_once):
+            yield slice(start, min(start + self._at_once, len(self._inputs)))
+
+    def _by_sample(self, values: Tensor) -> Tensor:
+        """(B * L, ...) on the device to (B, L, ...) in host memory."""
+        return values.cpu().view(-1, self._inputs.shape[1], *values.shape[1:])
+
+    def _attended(self, layer: DecoderLayer, samples: slice, observe: Observe | None) -> Tensor:
+        """Return the residual stream (B * L, D) after the attention block."""
+        states = self._inputs[samples].flatten(0, 1).to(self._device)
+        length, count = self._inputs.shape[1], samples.stop - samples.start
+        return layer.attention_block(states, self._rotation.first(len(states)), causal([length] * count), observe)
+
+    def _observer(self, recorder: Recorder | None, samples: slice) -> Observe | None:
         if recorder is None:
             return None
 
-        def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> None:
+        def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> bool:
             weights = None
             if role in self._mean_squares:
-                mean_squares = self._mean_squares[role][sample].to(x_TK.device)
+                mean_squares = self._mean_squares[role][samples].flatten().to(x_TK.device)
                 weights = 1.0 / (mean_squares if tokens is None else mean_squares[tokens]).clamp(min=SMALLEST)
-            recorder.record((role, expert), x_TK, weights)
+            return recorder.record((role, expert), x_TK, weights)
 
         return observe
 

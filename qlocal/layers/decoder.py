@@ -44,14 +44,14 @@ class DecoderLayer:
         config, tokens = self.config, hidden_states.shape[0]
         heads = [config.num_attention_heads, config.num_key_value_heads]
         x = rms_norm(hidden_states, self.input_norm, config.rms_norm_eps)
-        if observe is not None:
-            observe(Role.Q, None, x, None)
+        if observe is not None and observe(Role.Q, None, x, None):
+            return hidden_states
         q, k, v = self.qkv(x)
         rotated = rotation.apply(torch.cat((q, k), dim=1).view(tokens, -1, config.head_dim))
         q, k = rotated.split_with_sizes(heads, dim=1)  # (T, H, Dh), (T, Hk, Dh)
         attended = attend(q, k, v.view(k.shape)).reshape(tokens, config.q_size)
-        if observe is not None:
-            observe(Role.O, None, attended, None)
+        if observe is not None and observe(Role.O, None, attended, None):
+            return hidden_states
         (out,) = self.o(attended)
         return hidden_states + out
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qlocal.layers.linear import Placement, QuantLinear
 from qlocal.models.base import ModelConfig, Role
 
-Observe = Callable[[Role, "int | None", Tensor, "Tensor | None"], None]
+Observe = Callable[[Role, "int | None", Tensor, "Tensor | None"], bool]
 """Called with (role, expert, input, tokens) of every linear before it computes; once for linears that share an input.
-tokens: (T,) int64 which tokens an expert was given, or None for all of them."""
+tokens: (T,) int64 which tokens an expert was given, or None for all of them. Returns whether that is enough: then the
+block computes no further, and its output means nothing."""
 
 
 class Ffn:
@@ -26,11 +28,11 @@ class Ffn:
 
     def __call__(self, x: Tensor, observe: Observe | None = None, tokens: Tensor | None = None) -> Tensor:
         """Compute the block. x: (T, D) f32, normalized; tokens: what an observer is told. Returns (T, D) f32."""
-        if observe is not None:
-            observe(Role.GATE, self._expert, x, tokens)
+        if observe is not None and observe(Role.GATE, self._expert, x, tokens):
+            return torch.zeros_like(x)
         gate, up = self.gate_up(x)
         inner = F.silu(gate) * up  # (T, F)
-        if observe is not None:
-            observe(Role.DOWN, self._expert, inner, tokens)
+        if observe is not None and observe(Role.DOWN, self._expert, inner, tokens):
+            return torch.zeros_like(x)
         (out,) = self.down(inner)
         return out

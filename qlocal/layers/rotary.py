@@ -21,6 +21,10 @@ class Rotation:
     def to(self, device: torch.device) -> Rotation:
         return Rotation(self.cos.to(device), self.sin.to(device))
 
+    def first(self, tokens: int) -> Rotation:
+        """Return the angles of the first tokens."""
+        return Rotation(self.cos[:tokens], self.sin[:tokens])
+
     def apply(self, x: Tensor) -> Tensor:
         """Rotate queries or keys. x: (T, H, Dh) f32; returns the same shape."""
         first, second = x.chunk(2, dim=-1)

@@ -34,12 +34,12 @@ class HiddenStates:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, sample: int) -> Tensor:
-        """Return (L, D) f32 as a view of the file: not to be written to."""
-        return self._values[sample]
+    def __getitem__(self, samples: int | slice) -> Tensor:
+        """Return (L, D) f32, or (B, L, D) for several samples, as a view of the file: not to be written to."""
+        return self._values[samples]
 
-    def __setitem__(self, sample: int, states_LD: Tensor) -> None:
-        self._values[sample] = states_LD
+    def __setitem__(self, samples: int | slice, states: Tensor) -> None:
+        self._values[samples] = states
 
     def publish(self, path: Path) -> None:
         """Write everything through to the disk, then move the file to `path` in one step."""

@@ -37,12 +37,17 @@ class Recorder:
             key: Statistics(input_width(config, key[0]), gram=what.gram, sample_per_call=what.samples)
             for key, what in wanted.items()
         }
+        self._last = max((role for role, _ in wanted), key=list(INPUT_OF).index, default=None)
 
-    def record(self, key: Key, x_TK: Tensor, weights_T: Tensor | None) -> None:
-        """Count the inputs x (T, K) of one linear, each with its weight (1 where there are none)."""
+    def record(self, key: Key, x_TK: Tensor, weights_T: Tensor | None) -> bool:
+        """Count the inputs x (T, K) of one linear, each with its weight (1 where there are none).
+
+        Returns whether no later linear of the block is wanted.
+        """
         stats = self.stats.get(key)
         if stats is not None:
             stats.add(x_TK, weights_T)
+        return key[0] is self._last
 
     def finish(self) -> dict[Key, Statistics]:
         """Complete the sums and return them."""

@@ -128,10 +128,11 @@ class _Inputs:
         self._expert_step = max(1, int(num_tokens * share) // SAMPLE_TOKENS)
         self._rows: dict[Key, list[Tensor]] = {}
 
-    def __call__(self, role: Role, expert: int | None, x: Tensor, tokens: Tensor | None) -> None:
+    def __call__(self, role: Role, expert: int | None, x: Tensor, tokens: Tensor | None) -> bool:
         if role is not Role.ROUTER:
             step = self._step if expert is None else self._expert_step
             self._rows.setdefault((role, expert), []).append(x[::step].clone())
+        return False
 
     def taken(self) -> dict[Key, Tensor]:
         """Return (S, K) f32 of every input that was seen."""

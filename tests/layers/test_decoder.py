@@ -94,9 +94,10 @@ def observed(layer: DecoderLayer, tokens: int = 7) -> list[tuple[Role, int | Non
     hidden = torch.randn(tokens, layer.config.hidden_size, generator=torch.Generator().manual_seed(3))
     rotation = Rotary(layer.config).at(torch.arange(tokens))
 
-    def observe(role: Role, expert: int | None, x: Tensor, tokens: Tensor | None) -> None:
+    def observe(role: Role, expert: int | None, x: Tensor, tokens: Tensor | None) -> bool:
         assert (tokens is None) == (expert is None) and (tokens is None or len(tokens) == len(x))
         seen.append((role, expert, x.clone()))
+        return False
 
     after = layer.attention_block(hidden, rotation, attention.causal([tokens]), observe)
     layer.ffn_block(after, observe)

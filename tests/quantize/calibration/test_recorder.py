@@ -18,8 +18,9 @@ def test_recorder_sees_the_inputs_of_every_linear_once() -> None:
     states = torch.randn(50, checkpoint.config.hidden_size)
     rotation = Rotary(checkpoint.config).at(torch.arange(50))
 
-    def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> None:
+    def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> bool:
         recorder.record((role, expert), x_TK, None)
+        return False
 
     layer.ffn_block(layer.attention_block(states, rotation, causal([50]), observe), observe)
     stats = recorder.finish()
