@@ -13,7 +13,10 @@ from quantize.options import Options
 from quantize.recipe import HEAD_UNIT, Recipe, Target
 from quantize.state import Journal
 
-_METHODS = {"awq": "AWQ: activation-aware scales and clipping", "gptq": "GPTQ: rounding that makes up for its errors"}
+_METHODS = {
+    "awq": "AWQ: activation-aware scales, then rounding that makes up for its errors",
+    "gptq": "GPTQ: rounding that makes up for its errors",
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,7 @@ class Summary:
 def method_name(target: Target, options: Options) -> str:
     """Return what was done to the weights, in a few words."""
     if target.format == "gguf":
-        kind = "plain rounding" if options.rtn else "importance matrix" if options.imatrix else "no importance matrix"
-        return f"GGUF {target.name}, {kind}"
+        return f"GGUF {target.name}, {_gguf_method(options)}"
     assert target.settings is not None, "folders have settings"
     method = "Plain rounding" if options.rtn else _METHODS[target.format]
     order = ", columns by their energy (desc_act)" if target.settings.desc_act else ""
@@ -77,15 +79,25 @@ def method_name(target: Target, options: Options) -> str:
     return f"{method}; 4 bit, {symmetry}, groups of {target.settings.group_size}{order}"
 
 
+def _gguf_method(options: Options) -> str:
+    if options.rtn:
+        return "plain rounding"
+    if options.uses_hessian:
+        return "error feedback into its blocks"
+    return "importance matrix" if options.imatrix else "no importance matrix"
+
+
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the report of a checkpoint that was made elsewhere: what its headers say."""
+    name = {"model": checkpoint.path.name, "result": checkpoint.format, "format": checkpoint.format}
+    return {**name, "notes": [], **sizes(checkpoint)}
+
+
+def sizes(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the part of a report that the headers of a checkpoint tell."""
     stored = list(checkpoint.tensors.values())
     num_bytes, parameters = sum(t.num_bytes for t in stored), sum(math.prod(t.shape) for t in stored)
     return {
-        "model": checkpoint.path.name,
-        "result": checkpoint.format,
-        "format": checkpoint.format,
-        "notes": [],
         "tensor_bytes": num_bytes,
         "parameters": parameters,
         "bits_per_weight": round(8 * num_bytes / parameters, 4),
