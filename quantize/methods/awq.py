@@ -18,11 +18,11 @@ from qlocal.weights import AffineWeight
 from quantize.methods import rtn
 from quantize.methods.base import AffineSettings, Quantized, Statistics
 
-RATIOS = tuple(i / 20 for i in range(20))
+RATIOS = tuple(i / 10 for i in range(10))
 STRIP_ROWS = 256
-SEARCH_WORK = 5e10
+SEARCH_WORK = 5e9
 """Rows x K x K of one candidate's error: a search looks at evenly taken rows when there are more."""
-MIN_SEARCH_ROWS, MAX_SEARCH_ROWS = 512, 1024
+MIN_SEARCH_ROWS, MAX_SEARCH_ROWS = 128, 512
 MAX_SCALE = 1e3
 """Bound on a scale and its inverse, so that neither the folded norm nor the weight leaves float16."""
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from qlocal.weights import AffineWeight, BlockWeight
 
-GRAM_BLOCK = 4096
-"""Rows of the Gram matrix that one matrix product adds: bounds scratch memory."""
+GRAM_BLOCK = 1024
+"""Rows of the Gram matrix that one matrix product adds: bounds scratch memory, and spares most of the lower half."""
 
 WeightT = TypeVar("WeightT", bound=AffineWeight | BlockWeight)
 
