@@ -53,7 +53,7 @@ class _Keys:
         if value is None:
             return None
         if value.kind not in (ValueType.FLOAT32, ValueType.FLOAT64) or not math.isfinite(value.value):
-            raise ConfigError(f"{self.where}: {key} is {str(value.value)[:40]}, expected a number")
+            raise ConfigError(f"{self.where}: {key} is {value.value!r:.40}, expected a number")
         return shortest_float32(value.value) if value.kind is ValueType.FLOAT32 else float(value.value)
 
     def text(self, key: str) -> str | None:

@@ -50,7 +50,7 @@ def parse_quantization_config(raw: Any, where: str) -> QuantizationConfig | None
     if bits != 4:
         raise UnsupportedError(f"{where}: bits is {bits}, expected 4", hint=_SUPPORTED)
     if raw.get("lm_head") not in (None, False):
-        raise UnsupportedError(f"{where}: lm_head is {str(raw['lm_head'])[:40]}; a quantized head is not supported")
+        raise UnsupportedError(f"{where}: lm_head is {raw['lm_head']!r:.40}; a quantized head is not supported")
     if raw.get("dynamic"):
         raise UnsupportedError(f"{where}: dynamic (settings by module) is not supported")
     if raw.get("pack_dtype") not in (None, "int32"):

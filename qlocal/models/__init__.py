@@ -15,7 +15,7 @@ def by_model_type(model_type: str, *, where: str) -> Architecture:
     """Return the architecture named `model_type`; `where` (file and field) goes into the error."""
     if model_type not in ARCHITECTURES:
         raise UnsupportedError(
-            f"{where}: model_type '{model_type}' is not supported",
+            f"{where}: model_type {model_type[:60]!r} is not supported",
             hint=f"Supported: {', '.join(sorted(ARCHITECTURES))}.",
         )
     return ARCHITECTURES[model_type]
@@ -27,6 +27,6 @@ def by_gguf_arch(gguf_arch: str, num_experts: int, *, where: str) -> Architectur
         if architecture.gguf_arch == gguf_arch and architecture.is_moe == (num_experts > 0):
             return architecture
     raise UnsupportedError(
-        f"{where}: general.architecture '{gguf_arch}' with {num_experts} experts is not supported",
+        f"{where}: general.architecture {gguf_arch[:60]!r} with {num_experts} experts is not supported",
         hint=f"Supported: {', '.join(sorted({a.gguf_arch for a in ARCHITECTURES.values()}))}.",
     )

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qlocal.errors import QLocalError
@@ -39,6 +39,8 @@ QUANTIZATION_FIELDS = [
 ]  # fmt: skip
 
 
+@example(place=("config.json", "model_type"), value="\x1b[2J")
+@example(place=("config.json", "quantization_config"), value={"quant_method": "awq", "bits": 4, "lm_head": "\x1b[2J"})
 @settings(max_examples=250, deadline=None)
 @given(place=st.sampled_from(FIELDS), value=VALUES)
 def test_any_value_in_a_folders_files(
