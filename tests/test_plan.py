@@ -106,6 +106,6 @@ def test_an_unknown_device_is_named() -> None:
 
 def test_a_large_model_is_planned_in_less_than_a_second(free: dict[str, int]) -> None:
     checkpoint = MemoryCheckpoint("mixtral", {"num_hidden_layers": 56, "num_local_experts": 8, "hidden_size": 32})
-    start = time.perf_counter()
+    start = time.process_time()
     make_plan(checkpoint, ["cpu"])
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0

@@ -98,10 +98,10 @@ def test_a_hostile_file_is_refused_by_name(tmp_path: Path, case: str) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(QLocalError, match=message) as caught:
         read_gguf(path)
-    elapsed, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    elapsed, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert caught.value.message.startswith("x.gguf")
     assert elapsed < 1 and peak < max(4 * len(content), 1 << 20)

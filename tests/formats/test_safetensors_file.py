@@ -91,10 +91,10 @@ def test_a_file_of_any_length_below_its_own_is_refused(tmp_path: Path) -> None:
 def test_too_many_tensors_are_refused_quickly(tmp_path: Path) -> None:
     body = ",".join(f'"{i}":0' for i in range(262_145))
     path = _file(tmp_path / "x.safetensors", b"{" + body.encode() + b"}")
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FormatError, match="at most 262144"):
         read_header(path)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_fifo_a_folder_and_a_strange_link_are_refused_at_once(tmp_path: Path) -> None:
