@@ -25,7 +25,7 @@ from quantize.gate.texts import Material, Reading, read_material
 from quantize.options import check_device
 from quantize.report.display import open_display
 from quantize.report.files import read_report, write_pages, write_report
-from quantize.report.summary import describe, gate_rows, place
+from quantize.report.summary import describe, gate_rows, place, sizes
 from quantize.source import PaddedSource, open_source
 
 GATE_FAILED = QualityError.exit_code
@@ -135,7 +135,7 @@ def _check_pair(source: Checkpoint, candidate: Checkpoint) -> None:
 
 
 def _verdict(path: Path, candidate: Checkpoint, measured: Measured, limits: Limits) -> Verdict:
-    report = read_report(path) or describe(candidate)
+    report = {**describe(candidate), **(read_report(path) or {}), **sizes(candidate)}
     return Verdict(path, measured, measured.failures(limits), {**report, "verify": measured.to_json(limits)})
 
 

@@ -98,11 +98,11 @@ def _bar(x: float, y: float, width: float, height: float, title: str) -> str:
 
 
 def _level(y: float, label: str, colour: str) -> str:
-    """Draw a dashed line across, with its label above it at the right."""
+    """Draw a dashed line across, with its label above it at the left: the right end is where the head stands."""
     line = (
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-dasharray="6 4"/>'
     )
-    return line + _text(WIDTH - RIGHT - 4, y - 4, label, "end", colour)
+    return line + _text(LEFT + 4, y - 4, label, "start", colour)
 
 
 def _log_grid(frame: _Frame) -> str:
@@ -129,9 +129,8 @@ def _x_axis(frame: _Frame, label: str) -> str:
 
 def _x_names(frame: _Frame, names: Sequence[str], label: str) -> str:
     step = max(1, math.ceil(len(names) / 20))
-    ticks = [
-        _text(frame.x(at), HEIGHT - BOTTOM + 16, name, "middle") for at, name in enumerate(names) if at % step == 0
-    ]
+    shown = [(at, name) for at, name in enumerate(names) if at % step == 0 or not name.isdigit()]
+    ticks = [_text(frame.x(at), HEIGHT - BOTTOM + 16, name, "middle") for at, name in shown]
     return "".join(ticks) + _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, label, "middle")
 
 

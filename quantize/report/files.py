@@ -12,6 +12,12 @@ from quantize.state import write_durably
 
 NAME = "quantization_report"
 CARD = "README.md"
+_TEXTS = ("model", "result", "format", "method", "tool", "calibration")
+_TABLES: dict[str, tuple[type, ...]] = {
+    "losses": (int, float),
+    "seconds_by_unit": (int, float),
+    "source_sha256": (str,),
+}
 
 
 def report_files(result: Path) -> tuple[Path, Path, Path]:
@@ -46,4 +52,15 @@ def read_report(result: Path) -> dict[str, Any] | None:
         report = json.loads(report_files(result)[0].read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return report if isinstance(report, dict) and "bits_per_weight" in report else None
+    return report if _is_report(report) else None
+
+
+def _is_report(content: Any) -> bool:
+    """Whether this is what `Summary.to_json` wrote, of this version or an earlier one, so far as the pages read it."""
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in _TEXTS):
+        return False
+    tables = [(content.get(key, {}), kind) for key, kind in _TABLES.items()]
+    are_tables = all(isinstance(t, dict) and all(isinstance(v, kind) for v in t.values()) for t, kind in tables)
+    notes = content.get("notes")
+    has_notes = isinstance(notes, list) and all(isinstance(note, str) for note in notes)
+    return are_tables and has_notes and isinstance(content.get("seconds"), (int, float))

@@ -102,6 +102,14 @@ def test_all_results_of_a_folder_are_verified_at_once(
     assert len(list(reports.iterdir())) == 8
 
 
+def test_a_report_of_somebody_else_is_left_alone(qwen2: Path, run: Quantize) -> None:
+    out = run(qwen2, "--format", "awq", "--rtn")
+    for content in ("[]", "no JSON", '{"model": 1}', json.dumps(report_of(out) | {"losses": {"x": "much"}})):
+        (out / "quantization_report.json").write_text(content)
+        assert main(["verify", str(out), "--source", str(qwen2), *LIMITS]) == 0
+        assert (out / "quantization_report.json").read_text() == content
+
+
 def test_own_texts_are_predicted_instead(qwen2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "own.txt"
     text.write_text("Something else to read. " * 100)
