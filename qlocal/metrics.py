@@ -28,7 +28,7 @@ OnChunk = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured. The distances are None without a reference."""
+    """What was measured. The distances are None, and there are none of single chunks, without a reference."""
 
     num_chunks: int
     num_predicted: int
@@ -40,9 +40,10 @@ class Evaluation:
     p99_kl: float | None = None
     max_kl: float | None = None
     top1: float | None = None
+    kl_of_chunks: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value not in (None, ())}
 
 
 def take_chunks(texts: Sequence[Sequence[int]], num_chunks: int, length: int) -> list[list[int]]:
@@ -122,17 +123,19 @@ class _Tally:
         if not has_reference:
             return Evaluation(num_chunks, predicted, ppl)
         every = np.concatenate(self._kl)
+        of_chunks = tuple(float(chunk.mean()) for chunk in self._kl)
         return Evaluation(
             num_chunks=num_chunks,
             num_predicted=predicted,
             ppl=ppl,
             ppl_source=_perplexity(self._nll_source, predicted),
             mean_kl=float(every.mean()),
-            interval=bootstrap_interval([float(chunk.mean()) for chunk in self._kl]),
+            interval=bootstrap_interval(of_chunks),
             median_kl=float(np.median(every)),
             p99_kl=float(np.percentile(every, 99)),
             max_kl=float(every.max()),
             top1=self._num_same / predicted,
+            kl_of_chunks=of_chunks,
         )
 
 
