@@ -3,9 +3,9 @@
     quantize_quality.py SOURCE CANDIDATE [CANDIDATE ...] --text FILE [FILE ...] [--chunks 24] [--length 512]
 
 A CANDIDATE is `NAME=PATH`: an AWQ or GPTQ folder or a .gguf file, made by anyone. All of them run layer by layer beside
-the source, in float32, over the same windows, taken evenly from every text. KL is that of the source from the candidate,
-in nats a token, with a 95 % bootstrap over windows; `to the first` is the interval of the difference to the first
-candidate, window by window, which is much narrower than what the intervals of two candidates suggest.
+the source, in float32, over the same windows, taken evenly from every text. KL is that of the source from the
+candidate, in nats a token, with a 95 % bootstrap over windows; `to the first` is the interval of the difference to the
+first candidate, window by window, much narrower than what the intervals of two candidates suggest.
 """
 
 from __future__ import annotations
