@@ -20,13 +20,15 @@ INPUT_OF = {Role.Q: Role.Q, Role.K: Role.Q, Role.V: Role.Q, Role.O: Role.O, Role
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to record of one input. gram: the full matrix. samples: evenly taken inputs a sequence, 0 for none."""
+    """What to record of one input. gram: the full matrix. samples: evenly taken inputs a pass, 0 for none. means: of
+    |x| and x²."""
 
     gram: bool = False
     samples: int = 0
+    means: bool = True
 
     def __or__(self, other: Wanted) -> Wanted:
-        return Wanted(self.gram or other.gram, max(self.samples, other.samples))
+        return Wanted(self.gram or other.gram, max(self.samples, other.samples), self.means or other.means)
 
 
 class Recorder:
@@ -34,7 +36,7 @@ class Recorder:
 
     def __init__(self, config: ModelConfig, wanted: dict[Key, Wanted]) -> None:
         self.stats = {
-            key: Statistics(input_width(config, key[0]), gram=what.gram, sample_per_call=what.samples)
+            key: Statistics(input_width(config, key[0]), gram=what.gram, sample_per_call=what.samples, means=what.means)
             for key, what in wanted.items()
         }
         self._last = max((role for role, _ in wanted), key=list(INPUT_OF).index, default=None)

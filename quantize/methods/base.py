@@ -48,15 +48,16 @@ class Statistics:
     Inputs are rounded to bf16 first, as the engine does before it multiplies.
     tokens: number of inputs seen. gram_KK: (K, K) f32 sum of w x x^T, w a token's weight, or None when it was not
     asked for. sample_SK: (S, K) bf16, evenly taken inputs times the root of their weight, or None; stands in for a
-    Gram matrix that is too large. Means are those of the inputs alone.
+    Gram matrix that is too large. Means are those of the inputs alone; zeros when they were not asked for.
     """
 
-    def __init__(self, columns: int, *, gram: bool = False, sample_per_call: int = 0) -> None:
+    def __init__(self, columns: int, *, gram: bool = False, sample_per_call: int = 0, means: bool = True) -> None:
         self.columns = columns
         self.tokens = 0
         self.gram_KK: Tensor | None = torch.zeros(columns, columns) if gram else None
         self._abs_sum_K = torch.zeros(columns, dtype=torch.float64)
         self._square_sum_K = torch.zeros(columns, dtype=torch.float64)
+        self._means = means
         self._sample_per_call = sample_per_call
         self._samples: list[Tensor] = []
 
@@ -66,9 +67,9 @@ class Statistics:
         rounded = x_TK.to(torch.bfloat16)
         x = rounded.float()
         self.tokens += len(x)
-        # One call's sums are exact enough in float32; across calls they are kept in float64.
-        self._abs_sum_K += x.abs().sum(0).double().cpu()
-        self._square_sum_K += x.square().sum(0).double().cpu()
+        if self._means:  # one call's sums are exact enough in float32; across calls they are kept in float64
+            self._abs_sum_K += x.abs().sum(0).double().cpu()
+            self._square_sum_K += x.square().sum(0).double().cpu()
         if weights_T is not None:
             x = x * weights_T.sqrt().unsqueeze(1)
             rounded = x.to(torch.bfloat16)

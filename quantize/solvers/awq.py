@@ -19,7 +19,7 @@ from quantize.solvers.base import MIN_EXPERT_TOKENS, LayerResult, LayerTask
 from quantize.solvers.sequential import FolderLayer
 from quantize.source import MAX_F16, PaddedSource
 
-SAMPLES_PER_SEQUENCE = 64
+SAMPLES_PER_PASS = 64
 
 
 def solve(task: LayerTask) -> LayerResult:
@@ -30,7 +30,7 @@ def solve(task: LayerTask) -> LayerResult:
 def wanted_of(source: PaddedSource, role: Role) -> Wanted:
     """Return what AWQ records of an input: the Gram matrix, and samples where a search by the matrix takes too long."""
     wide = input_width(source.config, role) > MAX_SEARCH_COLUMNS
-    return Wanted(gram=True, samples=SAMPLES_PER_SEQUENCE if wide else 0)
+    return Wanted(gram=True, samples=SAMPLES_PER_PASS if wide else 0)
 
 
 class _AwqLayer(FolderLayer):

@@ -28,7 +28,8 @@ OnLoss = Callable[[str, float], None]
 Forward = Callable[[Recorder], None]
 """Runs a part of the layer over all samples, with the recorder as its observer."""
 
-GRAM = Wanted(gram=True)
+GRAM = Wanted(gram=True, means=False)
+"""All that error feedback looks at."""
 
 SHARING = {
     Role.Q: (Role.Q, Role.K, Role.V),
