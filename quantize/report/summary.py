@@ -192,7 +192,11 @@ def gate_rows(gate: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("median KL", _number(gate["median_kl"], ".5f"), ""),
         ("99th percentile of KL", _number(gate["p99_kl"], ".4f"), ""),
         ("largest KL", _number(gate["max_kl"], ".4f"), ""),
-        ("same top token", _number(gate["top1"], ".4f"), f"at least {limits['min_top1']:g}"),
+        (
+            "same top token",
+            _number(gate["top1"], ".4f"),
+            f"at least {limits['min_top1']:g}" if limits["min_top1"] else "",
+        ),
         ("perplexity", _number(gate["ppl"], ".3f"), f"at most {ppl_limit:g} of the source's" if ppl_limit else ""),
         ("perplexity of the source", _number(gate["ppl_source"], ".3f"), ""),
         (
