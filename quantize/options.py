@@ -13,8 +13,9 @@ from quantize.gate.limits import Limits
 FORMATS = ("awq", "gptq", "gguf")
 GROUP_SIZES = (128, 64, 32)
 GGUF_TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
-DAMP = 0.1
-"""GPTQ: share of the mean diagonal that is added to it."""
+DAMP, DAMP_OF_O = 0.25, 0.1
+"""Error feedback: share of the mean diagonal that is added to it. More than the usual 0.01, for what calibration does
+not show; `o` reads averages of values, which differ less between texts (docs/quantizing.md)."""
 MAX_SEARCH_COLUMNS = 16384
 """AWQ searches its scales by sampled inputs above this width: by the Gram matrix it would take many times longer."""
 

@@ -13,8 +13,7 @@ from quantize.calibration.recorder import Key, Wanted, input_width
 from quantize.methods import awq
 from quantize.methods.awq import Consumer
 from quantize.methods.base import Statistics
-from quantize.methods.gptq import GptqSettings
-from quantize.options import DAMP, MAX_SEARCH_COLUMNS
+from quantize.options import MAX_SEARCH_COLUMNS
 from quantize.solvers.base import MIN_EXPERT_TOKENS, LayerResult, LayerTask
 from quantize.solvers.sequential import FolderLayer
 from quantize.source import MAX_F16, PaddedSource
@@ -86,7 +85,7 @@ class _AwqLayer(FolderLayer):
                 weight = source.read_float32(spec.name)
                 self.keep(spec, awq.round_scaled(weight, stats, scale_K, self.grid.settings), scale_K)
             return
-        solver = self.make_solver(linears, stats, GptqSettings((self.grid.columns,), DAMP), scale_K)
+        solver = self.make_solver(linears, stats, (self.grid.columns,), scale_K=scale_K)
         for spec in linears:
             self.keep(spec, solver.quantize(source.read_float32(spec.name), self.grid), scale_K)
 

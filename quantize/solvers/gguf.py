@@ -20,9 +20,7 @@ from qlocal.weights import BlockWeight, DenseWeight
 from quantize.calibration.recorder import INPUT_OF, Key, Wanted
 from quantize.methods.base import Quantized, Statistics
 from quantize.methods.ggml import quantize_ggml
-from quantize.methods.gptq import GptqSettings
 from quantize.methods.grids import BlockGrid
-from quantize.options import DAMP
 from quantize.solvers.base import GRAM, MIN_EXPERT_TOKENS, LayerResult, LayerTask
 from quantize.solvers.sequential import SequentialLayer
 
@@ -81,7 +79,7 @@ class _GgufLayer(SequentialLayer):
     def _solve(self, linears: list[TensorSpec], stats: Statistics) -> None:
         grids = {spec: BlockGrid(_type_of(self.task, spec)) for spec in linears}
         sizes = tuple(sorted({grid.columns for grid in grids.values()}))
-        solver = self.make_solver(linears, stats, GptqSettings(sizes, DAMP))
+        solver = self.make_solver(linears, stats, sizes)
         for spec, grid in grids.items():
             self._keep(spec, solver.quantize(self.task.source.read_float32(spec.name), grid))
 

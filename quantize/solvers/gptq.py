@@ -5,9 +5,7 @@ from __future__ import annotations
 from qlocal.models.base import Role
 from quantize.calibration.recorder import Key, Wanted
 from quantize.methods.base import Statistics
-from quantize.methods.gptq import GptqSettings
 from quantize.methods.rtn import quantize_rtn
-from quantize.options import DAMP
 from quantize.solvers.base import GRAM, MIN_EXPERT_TOKENS, LayerResult, LayerTask
 from quantize.solvers.sequential import FolderLayer
 
@@ -32,7 +30,6 @@ class _GptqLayer(FolderLayer):
                 self.say_rounded(spec, stats)
                 self.keep(spec, quantize_rtn(source.read_float32(spec.name), self.grid.settings))
             return
-        settings = GptqSettings((self.grid.columns,), DAMP, self.stored.desc_act)
-        solver = self.make_solver(linears, stats, settings)
+        solver = self.make_solver(linears, stats, (self.grid.columns,), desc_act=self.stored.desc_act)
         for spec in linears:
             self.keep(spec, solver.quantize(source.read_float32(spec.name), self.grid))

@@ -14,6 +14,7 @@ from quantize.calibration.recorder import Key, Wanted, experts
 from quantize.methods.base import Quantized, Statistics
 from quantize.methods.gptq import GptqSettings, GptqSolver
 from quantize.methods.grids import AffineGrid
+from quantize.options import DAMP, DAMP_OF_O
 from quantize.solvers.base import (
     SHARING,
     Forward,
@@ -71,9 +72,16 @@ class SequentialLayer(ABC):
         return [spec for spec in self.task.of_roles(*SHARING[role]) if spec.expert == expert]
 
     def make_solver(
-        self, linears: list[TensorSpec], stats: Statistics, settings: GptqSettings, scale_K: Tensor | None = None
+        self,
+        linears: list[TensorSpec],
+        stats: Statistics,
+        group_sizes: tuple[int, ...],
+        *,
+        desc_act: bool = False,
+        scale_K: Tensor | None = None,
     ) -> GptqSolver:
         """Return the solver of linears with one input; damping that had to rise is said."""
+        settings = GptqSettings(group_sizes, DAMP_OF_O if linears[0].role is Role.O else DAMP, desc_act)
         solver = GptqSolver(stats, settings, scale_K)
         if solver.damp > settings.damp:
             names = ", ".join(spec.module for spec in linears)

@@ -312,6 +312,42 @@ template <class V, int Largest> struct MinimumSuperBlock {
         }
     }
 
+    // Beyond the reference: scale and minimum of a sub-block are rounded apart from each other there, and their codes
+    // chosen after that; here all neighbours of both are tried by the error that the codes then leave.
+    static void refine(const Floats<V>* x, const Floats<V>* w, Fields& fields) {
+        constexpr int reach = 2;
+        for (int j = 0; j < 8; ++j) {
+            const Floats<V> scale = fields.scales[j], minimum = fields.mins[j];
+            Floats<V> best = error_of(x + 32 * j, w + 32 * j, fields, scale, minimum);
+            for (int up = -reach; up <= reach; ++up)
+                for (int down = -reach; down <= reach; ++down) {
+                    const Floats<V> other = clip<V>(scale + float(up), 1.0f, kScaleLevels);
+                    const Floats<V> low = clip<V>(minimum + float(down), 0.0f, kScaleLevels);
+                    const Floats<V> error = error_of(x + 32 * j, w + 32 * j, fields, other, low);
+                    const auto better = error < best;
+                    fields.scales[j] = better ? other : fields.scales[j];
+                    fields.mins[j] = better ? low : fields.mins[j];
+                    best = better ? error : best;
+                }
+            for (int i = 32 * j; i < 32 * (j + 1); ++i)
+                recode(fields, i, x[i]);
+        }
+    }
+
+    // The weighted error of a sub-block with these codes of scale and minimum.
+    static Floats<V> error_of(const Floats<V>* x, const Floats<V>* w, const Fields& fields, Floats<V> scale_code,
+                              Floats<V> min_code) {
+        const Floats<V> scale = fields.d.value * scale_code, minimum = fields.dmin.value * min_code;
+        const Floats<V> inverse = inverse_step<V>(scale);
+        Floats<V> sum{};
+        for (int i = 0; i < 32; ++i) {
+            const Floats<V> q = nearest<V>((x[i] + minimum) * inverse, 0.0f, Largest);
+            const Floats<V> difference = scale * q - minimum - x[i];
+            sum = V::fused_add(difference * difference, w[i], sum);
+        }
+        return sum;
+    }
+
     static Floats<V> value(const Fields& fields, int i) {
         const Floats<V> scale = fields.d.value * fields.scales[i / 32];
         return scale * fields.q[i] - fields.dmin.value * fields.mins[i / 32];

@@ -23,6 +23,14 @@ template <class T> struct BlockGroup : T {
     }
 };
 
+// The same, and then the scales of sub-blocks moved to where their own error is least.
+template <class T> struct RefinedGroup : T {
+    template <class F> static void fit(const F* x, const F* w, int, typename T::Fields& fields) {
+        T::fit(x, w, Fit::WEIGHTED, fields);
+        T::refine(x, w, fields);
+    }
+};
+
 template <class V, class T> struct FeedbackGroup {
     static constexpr int kGroups = kFeedbackColumns / T::columns;
 
@@ -133,9 +141,9 @@ template <class V> void solve_feedback(const FeedbackJob& job, int64_t first, in
     case Storage::Q8_0:
         return solve_groups<V, BlockGroup<ByteBlock<V>>>(job, first, last);
     case Storage::Q4_K:
-        return solve_groups<V, BlockGroup<MinimumSuperBlock<V, 15>>>(job, first, last);
+        return solve_groups<V, RefinedGroup<MinimumSuperBlock<V, 15>>>(job, first, last);
     case Storage::Q5_K:
-        return solve_groups<V, BlockGroup<MinimumSuperBlock<V, 31>>>(job, first, last);
+        return solve_groups<V, RefinedGroup<MinimumSuperBlock<V, 31>>>(job, first, last);
     case Storage::Q6_K:
         return solve_groups<V, BlockGroup<SymmetricSuperBlock<V>>>(job, first, last);
     case qlocal::SYMMETRIC_32:
