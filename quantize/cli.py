@@ -14,6 +14,7 @@ from qlocal.devices import keep_threads_calm
 from qlocal.errors import QLocalError, QualityError
 from qlocal.models.base import Architecture, ModelConfig
 from quantize.arguments import Parser
+from quantize.calibration.importance import Importance
 from quantize.estimate import Estimate, estimate
 from quantize.gate.limits import Limits, add_limit_options
 from quantize.options import FORMATS, GGUF_TYPES, Calibration, Options, check, parse_size
@@ -75,8 +76,17 @@ def build_parser() -> Parser:
     hessian.add_argument("--hessian", action="store_true", default=True, help="GGUF: make up for errors as GPTQ does")
     hessian.add_argument("--no-hessian", dest="hessian", action="store_false", help="GGUF: the importance matrix alone")
     imatrix = parser.add_mutually_exclusive_group()
-    imatrix.add_argument("--imatrix", action="store_true", default=True, help="GGUF: weigh columns by their inputs")
-    imatrix.add_argument("--no-imatrix", dest="imatrix", action="store_false", help="GGUF: look at weights alone")
+    imatrix.add_argument(
+        "--imatrix",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="GGUF: weigh columns by their inputs, or by llama.cpp's importance FILE",
+    )
+    imatrix.add_argument(
+        "--no-imatrix", dest="imatrix", action="store_false", default=None, help="GGUF: look at weights alone"
+    )
     add("--rtn", action="store_true", help="plain rounding, for comparison")
     add("--pad-ffn", default="auto", metavar="auto|none|N", help="pad the FFN with zeros to a multiple of 256")
     add("--max-memory", metavar="SIZE", help="refuse what would take more memory, such as 20GB")
@@ -98,6 +108,8 @@ def _quantize(arguments: list[str]) -> int:
     if parsed.dry_run:
         architecture, config, name = _geometry(options.source)
         recipe = make_recipe(architecture, config, options, name)
+        if options.imatrix_file is not None:
+            Importance(options.imatrix_file, recipe)  # refuses a file that does not fit
         _print_plan(recipe, estimate(recipe, options), as_json=parsed.json)
         return 0
     path = catalog.resolve(options.source)
@@ -124,7 +136,8 @@ def _options(parsed: argparse.Namespace) -> Options:
         symmetric=parsed.symmetric,
         desc_act=parsed.desc_act,
         calibration=Calibration(tuple(parsed.calibration), parsed.raw, parsed.samples, parsed.seq_len),
-        imatrix=parsed.imatrix,
+        imatrix=parsed.imatrix is not False,
+        imatrix_file=parsed.imatrix if isinstance(parsed.imatrix, Path) else None,
         hessian=parsed.hessian,
         rtn=parsed.rtn,
         pad_ffn=parsed.pad_ffn,

@@ -37,8 +37,9 @@ class Calibration:
 @dataclass(frozen=True)
 class Options:
     """One call of `quantize`. symmetric: None takes the format's habit (AWQ asymmetric, GPTQ symmetric).
-    pad_ffn: `auto`, `none` or the number of columns. shard_bytes, max_memory: bytes. verify: hold the result against
-    the source in the end, by these limits."""
+    imatrix: whether GGUF weighs columns; imatrix_file: by this file, not by the calibration inputs. pad_ffn: `auto`,
+    `none` or the number of columns. shard_bytes, max_memory: bytes. verify: hold the result against the source in the
+    end, by these limits."""
 
     source: str
     out: Path
@@ -49,6 +50,7 @@ class Options:
     desc_act: bool = False
     calibration: Calibration = Calibration()
     imatrix: bool = True
+    imatrix_file: Path | None = None
     hessian: bool = True
     rtn: bool = False
     pad_ffn: str = "auto"
@@ -63,12 +65,17 @@ class Options:
     @property
     def needs_calibration(self) -> bool:
         """Whether inputs are looked at: plain rounding, and GGUF without a matrix, take the weights alone."""
-        return not self.rtn and (self.formats != ("gguf",) or self.imatrix)
+        return not self.rtn and (self.formats != ("gguf",) or self.measures_importance)
+
+    @property
+    def measures_importance(self) -> bool:
+        """Whether GGUF weighs columns by the calibration inputs."""
+        return self.imatrix and self.imatrix_file is None
 
     @property
     def uses_hessian(self) -> bool:
         """Whether GGUF is made with error feedback, for which the inputs' matrices are needed."""
-        return self.hessian and self.imatrix and not self.rtn
+        return self.hessian and self.measures_importance and not self.rtn
 
     @property
     def work_folder(self) -> Path:
@@ -81,7 +88,8 @@ class Options:
     def fingerprint(self) -> dict[str, Any]:
         """Return every option that changes the result, for the journal."""
         values = asdict(self)
-        for name in ("source", "out", "work_dir", "overwrite", "max_memory", "calibration", "verify", "limits"):
+        others = ("overwrite", "max_memory", "calibration", "verify", "limits")
+        for name in ("source", "out", "imatrix_file", "work_dir", *others):
             del values[name]
         calibration = self.calibration
         windows = {"raw": calibration.raw, "samples": calibration.num_samples, "seq_len": calibration.seq_len}
@@ -103,6 +111,10 @@ def check(options: Options) -> None:
         raise UsageError("--desc-act belongs to --format gptq")
     if options.desc_act and options.rtn:
         raise UsageError("--desc-act orders columns by their inputs, and --rtn looks at none")
+    if options.imatrix_file is not None and "gguf" not in options.formats:
+        raise UsageError("--imatrix FILE belongs to --format gguf")
+    if options.imatrix_file is not None and options.rtn:
+        raise UsageError("--imatrix FILE weighs columns, and --rtn looks at the weights alone")
     _check_pad(options.pad_ffn)
     check_device(options.device)
     _check_range("--samples", options.calibration.num_samples, 1, 1 << 20)

@@ -25,6 +25,7 @@ from qlocal.models.base import Role
 from qlocal.tokenizer.tokenizer import Tokenizer
 from quantize.assemble import Assembly, tokenizer_metadata
 from quantize.calibration.hidden_states import HiddenStates
+from quantize.calibration.importance import Importance
 from quantize.calibration.recorder import Key, Recorder, Wanted, experts
 from quantize.calibration.windows import Windows, make_windows
 from quantize.device import choose_device
@@ -100,6 +101,7 @@ class _Run:
         self.folder = options.work_folder / "work"
         self._placing = Placing(options.out, self._recipe.targets, self.folder, options.fingerprint())
         self._windows: Windows | None = None
+        self._importance: Importance | None = None
         self._material: Material | None = None
         self._journal: Journal
         self._device = choose_device(options.device)
@@ -123,6 +125,8 @@ class _Run:
         self._placing.check(self._options.overwrite)
         if "gguf" in self._options.formats:
             tokenizer_metadata(self._source)
+        if self._options.imatrix_file is not None:
+            self._importance = Importance(self._options.imatrix_file, self._recipe)
         if self._options.needs_calibration:
             self._windows = self._tokenize()
         if self._options.verify:
@@ -247,7 +251,7 @@ class _Run:
         """Return what the BF16 stream is recorded for: importance everywhere, matrices for q/k/v alone."""
         config, formats = self._recipe.config, set(self._options.formats)
         wanted: dict[Key, Wanted] = {}
-        if "gguf" in formats and self._options.imatrix:
+        if "gguf" in formats and self._options.measures_importance:
             for role in (Role.Q, Role.O, Role.GATE, Role.DOWN):
                 in_experts = role in (Role.GATE, Role.DOWN)
                 wanted |= {(role, expert): Wanted() for expert in (experts(config) if in_experts else (None,))}
@@ -273,7 +277,8 @@ class _Run:
         )
         with torch.inference_mode():
             if target.format == "gguf":
-                return gguf.solve(task, plain=self._options.rtn, feedback=self._feeds_back())
+                importance = self._importance.of(specs) if self._importance else None
+                return gguf.solve(task, plain=self._options.rtn, feedback=self._feeds_back(), importance=importance)
             if self._options.rtn or unit == HEAD_UNIT:
                 return plain.solve(task)
             return awq.solve(task) if target.format == "awq" else gptq.solve(task)
@@ -309,11 +314,14 @@ class _Run:
             "source": source_fingerprint(self._source.files),
             "options": self._options.fingerprint(),
             "calibration": self._windows.sha256 if self._windows else None,
+            "importance file": self._importance.sha256 if self._importance else None,
             "versions": {"qlocal": qlocal.__version__, "torch": torch.__version__},
             "error feedback into blocks": self._feeds_back(),
         }
 
     def _calibration_sentence(self) -> str:
+        if self._windows is None and self._importance is not None:
+            return "No calibration texts: the importance of columns was read from a file."
         if self._windows is None:
             return "No calibration: the weights alone were looked at."
         count, length = self._windows.ids.shape
@@ -323,6 +331,8 @@ class _Run:
 
     def _all_notes(self) -> tuple[str, ...]:
         notes = (*self._recipe.notes, *(self._windows.notes if self._windows else ()))
+        if self._importance is not None:
+            notes += (self._importance.sentence, *self._importance.notes)
         wanted = "gguf" in self._options.formats and self._options.uses_hessian
         return notes if not wanted or self._feeds_back() else (*notes, NO_FEEDBACK)
 

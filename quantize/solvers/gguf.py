@@ -6,7 +6,7 @@ linears are independent, their columns weighed by an importance that makes up fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -27,17 +27,21 @@ from quantize.solvers.sequential import SequentialLayer
 _FLOATS = {GgmlType.F32: torch.float32, GgmlType.F16: torch.float16, GgmlType.BF16: torch.bfloat16}
 
 
-def solve(task: LayerTask, *, plain: bool, feedback: bool) -> LayerResult:
+def solve(
+    task: LayerTask, *, plain: bool, feedback: bool, importance: Mapping[str, Tensor] | None = None
+) -> LayerResult:
     """Encode every tensor of the unit; experts of a layer are stacked.
 
-    plain: rounding without searches. feedback: solve the layer in order, which needs its inputs.
+    plain: rounding without searches. feedback: solve the layer in order, which needs its inputs. importance: (K,) f32
+    by tensor name, instead of what the inputs showed; what it does not name is fitted by its weights alone.
     """
     if feedback and task.run is not None:
         return _GgufLayer(task).solve()
     result = LayerResult()
 
     def quantized(spec: TensorSpec) -> Tensor:
-        made = _rounded(task, spec, plain=plain)
+        columns = _importance(task, spec) if importance is None else importance.get(spec.name)
+        made = _rounded(task, spec, columns, plain=plain)
         result.losses[spec.module] = made.loss
         task.on_loss(spec.module, made.loss)
         return _stored(made.weight, spec)
@@ -65,7 +69,7 @@ class _GgufLayer(SequentialLayer):
             if of_input.tokens < MIN_EXPERT_TOKENS:
                 for spec in linears:
                     self.say_rounded(spec, of_input)
-                    self._keep(spec, _rounded(self.task, spec, plain=False))
+                    self._keep(spec, _rounded(self.task, spec, _importance(self.task, spec), plain=False))
             elif linears:
                 self._solve(linears, of_input)
 
@@ -106,10 +110,10 @@ def _type_of(task: LayerTask, spec: TensorSpec) -> GgmlType:
     return task.target.types[spec.gguf_name].ggml_type
 
 
-def _rounded(task: LayerTask, spec: TensorSpec, *, plain: bool) -> Quantized[BlockWeight]:
-    """Return a weight whose columns are independent, rows as in the source."""
+def _rounded(task: LayerTask, spec: TensorSpec, importance: Tensor | None, *, plain: bool) -> Quantized[BlockWeight]:
+    """Return a weight whose columns are independent, rows as in the source. importance: (K,) f32, or None."""
     weight = task.source.read(spec.name).data
-    return quantize_ggml(weight, _type_of(task, spec), _importance(task, spec), plain=plain)
+    return quantize_ggml(weight, _type_of(task, spec), importance, plain=plain)
 
 
 def _stored(weight: BlockWeight, spec: TensorSpec) -> Tensor:
