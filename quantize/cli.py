@@ -91,6 +91,7 @@ def build_parser() -> Parser:
     add("--pad-ffn", default="auto", metavar="auto|none|N", help="pad the FFN with zeros to a multiple of 256")
     add("--max-memory", metavar="SIZE", help="refuse what would take more memory, such as 20GB")
     add("--device", default="auto", help="where layers are run: auto, cpu, cuda:0")
+    add("--cluster", metavar="ADDRESS", help="solve layers on a Ray cluster; local or local:3 starts one here")
     add("--work-dir", type=Path, metavar="DIR", help="where unfinished work lies (beside PATH by default)")
     add("--shard-size", default="5GB", metavar="SIZE", help="largest safetensors file")
     add("--overwrite", action="store_true", help="replace an existing result, once the new one is complete")
@@ -146,6 +147,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         work_dir=parsed.work_dir.absolute() if parsed.work_dir else None,
         shard_bytes=parse_size(parsed.shard_size, "--shard-size"),
         overwrite=parsed.overwrite,
+        cluster=parsed.cluster,
         verify=parsed.verify,
         limits=Limits.of(parsed),
     )

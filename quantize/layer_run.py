@@ -33,10 +33,19 @@ SMALLEST = 1e-12
 class LayerRun:
     """Layer `index` of the source, with its inputs. `between` holds the residual stream after attention.
 
-    The weights of tokens come from the first run of the `whole` layer, with the source's own weights.
+    The weights of tokens come from the first run of the `whole` layer, with the source's own weights: `mean_squares`,
+    (S, L) f32 by role, which another LayerRun of the same inputs takes over.
     """
 
-    def __init__(self, source: PaddedSource, index: int, inputs: HiddenStates, scratch: Path, device: str) -> None:
+    def __init__(
+        self,
+        source: PaddedSource,
+        index: int,
+        inputs: HiddenStates,
+        scratch: Path,
+        device: str,
+        mean_squares: dict[Role, Tensor] | None = None,
+    ) -> None:
         self._source = source
         self._index = index
         self._inputs = inputs
@@ -47,7 +56,7 @@ class LayerRun:
         self._at_once = min(samples, samples_at_once(source.config, length))
         positions = torch.arange(length, device=self._device).repeat(self._at_once)
         self._rotation = Rotary(source.config).at(positions)
-        self._mean_squares = {role: torch.zeros(samples, length) for role in (Role.O, Role.DOWN)}
+        self.mean_squares = mean_squares or {role: torch.zeros(samples, length) for role in (Role.O, Role.DOWN)}
 
     def load_layer(self) -> DecoderLayer:
         """Return the layer with the source's own weights; dense weights stay on the file's map."""
@@ -62,9 +71,9 @@ class LayerRun:
 
         for samples in self._batches():
             states = self._attended(layer, samples, observe)
-            self._mean_squares[Role.O][samples] = self._by_sample(states.square().mean(-1))
+            self.mean_squares[Role.O][samples] = self._by_sample(states.square().mean(-1))
             states = layer.ffn_block(states, observe)
-            self._mean_squares[Role.DOWN][samples] = self._by_sample(states.square().mean(-1))
+            self.mean_squares[Role.DOWN][samples] = self._by_sample(states.square().mean(-1))
             outputs[samples] = self._by_sample(states)
 
     def attention(self, layer: DecoderLayer, recorder: Recorder | None, *, keep: bool) -> None:
@@ -103,8 +112,8 @@ class LayerRun:
 
         def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> bool:
             weights = None
-            if role in self._mean_squares:
-                mean_squares = self._mean_squares[role][samples].flatten().to(x_TK.device)
+            if role in self.mean_squares:
+                mean_squares = self.mean_squares[role][samples].flatten().to(x_TK.device)
                 weights = 1.0 / (mean_squares if tokens is None else mean_squares[tokens]).clamp(min=SMALLEST)
             return recorder.record((role, expert), x_TK, weights)
 

@@ -39,7 +39,7 @@ class Options:
     """One call of `quantize`. symmetric: None takes the format's habit (AWQ asymmetric, GPTQ symmetric).
     imatrix: whether GGUF weighs columns; imatrix_file: by this file, not by the calibration inputs. pad_ffn: `auto`,
     `none` or the number of columns. shard_bytes, max_memory: bytes. verify: hold the result against the source in the
-    end, by these limits."""
+    end, by these limits. cluster: `local`, `local:3`, or the address of a Ray cluster that solves the layers."""
 
     source: str
     out: Path
@@ -59,6 +59,7 @@ class Options:
     work_dir: Path | None = None
     shard_bytes: int = 5 * 10**9
     overwrite: bool = False
+    cluster: str | None = None
     verify: bool = True
     limits: Limits = field(default_factory=Limits)
 
@@ -88,7 +89,7 @@ class Options:
     def fingerprint(self) -> dict[str, Any]:
         """Return every option that changes the result, for the journal."""
         values = asdict(self)
-        others = ("overwrite", "max_memory", "calibration", "verify", "limits")
+        others = ("overwrite", "cluster", "max_memory", "calibration", "verify", "limits")
         for name in ("source", "out", "imatrix_file", "work_dir", *others):
             del values[name]
         calibration = self.calibration
@@ -122,6 +123,8 @@ def check(options: Options) -> None:
     _check_range("--shard-size", options.shard_bytes, 1 << 20, 1 << 50)
     if options.calibration.raw and not options.calibration.files:
         raise UsageError("--raw takes windows of your files", hint="Name them with --calibration FILE.")
+    if options.cluster is not None:
+        local_workers(options.cluster)
     if options.work_dir is not None and _is_inside(options.work_dir, options.out):
         raise UsageError(f"--work-dir {options.work_dir} lies in --out {options.out}")
 
@@ -130,6 +133,17 @@ def check_device(name: str) -> None:
     """Raise UsageError for what names no device; whether it is there, torch knows."""
     if _DEVICE.fullmatch(name) is None:
         raise UsageError(f"--device is {name[:40]!r}, expected auto, cpu or cuda:0")
+
+
+def local_workers(cluster: str) -> int | None:
+    """Return how many workers `--cluster local:N` starts here, 0 for `local` (as many as there are cores), and None
+    for the address of a cluster that runs already."""
+    name, _, number = cluster.partition(":")
+    if name != "local":
+        return None
+    if number and not (number.isascii() and number.isdigit() and 0 < int(number) <= 256):
+        raise UsageError(f"--cluster is {cluster[:40]!r}, expected local, local:3 or the address of a Ray cluster")
+    return int(number or 0)
 
 
 def parse_size(text: str, flag: str) -> int:

@@ -3,33 +3,40 @@
     open → plan → calibrate → for each layer: capture, solve every result, store, journal → head → assemble → place
          → gate
 
-Whatever is finished is on the disk and in the journal; started again with the same arguments it goes on from there,
-and the results are the same to the byte wherever it was interrupted.
+Layers are captured in order, each from what the one before it made of the residual stream; they are solved by an
+executor, here one after another, by a cluster in any order. Whatever is finished is on the disk and in the journal;
+started again with the same arguments, with a cluster or without, it goes on from there, and the results are the same to
+the byte wherever it was interrupted.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-import qlocal
 from qlocal.formats.hf_checkpoint import HfCheckpoint
 from qlocal.guard.client import Guard
 from qlocal.layers.loader import load_embedding
 from qlocal.layers.norm import rms_norm
-from qlocal.models.base import Role
+from qlocal.models.base import Role, TensorSpec
 from qlocal.tokenizer.tokenizer import Tokenizer
+from quantize.arithmetic import arithmetic
 from quantize.assemble import Assembly, tokenizer_metadata
 from quantize.calibration.hidden_states import HiddenStates
 from quantize.calibration.importance import Importance
-from quantize.calibration.recorder import Key, Recorder, Wanted, experts
+from quantize.calibration.recorder import Key, Recorder
 from quantize.calibration.windows import Windows, make_windows
 from quantize.device import choose_device
-from quantize.estimate import DEFAULT_GRAM_BYTES, check_disk, check_memory, estimate
+from quantize.estimate import check_disk, check_memory, estimate
+from quantize.executors.base import Executor, solve_all
+from quantize.executors.local import LocalExecutor
+from quantize.executors.ray_cluster import RayExecutor, require_ray
+from quantize.executors.worker import Site
 from quantize.gate.streaming import Machine
 from quantize.gate.texts import Material, Reading, read_material
 from quantize.layer_run import LayerRun
@@ -37,16 +44,14 @@ from quantize.methods.base import Statistics
 from quantize.options import Options
 from quantize.placing import Placing, Staged
 from quantize.recipe import HEAD_UNIT, Target, make_recipe, unit_specs
-from quantize.report.display import Display
+from quantize.report.display import Display, DoneUnit
 from quantize.report.files import read_report
 from quantize.report.summary import Summary
-from quantize.solvers import awq, gguf, gptq, plain
-from quantize.solvers.base import GRAM, LayerResult, LayerTask
 from quantize.source import PaddedSource
 from quantize.source_hashes import SourceHashes
 from quantize.state import Journal, Unit, locked, open_journal, source_fingerprint, whole_hashes
+from quantize.unit_solver import Job, LayerInputs, UnitSolver, feeds_back, wanted_of_stream
 from quantize.verify import judge
-from quantize.work_files import write_unit
 
 NO_FEEDBACK = "GGUF is made by importance alone: error feedback needs the native kernels (see qlocal doctor)."
 
@@ -64,8 +69,7 @@ def quantize(checkpoint: HfCheckpoint, name: str, options: Options, display: Dis
     with locked(run.folder), run:
         if not is_placed:
             run.resume()
-            for unit in run.remaining():
-                run.do_unit(unit)
+            run.solve()
             run.place()
         failures = run.gate() if options.verify else []
         run.tidy()
@@ -78,15 +82,6 @@ class Outcome:
 
     reports: list[dict[str, Any]]
     failures: list[str]
-
-
-@dataclass(frozen=True)
-class _Captured:
-    """What the BF16 stream showed of one unit, and the inputs of the next."""
-
-    stats: dict[Key, Statistics]
-    run: LayerRun | None = None
-    outputs: HiddenStates | None = None
 
 
 class _Run:
@@ -123,6 +118,8 @@ class _Run:
         """Check everything that needs no weights, and tokenize the texts; nothing is written."""
         check_memory(self._needed, self._options)
         self._placing.check(self._options.overwrite)
+        if self._options.cluster is not None:
+            require_ray()
         if "gguf" in self._options.formats:
             tokenizer_metadata(self._source)
         if self._options.imatrix_file is not None:
@@ -141,6 +138,7 @@ class _Run:
         known = whole_hashes(self._journal.fingerprint["source"]) | self._journal.source_sha256
         self._hashes = SourceHashes(self._source.files, known)
         self._journal.save()
+        self._journal.drop_leftovers()
         for note in self._all_notes():
             self._display.say(note)
         if self._journal.units:
@@ -150,31 +148,20 @@ class _Run:
         """Return the units that are not finished, in order."""
         return [unit for unit in self._recipe.units if unit not in self._journal.units]
 
-    def do_unit(self, unit: str) -> None:
-        """Capture, solve, store and journal one unit."""
-        started = time.monotonic()
-        units = self._recipe.units
-        self._display.begin_unit(unit, units.index(unit), len(units))
-        self._begin_hashing(unit)
-        captured = self._capture(unit)
-        result = Unit({}, {}, [], 0.0)
-        parameters = 0
-        for target in self._recipe.targets:
-            solved = self._solve(unit, target, captured)
-            result.files[target.name] = write_unit(self.folder, target.name, unit, solved.tensors)
-            result.losses[target.name] = solved.losses
-            result.notes += [f"{target.name}: {note}" for note in solved.notes]
-            parameters += sum(
-                math.prod(s.shape) for s in unit_specs(self._recipe.architecture, self._recipe.config, unit)
-            )
-        result.seconds = time.monotonic() - started
-        self._finish_unit(unit, captured, result)
-        self._display.end_unit(result.seconds, parameters)
+    def solve(self) -> None:
+        """Capture the units that are not finished in order, and store and journal each as it is solved."""
+        executor = self._executor()
+        try:
+            for job, result in solve_all(self._jobs(), executor, self._display.say):
+                self._finish_unit(job, result)
+        finally:
+            executor.close()
 
     def place(self) -> None:
         """Assemble every result beside its place, and put it there."""
         assert self._hashes is not None, "resume comes first"
         self._journal.source_sha256 = self._hashes.finish()
+        self._journal.units = {unit: self._journal.units[unit] for unit in self._recipe.units}  # as told in reports
         summary = Summary(
             self._name, self._options, self._recipe, self._journal, self._calibration_sentence(), self._all_notes()
         )
@@ -213,19 +200,46 @@ class _Run:
         specs = unit_specs(self._recipe.architecture, self._source.config, unit)
         self._hashes.begin(sorted({self._source.file_of(spec.name) for spec in specs}))
 
-    def _capture(self, unit: str) -> _Captured:
+    def _executor(self) -> Executor:
+        if self._options.cluster is None:
+            solver = UnitSolver(self._source, self._recipe, self._options, self.folder, self._device)
+            return LocalExecutor(solver, self._display.linear_done)
+        site = Site(
+            self._source.path.resolve(),
+            self._name,
+            self._options,
+            self.folder.resolve(),
+            self._device,
+            self._journal.threads,
+            tuple(self._journal.fingerprint["arithmetic"].items()),
+        )
+        return RayExecutor(self._options.cluster, site, self._display.say)
+
+    def _jobs(self) -> Iterator[Job]:
+        """Capture every unit that is not finished, when it is asked for."""
+        for unit in self.remaining():
+            started = time.monotonic()
+            self._display.begin_unit(unit)
+            self._begin_hashing(unit)
+            job = self._capture(unit)
+            yield replace(job, seconds=time.monotonic() - started)
+
+    def _capture(self, unit: str) -> Job:
         """Run the BF16 layer over all samples: statistics that the results share, and the next layer's inputs."""
+        importance = self._importance.of(self._specs(unit)) if self._importance else None
         if self._windows is None:
-            return _Captured({})
+            return Job(unit, importance=importance)
         inputs = self._inputs(unit)
         if unit == HEAD_UNIT:
-            return _Captured(self._capture_head(inputs))
+            return Job(unit, self._capture_head(inputs), importance=importance)
         run = LayerRun(self._source, int(unit), inputs, self.folder / "between.tmp", self._device)
         outputs = HiddenStates(self.folder / "outputs.tmp", inputs.shape, create=True)
-        recorder = Recorder(self._recipe.config, self._wanted())
+        recorder = Recorder(self._recipe.config, wanted_of_stream(self._source, self._options))
         with torch.inference_mode():
             run.whole(run.load_layer(), outputs, recorder)
-        return _Captured(recorder.finish(), run, outputs)
+        self._publish(outputs, self._recipe.units.index(unit) + 1)
+        layer = LayerInputs(inputs.path.name, inputs.shape, run.mean_squares)
+        return Job(unit, recorder.finish(), layer, importance)
 
     def _capture_head(self, states: HiddenStates) -> dict[Key, Statistics]:
         """Return the statistics of the output head's inputs: the last residual stream, normalized."""
@@ -236,72 +250,40 @@ class _Run:
         return {(Role.HEAD, None): stats}
 
     def _inputs(self, unit: str) -> HiddenStates:
-        """Return the inputs of a unit: stored by the one before it, or the embedded windows."""
+        """Return the inputs of a unit: what capturing the one before it has left, or the embedded windows."""
         assert self._windows is not None, "only calibrated runs have inputs"
         shape = (*self._windows.ids.shape, self._recipe.config.hidden_size)
-        if self._journal.hidden is not None:
-            return HiddenStates(self.folder / self._journal.hidden, shape)
-        states = HiddenStates(self.folder / "hidden-0.tmp", shape, create=True)
+        index = self._recipe.units.index(unit)
+        if _hidden(index) in self._journal.hidden:
+            return HiddenStates(self.folder / _hidden(index), shape)
+        assert index == 0, "units are captured in order, and the inputs of unfinished ones are kept"
+        states = HiddenStates(self.folder / "embedded.tmp", shape, create=True)
         embedding = load_embedding(self._source, "cpu")
         for sample, ids in enumerate(self._windows.ids):
             states[sample] = embedding(ids)
+        self._publish(states, index)
         return states
 
-    def _wanted(self) -> dict[Key, Wanted]:
-        """Return what the BF16 stream is recorded for: importance everywhere, matrices for q/k/v alone."""
-        config, formats = self._recipe.config, set(self._options.formats)
-        wanted: dict[Key, Wanted] = {}
-        if "gguf" in formats and self._options.measures_importance:
-            for role in (Role.Q, Role.O, Role.GATE, Role.DOWN):
-                in_experts = role in (Role.GATE, Role.DOWN)
-                wanted |= {(role, expert): Wanted() for expert in (experts(config) if in_experts else (None,))}
-        first = wanted.get((Role.Q, None), Wanted())
-        if "awq" in formats:
-            first |= awq.wanted_of(self._source, Role.Q)
-        if "gptq" in formats:
-            first |= GRAM
-        if self._feeds_back():
-            first |= GRAM
-        return wanted | {(Role.Q, None): first}
+    def _publish(self, states: HiddenStates, index: int) -> None:
+        """Keep the inputs of unit `index`, unless an interrupted run has captured them before."""
+        if _hidden(index) in self._journal.hidden or self._recipe.units[index] in self._journal.units:
+            states.remove()
+            return
+        states.publish(self.folder / _hidden(index))
+        self._journal.add_hidden(_hidden(index))
 
-    def _solve(self, unit: str, target: Target, captured: _Captured) -> LayerResult:
-        specs = unit_specs(self._recipe.architecture, self._recipe.config, unit)
-        task = LayerTask(
-            self._source,
-            target,
-            specs,
-            lambda module, loss: self._display.linear_done(target.name, module, loss),
-            captured.stats,
-            captured.run,
-            DEFAULT_GRAM_BYTES,
-        )
-        with torch.inference_mode():
-            if target.format == "gguf":
-                importance = self._importance.of(specs) if self._importance else None
-                return gguf.solve(task, plain=self._options.rtn, feedback=self._feeds_back(), importance=importance)
-            if self._options.rtn or unit == HEAD_UNIT:
-                return plain.solve(task)
-            return awq.solve(task) if target.format == "awq" else gptq.solve(task)
+    def _finish_unit(self, job: Job, result: Unit) -> None:
+        """Journal a unit whose files are written."""
+        assert self._hashes is not None, "resume comes first"
+        self._journal.source_sha256 = self._hashes.done()
+        units = self._recipe.units
+        self._journal.finish(job.unit, result, _hidden(units.index(job.unit)))
+        parameters = len(self._recipe.targets) * sum(math.prod(spec.shape) for spec in self._specs(job.unit))
+        num_done = len(self._journal.units)
+        self._display.end_unit(DoneUnit(job.unit, num_done, len(units), result.losses, result.seconds, parameters))
 
-    def _feeds_back(self) -> bool:
-        """Whether GGUF layers are solved with error feedback."""
-        wanted = "gguf" in self._options.formats and self._options.uses_hessian
-        return wanted and gguf.can_feed_back()
-
-    def _finish_unit(self, unit: str, captured: _Captured, result: Unit) -> None:
-        """Publish the next layer's inputs, then the journal that names them; only then drop the old inputs."""
-        before, hidden = self._journal.hidden, self._journal.hidden
-        if captured.outputs is not None:
-            hidden = f"hidden-{int(unit) + 1}.bin"
-            captured.outputs.publish(self.folder / hidden)
-        if captured.run is not None:
-            captured.run.close()
-        if self._hashes is not None:
-            self._journal.source_sha256 = self._hashes.done()
-        self._journal.finish(unit, result, hidden)
-        if before not in (None, hidden):
-            (self.folder / str(before)).unlink(missing_ok=True)
-        (self.folder / "hidden-0.tmp").unlink(missing_ok=True)
+    def _specs(self, unit: str) -> list[TensorSpec]:
+        return unit_specs(self._recipe.architecture, self._recipe.config, unit)
 
     def _tokenize(self) -> Windows:
         config = self._recipe.config
@@ -315,8 +297,8 @@ class _Run:
             "options": self._options.fingerprint(),
             "calibration": self._windows.sha256 if self._windows else None,
             "importance file": self._importance.sha256 if self._importance else None,
-            "versions": {"qlocal": qlocal.__version__, "torch": torch.__version__},
-            "error feedback into blocks": self._feeds_back(),
+            "arithmetic": arithmetic(self._device),
+            "error feedback into blocks": feeds_back(self._options),
         }
 
     def _calibration_sentence(self) -> str:
@@ -334,7 +316,12 @@ class _Run:
         if self._importance is not None:
             notes += (self._importance.sentence, *self._importance.notes)
         wanted = "gguf" in self._options.formats and self._options.uses_hessian
-        return notes if not wanted or self._feeds_back() else (*notes, NO_FEEDBACK)
+        return notes if not wanted or feeds_back(self._options) else (*notes, NO_FEEDBACK)
+
+
+def _hidden(index: int) -> str:
+    """Return the file with the inputs of unit `index`."""
+    return f"hidden-{index}.bin"
 
 
 def _staged(target: Target, assembly: Assembly, summary: Summary) -> Staged:

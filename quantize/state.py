@@ -18,7 +18,7 @@ from typing import Any
 from qlocal.errors import PlanError, ResumeError
 
 FILE_NAME = "journal.json"
-VERSION = 1
+VERSION = 2
 WHOLE_HASH_BYTES = 4 << 30
 """Sources up to this size are hashed whole; of larger ones sizes, times and evenly taken samples."""
 SAMPLE_BYTES = 1 << 20
@@ -47,14 +47,15 @@ class Unit:
 
 @dataclass
 class Journal:
-    """What `FILE_NAME` holds. threads: sums are cut by them, so a restart takes as many. hidden: the file with the
-    inputs of the next layer, when calibration is used. source_sha256: of the source's files read so far, by name."""
+    """What `FILE_NAME` holds. threads: sums are cut by them, so a restart takes as many. units: in the order in which
+    they were finished. hidden: the files with the inputs of units, when calibration is used: of the next one to
+    capture, and of those captured that are not finished. source_sha256: of the source's files read so far, by name."""
 
     folder: Path
     fingerprint: dict[str, Any]
     threads: int
     units: dict[str, Unit] = field(default_factory=dict)
-    hidden: str | None = None
+    hidden: list[str] = field(default_factory=list)
     source_sha256: dict[str, str] = field(default_factory=dict)
 
     def save(self) -> None:
@@ -69,11 +70,23 @@ class Journal:
         }
         write_durably(self.folder / FILE_NAME, json.dumps(content, indent=1, sort_keys=True).encode())
 
-    def finish(self, unit: str, result: Unit, hidden: str | None) -> None:
-        """Remember a unit whose files are on the disk, and where the next layer's inputs lie."""
-        self.units[unit] = result
-        self.hidden = hidden
+    def add_hidden(self, name: str) -> None:
+        """Remember the inputs of a unit, which are on the disk."""
+        self.hidden.append(name)
         self.save()
+
+    def finish(self, unit: str, result: Unit, hidden: str) -> None:
+        """Remember a unit whose files are on the disk; only then drop its inputs, the file `hidden` if there is one."""
+        self.units[unit] = result
+        self.hidden = [name for name in self.hidden if name != hidden]
+        self.save()
+        (self.folder / hidden).unlink(missing_ok=True)
+
+    def drop_leftovers(self) -> None:
+        """Delete what an interrupted run has left half written, or dropped and not yet deleted."""
+        for path in (*self.folder.glob("*.tmp"), *self.folder.glob("hidden-*.bin")):
+            if path.name not in self.hidden:
+                path.unlink()
 
 
 def open_journal(folder: Path, fingerprint: dict[str, Any], threads: int) -> Journal:
@@ -87,7 +100,7 @@ def open_journal(folder: Path, fingerprint: dict[str, Any], threads: int) -> Jou
         units = {name: _unit(values) for name, values in content["units"].items()}
         found, version = content["fingerprint"], content["version"]
         hashes = dict(content.get("source_sha256", {}))
-        journal = Journal(folder, plain, int(content["threads"]), units, content["hidden"], hashes)
+        journal = Journal(folder, plain, int(content["threads"]), units, list(content["hidden"]), hashes)
     except (ValueError, KeyError, TypeError) as error:
         raise ResumeError(f"{path}: is no journal of quantize", hint=_start_over(folder)) from error
     if version != VERSION:
@@ -192,6 +205,9 @@ def _check_files(journal: Journal) -> None:
             path = journal.folder / file.name
             if not path.exists() or path.stat().st_size != file.num_bytes:
                 raise ResumeError(f"{path}: is missing or damaged", hint=_start_over(journal.folder))
+    for name in journal.hidden:
+        if not (journal.folder / name).exists():
+            raise ResumeError(f"{journal.folder / name}: is missing", hint=_start_over(journal.folder))
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:

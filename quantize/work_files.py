@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ _DTYPES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 def write_unit(folder: Path, target: str, unit: str, tensors: Mapping[str, Tensor]) -> WorkFile:
     """Store the tensors of one unit: written beside, flushed, renamed. Returns what the journal remembers."""
     name = f"{target}-{unit}.safetensors"
-    beside = folder / (name + ".tmp")
+    beside = folder / f"{name}.{uuid.uuid4().hex}.tmp"  # a worker that was given up may still be at it
     entries = {n: TensorEntry(_DTYPES[str(t.dtype).removeprefix("torch.")], tuple(t.shape)) for n, t in tensors.items()}
     writer = SafetensorsWriter(beside, entries)
     try:

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+
+@dataclass(frozen=True)
+class DoneUnit:
+    """A finished unit. num_done: how many of `count` are now, those of an earlier run included; losses: by target and
+    module; parameters: made in these `seconds`."""
+
+    unit: str
+    num_done: int
+    count: int
+    losses: Mapping[str, Mapping[str, float]]
+    seconds: float
+    parameters: int
+
+    @property
+    def speed(self) -> str:
+        return f"{self.parameters / max(self.seconds, 1e-9) / 1e6:.1f} M weights/s"
 
 
 class Display(Protocol):
@@ -17,14 +36,14 @@ class Display(Protocol):
     def say(self, text: str) -> None:
         """Show a line that stays."""
 
-    def begin_unit(self, unit: str, index: int, count: int) -> None:
-        """A layer (or the head) begins; `index` counts from 0, those of an earlier run included."""
+    def begin_unit(self, unit: str) -> None:
+        """A layer (or the head) begins."""
 
     def linear_done(self, target: str, module: str, loss: float) -> None:
         """One linear has been quantized."""
 
-    def end_unit(self, seconds: float, parameters: int) -> None:
-        """The unit is on the disk."""
+    def end_unit(self, done: DoneUnit) -> None:
+        """A unit is on the disk. Units may end in another order than they begin in."""
 
     def gate_layer(self, done: int, count: int) -> None:
         """The gate has run that many layers of the source and of every result."""
@@ -36,8 +55,6 @@ class PlainDisplay:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._clock = _Clock()
-        self._unit = ""
-        self._losses: dict[str, list[float]] = {}
 
     def __enter__(self) -> PlainDisplay:
         return self
@@ -48,19 +65,17 @@ class PlainDisplay:
     def say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
-    def begin_unit(self, unit: str, index: int, count: int) -> None:
-        self._clock.begin(index, count)
-        self._unit = f"{_unit_name(unit)} ({index + 1}/{count})"
-        self._losses = {}
+    def begin_unit(self, unit: str) -> None:
+        self._clock.begin()
 
     def linear_done(self, target: str, module: str, loss: float) -> None:
-        self._losses.setdefault(target, []).append(loss)
+        """A log is told of whole units."""
 
-    def end_unit(self, seconds: float, parameters: int) -> None:
-        self._clock.end(seconds)
-        losses = ", ".join(f"{t} loss {sum(v) / len(v):.5f}" for t, v in self._losses.items())
-        speed = f"{parameters / max(seconds, 1e-9) / 1e6:.1f} M weights/s"
-        self.say(f"{self._unit}: {', '.join(filter(None, [losses, f'{seconds:.1f} s', speed, self._clock.left()]))}")
+    def end_unit(self, done: DoneUnit) -> None:
+        self._clock.end(done)
+        losses = ", ".join(f"{t} loss {sum(v.values()) / len(v):.5f}" for t, v in done.losses.items() if v)
+        parts = filter(None, [losses, f"{done.seconds:.1f} s", done.speed, self._clock.left()])
+        self.say(f"{_unit_name(done.unit)} ({done.num_done}/{done.count}): {', '.join(parts)}")
 
     def gate_layer(self, done: int, count: int) -> None:
         """A log is told when the gate is over, not after every layer."""
@@ -72,6 +87,7 @@ class LiveDisplay(PlainDisplay):
     def __init__(self, console: Console) -> None:
         super().__init__(sys.stderr)
         self._console = console
+        self._unit = ""
         self._live = Live(Text(""), console=console, refresh_per_second=4, transient=True)
         self._last = ""
         self._speed = ""
@@ -86,19 +102,19 @@ class LiveDisplay(PlainDisplay):
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
 
-    def begin_unit(self, unit: str, index: int, count: int) -> None:
-        super().begin_unit(unit, index, count)
+    def begin_unit(self, unit: str) -> None:
+        super().begin_unit(unit)
+        self._unit = _unit_name(unit)
         self._last = ""
         self._draw()
 
     def linear_done(self, target: str, module: str, loss: float) -> None:
-        super().linear_done(target, module, loss)
         self._last = f"{target} {module.removeprefix('model.layers.')} loss {loss:.5f}"
         self._draw()
 
-    def end_unit(self, seconds: float, parameters: int) -> None:
-        self._speed = f"{parameters / max(seconds, 1e-9) / 1e6:.1f} M weights/s"
-        super().end_unit(seconds, parameters)
+    def end_unit(self, done: DoneUnit) -> None:
+        self._speed = done.speed
+        super().end_unit(done)
 
     def gate_layer(self, done: int, count: int) -> None:
         self._live.update(Text(f"gate: layer {done} of {count}", no_wrap=True, overflow="ellipsis"))
@@ -115,26 +131,25 @@ def open_display() -> LiveDisplay | PlainDisplay:
 
 
 class _Clock:
-    """Time left, from the units finished in this run; the head counts as one layer."""
+    """Time left, from the units finished in this run, however many are worked on at once; the head counts as one
+    layer."""
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
+        self._started: float | None = None
         self._done = 0
-        self._seconds = 0.0
         self._remaining = 0
 
-    def begin(self, index: int, count: int) -> None:
-        self._remaining = count - index
+    def begin(self) -> None:
+        self._started = self._started or time.monotonic()
 
-    def end(self, seconds: float) -> None:
+    def end(self, done: DoneUnit) -> None:
         self._done += 1
-        self._seconds += seconds
-        self._remaining -= 1
+        self._remaining = done.count - done.num_done
 
     def left(self) -> str:
-        if not self._done or not self._remaining:
+        if self._started is None or not self._remaining:
             return ""
-        seconds = round(self._seconds / self._done * self._remaining)
+        seconds = round((time.monotonic() - self._started) / self._done * self._remaining)
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
 
 

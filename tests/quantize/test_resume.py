@@ -93,7 +93,7 @@ def test_killed_at_twenty_moments_gives_the_same_bytes(source: Path, tmp_path: P
         assert content(out) == expected
 
 
-@pytest.mark.parametrize("after", ["capture", "write", "publish", "journal", "assemble", "rename"])
+@pytest.mark.parametrize("after", ["capture", "write", "publish", "hidden", "journal", "assemble", "rename"])
 def test_stopped_between_any_two_steps_gives_the_same_bytes(
     source: Path, uninterrupted: dict[str, str], tmp_path: Path, after: str
 ) -> None:
@@ -114,7 +114,7 @@ def test_stopped_between_any_two_steps_gives_the_same_bytes(
 
 _STOPPING = """
 import os, sys
-from quantize import assemble, pipeline, placing, state, cli
+from quantize import assemble, pipeline, placing, state, cli, unit_solver
 from quantize.calibration import hidden_states
 def stop_after(owner, name, calls):
     original, count = getattr(owner, name), [0]
@@ -128,8 +128,9 @@ def stop_after(owner, name, calls):
 after = sys.argv.pop(1)
 owner, name, calls = {
     "capture": (pipeline._Run, "_capture", 2),
-    "write": (pipeline, "write_unit", 5),
+    "write": (unit_solver, "write_unit", 5),
     "publish": (hidden_states.HiddenStates, "publish", 2),
+    "hidden": (state.Journal, "add_hidden", 2),
     "journal": (state.Journal, "finish", 2),
     "assemble": (assemble.Assembly, "write", 2),
     "rename": (placing.Placing, "put", 1),
@@ -142,15 +143,15 @@ sys.exit(cli.main(sys.argv[1:]))
 def interrupted(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run until the first unit is finished, then stop; returns the arguments of that run."""
     arguments = [str(source), "--out", str(out), "--format", "gptq", "--samples", "4", "--seq-len", "64"]
-    original = pipeline._Run.do_unit
+    original = pipeline._Run._finish_unit
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline._Run, "do_unit", lambda run, unit: _then_stop(original, run, unit))
+        patch.setattr(pipeline._Run, "_finish_unit", lambda run, *solved: _then_stop(original, run, *solved))
         assert main(arguments) == 130
     return arguments
 
 
-def _then_stop(original, run, unit: str) -> None:  # type: ignore[no-untyped-def]
-    original(run, unit)
+def _then_stop(original, run, *solved) -> None:  # type: ignore[no-untyped-def]
+    original(run, *solved)
     raise KeyboardInterrupt
 
 

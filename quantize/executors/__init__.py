@@ -1,0 +1,1 @@
+"""Where jobs are solved: in this process, or by the workers of a Ray cluster."""
