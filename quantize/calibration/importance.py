@@ -49,7 +49,7 @@ class Importance:
             entry = self._file.entries.get(spec.gguf_name)
             if entry is None and self._is_head(spec) and self._is_quantized(spec):
                 notes.append(f"{name} holds no {spec.gguf_name}, which is fitted by its weights alone.")
-            elif entry is not None and spec.expert in entry.unseen and is_linear(spec):
+            elif entry is not None and is_linear(spec) and not self._says(spec, entry):
                 notes.append(f"{name} saw no token for {spec.module}, which is fitted by its weights alone.")
         return tuple(notes)
 
@@ -89,8 +89,9 @@ class Importance:
         return self._recipe.source_config.intermediate_size if spec.role is Role.DOWN else spec.shape[1]
 
     def _says(self, spec: TensorSpec, entry: ImatrixEntry) -> bool:
-        part = spec.expert or 0
-        return is_linear(spec) and part not in entry.unseen and not (entry.parts == 1 and 0 in entry.unseen)
+        """Whether tokens reached this matrix; experts may share one count."""
+        part = 0 if entry.parts == 1 else spec.expert or 0
+        return is_linear(spec) and part not in entry.unseen
 
     def _part(self, spec: TensorSpec, entry: ImatrixEntry) -> Tensor:
         import torch  # heavy, and a dry run does without

@@ -82,6 +82,16 @@ def test_expert_that_saw_no_token_is_reported_and_has_no_importance(tmp_path: Pa
     assert set(importance.of(ups)) == {s.name for s in ups if s.expert != 2}
 
 
+def test_matrix_that_saw_no_token_is_reported_and_has_no_importance(tmp_path: Path) -> None:
+    recipe = recipe_of("qwen2")
+    name = "blk.0.ffn_gate.weight"
+    path = imatrix_files.write_gguf(tmp_path / "m", importance_of(recipe), {name: torch.zeros(1)})
+    importance = Importance(path, recipe)
+    gate = next(s for s in recipe.architecture.tensors(recipe.config) if s.gguf_name == name)
+    assert importance.of([gate]) == {}
+    assert [note for note in importance.notes if gate.module in note and "saw no token" in note]
+
+
 def test_everything_that_does_not_fit_is_in_one_error(tmp_path: Path) -> None:
     recipe = recipe_of("qwen2")
     entries = importance_of(recipe)
