@@ -151,11 +151,16 @@ class _Run:
     def solve(self) -> None:
         """Capture the units that are not finished in order, and store and journal each as it is solved."""
         executor = self._executor()
+        started, worked = time.monotonic(), 0.0
         try:
             for job, result in solve_all(self._jobs(), executor, self._display.say):
                 self._finish_unit(job, result)
+                worked += result.seconds
         finally:
             executor.close()
+        if self._options.cluster is not None:
+            seconds = time.monotonic() - started
+            self._display.say(f"The cluster did {worked:.1f} s of work in {seconds:.1f} s.")
 
     def place(self) -> None:
         """Assemble every result beside its place, and put it there."""

@@ -49,7 +49,7 @@ class RayExecutor:
         except BaseException:
             self.close()
             raise
-        say(f"{self.num_workers} workers on {sum(map(bool, self._slots.values()))} machines take the layers.")
+        say(f"{self.num_workers} workers take the layers, on machines: {sum(map(bool, self._slots.values()))}.")
 
     @property
     def num_workers(self) -> int:
@@ -136,7 +136,7 @@ def _connect(address: str, threads: int) -> Any:
         raise
     except Exception as error:  # Ray has no class of its own for what keeps it from starting
         ray.shutdown()
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise UsageError(
             f"--cluster {address}: Ray did not start, or does not answer: {reason[:200]}",
             hint="`ray start --head` starts a cluster, --cluster local one here; on a busy machine, try twice.",
