@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qlocal.kernels import native
 from qlocal.kernels.feedback_blocks import feedback_blocks
+from quantize.methods import rtn
 from quantize.methods.grids import AffineGrid, Grid
 
 ROUNDS = 2
@@ -53,7 +54,7 @@ class Problem:
     def weights_B(self) -> Tensor:
         """What a fit weighs columns by, in the order of solving: half way (in logarithms) between the loss of an error
         that nothing makes up for and of one that later columns make up for. Between them the result holds best on
-        other texts (benchmarks/results)."""
+        other texts (docs/quantizing.md)."""
         alone = self.energy_B.sqrt()
         weights = alone * self.factor_BB.diagonal().abs()
         return weights.clamp(min=1e-6 * float(weights.mean())) if float(weights.sum()) > 0 else torch.ones_like(weights)
@@ -68,31 +69,31 @@ class Solved:
     loss: float
 
 
-def can_solve(grid: AnyGrid) -> bool:
-    """Whether this machine has code for a grid."""
-    return isinstance(grid, AffineGrid) or isinstance(native.load(), native.Library)
+def can_solve_blocks() -> bool:
+    """Whether errors can be fed back into GGML blocks here: native code alone does it."""
+    return isinstance(native.load(), native.Library)
 
 
 def solve(problem: Problem, grid: AnyGrid) -> Solved:
     """Round the columns of a problem."""
     library = native.load()
     if isinstance(library, native.Library) and problem.targets_NB.device.type == "cpu":
-        min_zero = grid.settings.min_zero if isinstance(grid, AffineGrid) else 0
-        weights = torch.empty_like(problem.weights_B)
-        weights[problem.places_B] = problem.weights_B
+        weights = problem.weights_B
+        in_file_order = torch.empty_like(weights)
+        in_file_order[problem.places_B] = weights
         solved = feedback_blocks(
             library,
             grid.group_type,
             problem.targets_NB,
-            weights,
+            in_file_order,
             problem.places_B,
             problem.spread_BB,
             problem.gram_BB,
             rounds=ROUNDS,
-            min_zero=min_zero,
+            min_zero=grid.min_zero,
         )
         return Solved(*solved)
-    assert isinstance(grid, AffineGrid), "the caller asks `can_solve`"
+    assert isinstance(grid, AffineGrid), "the caller asks `can_solve_blocks`"
     return solve_in_torch(problem, grid)
 
 
@@ -142,7 +143,7 @@ class _TorchColumns:
     def _set(self, column: int, wanted_N: Tensor) -> None:
         group = column // self._grid.columns
         scale, zero = self._scales[group], self._zeros[group]
-        self._codes_BN[column] = self._grid.codes(wanted_N, scale, zero)
+        self._codes_BN[column] = rtn.nearest_codes(wanted_N, scale, zero)
         self._values_BN[column] = (self._codes_BN[column] - zero) * scale
 
     def _records(self) -> Tensor:

@@ -68,7 +68,7 @@ class GptqSolver:
         w_NK[:, self.dead_K] = 0.0
         if self._scale_K is not None:
             w_NK *= self._scale_K
-        work_NK = w_NK if self._is_natural() else permuted_columns(w_NK, self._perm_K)
+        work_NK = permuted_columns(w_NK, self._perm_K)
         total, loss = self._norm(work_NK), 0.0
         parts = []
         for start in range(0, work_NK.shape[1], MAX_COLUMNS):
@@ -105,9 +105,6 @@ class GptqSolver:
             inside = work_NK[:, columns] @ self._factor_KK[columns, columns].triu()
             total += float((above + inside).square().sum(dtype=torch.float64))
         return total * share
-
-    def _is_natural(self) -> bool:
-        return bool((self._perm_K == torch.arange(len(self._perm_K))).all())
 
     def _in_file_order(self, records_NGb: Tensor, group: int) -> Tensor:
         """Put the groups where they were before they were ordered; with desc_act they stay as they were solved."""

@@ -30,13 +30,17 @@ MadeT_co = TypeVar("MadeT_co", bound=AffineWeight | BlockWeight, covariant=True)
 
 
 class Grid(Protocol[MadeT_co]):
-    """group_type: what native code calls the groups. columns: those of a group."""
+    """group_type: what native code calls the groups. columns: those of a group. min_zero: lowest zero point of a group,
+    where it has one."""
 
     @property
     def group_type(self) -> AffineGroup | GgmlType: ...
 
     @property
     def columns(self) -> int: ...
+
+    @property
+    def min_zero(self) -> int: ...
 
     def weight(self, records_NGb: Tensor) -> MadeT_co:
         """Return the weight of records (N, G, bytes) uint8 whose groups stand in the file's order."""
@@ -57,6 +61,10 @@ class BlockGrid:
     def columns(self) -> int:
         return group_layout(self.ggml_type)[0]
 
+    @property
+    def min_zero(self) -> int:
+        return 0
+
     def weight(self, records_NGb: Tensor) -> BlockWeight:
         rows, groups, _ = records_NGb.shape
         return BlockWeight(records_NGb.view(rows, -1), self.ggml_type, groups * self.columns)
@@ -76,6 +84,10 @@ class AffineGrid:
     def columns(self) -> int:
         return self.settings.group_size
 
+    @property
+    def min_zero(self) -> int:
+        return self.settings.min_zero
+
     def weight(self, records_NGb: Tensor) -> AffineWeight:
         codes = records_NGb[..., AFFINE_HEADER:].flatten(1)
         scales = records_NGb[..., :2].contiguous().view(torch.float16).squeeze(-1)
@@ -90,12 +102,7 @@ class AffineGrid:
         """
         if self.settings.symmetric:
             return _fit_symmetric(group_NC, weights_C)
-        return _fit_asymmetric(group_NC, weights_C, self.settings.min_zero)
-
-    @staticmethod
-    def codes(wanted_N: Tensor, scale_N: Tensor, zero_N: Tensor) -> Tensor:
-        """Return the codes (N,) f32 nearest to the wanted values."""
-        return (wanted_N / scale_N).round_().add_(zero_N).clamp_(0, rtn.MAX_CODE)
+        return _fit_asymmetric(group_NC, weights_C, self.min_zero)
 
 
 def _fit_symmetric(group_NC: Tensor, weights_C: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,4 +161,4 @@ class _Best:
     def _steps(self, scale_N: Tensor, zero_N: Tensor) -> Tensor:
         """Return the codes less the zero point (N, C)."""
         scale, zero = scale_N.unsqueeze(1), zero_N.unsqueeze(1)
-        return (self._group_NC / scale).round_().add_(zero).clamp_(0, rtn.MAX_CODE).sub_(zero)
+        return rtn.nearest_codes(self._group_NC, scale, zero).sub_(zero)

@@ -24,8 +24,8 @@ def quantize_rtn(w_NK: Tensor, settings: AffineSettings, stats: Statistics | Non
     """Round every weight to the nearest code of its group. w_NK: (N, K) f32."""
     groups_NGg = split_groups(w_NK, settings.group_size)
     scales_NG, zeros_NG = grid(groups_NGg.amin(-1), groups_NGg.amax(-1), settings)
-    codes_NK = encode(groups_NGg, scales_NG, zeros_NG).view(w_NK.shape)
-    weight = affine_weight(codes_NK, scales_NG, zeros_NG, settings.group_size)
+    codes_NGg = nearest_codes(groups_NGg, scales_NG.unsqueeze(-1), zeros_NG.unsqueeze(-1))
+    weight = affine_weight(codes_NGg.view(w_NK.shape).to(torch.uint8), scales_NG, zeros_NG, settings.group_size)
     return Quantized(weight, diagonal_loss(w_NK, decode(weight), stats))
 
 
@@ -50,17 +50,15 @@ def grid(low_NG: Tensor, high_NG: Tensor, settings: AffineSettings) -> tuple[Ten
     return scales, torch.where(span > 0, zeros, float(SYMMETRIC_ZERO))
 
 
-def encode(groups_NGg: Tensor, scales_NG: Tensor, zeros_NG: Tensor) -> Tensor:
-    """Return the nearest codes (N, G, g) uint8."""
-    codes = torch.round(groups_NGg / scales_NG.unsqueeze(-1)) + zeros_NG.unsqueeze(-1)
-    return codes.clamp_(0, MAX_CODE).to(torch.uint8)
+def nearest_codes(values: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """Return the codes nearest to the values, all f32 of shapes that broadcast."""
+    return (values / scales).round_().add_(zeros).clamp_(0, MAX_CODE)
 
 
 def fake_quantize(groups_NGg: Tensor, low_NG: Tensor, high_NG: Tensor, settings: AffineSettings) -> Tensor:
     """Return the values (N, G, g) f32 that codes over the ranges low..high stand for."""
     scales, zeros = (x.unsqueeze(-1) for x in grid(low_NG, high_NG, settings))
-    codes = groups_NGg.div(scales).round_().add_(zeros).clamp_(0, MAX_CODE)
-    return codes.sub_(zeros).mul_(scales)
+    return nearest_codes(groups_NGg, scales, zeros).sub_(zeros).mul_(scales)
 
 
 def affine_weight(

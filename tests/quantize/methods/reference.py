@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quantize.methods import rtn
 from quantize.methods.grids import AffineGrid
 
 
@@ -20,7 +21,7 @@ def gptq(w_NK: Tensor, hessian_KK: Tensor, perm_K: Tensor, grid: AffineGrid, dam
         if i % grid.columns == 0:
             group = slice(i, i + grid.columns)
             scale, zero = (x.double() for x in grid.fit(w[:, group].float(), weights[group]))
-        values[:, i] = (grid.codes(w[:, i], scale, zero) - zero) * scale
+        values[:, i] = (rtn.nearest_codes(w[:, i], scale, zero) - zero) * scale
         error = (w[:, i] - values[:, i]) / upper[i, i]
         w[:, i + 1 :] -= error[:, None] * upper[i, i + 1 :]
     return values[:, torch.argsort(perm_K)]
