@@ -76,7 +76,7 @@ class Options:
     @property
     def uses_hessian(self) -> bool:
         """Whether GGUF is made with error feedback, for which the inputs' matrices are needed."""
-        return self.hessian and self.measures_importance and not self.rtn
+        return "gguf" in self.formats and self.hessian and self.measures_importance and not self.rtn
 
     @property
     def work_folder(self) -> Path:

@@ -320,8 +320,8 @@ class _Run:
         notes = (*self._recipe.notes, *(self._windows.notes if self._windows else ()))
         if self._importance is not None:
             notes += (self._importance.sentence, *self._importance.notes)
-        wanted = "gguf" in self._options.formats and self._options.uses_hessian
-        return notes if not wanted or feeds_back(self._options) else (*notes, NO_FEEDBACK)
+        is_left_out = self._options.uses_hessian and not feeds_back(self._options)
+        return (*notes, NO_FEEDBACK) if is_left_out else notes
 
 
 def _hidden(index: int) -> str:

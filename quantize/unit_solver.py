@@ -20,6 +20,7 @@ from quantize.calibration.recorder import Key, Wanted, experts
 from quantize.estimate import DEFAULT_GRAM_BYTES
 from quantize.layer_run import LayerRun
 from quantize.methods.base import Statistics
+from quantize.methods.feedback import can_solve_blocks
 from quantize.options import Options
 from quantize.recipe import HEAD_UNIT, Recipe, Target, unit_specs
 from quantize.solvers import awq, gguf, gptq, plain
@@ -109,7 +110,7 @@ class UnitSolver:
 
 def feeds_back(options: Options) -> bool:
     """Whether GGUF layers are solved with error feedback."""
-    return "gguf" in options.formats and options.uses_hessian and gguf.can_feed_back()
+    return options.uses_hessian and can_solve_blocks()
 
 
 def wanted_of_stream(source: PaddedSource, options: Options) -> dict[Key, Wanted]:

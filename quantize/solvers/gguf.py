@@ -13,7 +13,6 @@ from torch import Tensor
 
 from qlocal.formats.gguf_rows import permute_rows, rows_to_store
 from qlocal.ggml_types import FLOAT_TYPES, GgmlType
-from qlocal.kernels import native
 from qlocal.kernels.reference import dequantize
 from qlocal.models.base import Role, TensorSpec
 from qlocal.weights import BlockWeight, DenseWeight
@@ -48,11 +47,6 @@ def solve(
 
     result.tensors = _encoded(task, quantized)
     return result
-
-
-def can_feed_back() -> bool:
-    """Whether errors can be fed back into blocks here: native code alone does it."""
-    return isinstance(native.load(), native.Library)
 
 
 class _GgufLayer(SequentialLayer):
