@@ -193,7 +193,7 @@ def make_matrix(weight: Weight, library: Library) -> NativeMatrix:
         return _affine_matrix(weight, library)
     if isinstance(weight, DenseWeight):
         rows = weight.data if weight.data.stride(1) == 1 else weight.data.contiguous()
-        return _row_matrix(rows, weight.shape[1], _FLOAT_STORAGE[rows.dtype], weight.row_map, library)
+        return _row_matrix(rows, weight.shape[1], FLOAT_STORAGE[rows.dtype], weight.row_map, library)
     rows = weight.blocks if weight.blocks.stride(1) == 1 else weight.blocks.contiguous()
     layout = LAYOUTS[weight.ggml_type]
     whole = weight.columns % layout.block_size == 0
@@ -203,11 +203,12 @@ def make_matrix(weight: Weight, library: Library) -> NativeMatrix:
     return _row_matrix(rows, weight.columns, int(weight.ggml_type), weight.row_map, library)
 
 
-_FLOAT_STORAGE = {
+FLOAT_STORAGE = {
     torch.float32: int(GgmlType.F32),
     torch.float16: int(GgmlType.F16),
     torch.bfloat16: int(GgmlType.BF16),
 }
+"""What plain rows are called; the numbers of csrc/matrix.h."""
 _AFFINE_STORAGE = {torch.float16: 100, torch.bfloat16: 101}
 
 

@@ -27,8 +27,6 @@ BLOCK_TYPES = frozenset(
     }
 )
 
-_STORAGE = {torch.float32: GgmlType.F32, torch.float16: GgmlType.F16, torch.bfloat16: GgmlType.BF16}
-
 
 class Fit(IntEnum):
     """How hard to look for the best block; the numbers of csrc/quantize_blocks.h.
@@ -79,7 +77,7 @@ def quantize_blocks(
     num_rows, columns = w_NK.shape
     layout = LAYOUTS[ggml_type]
     assert ggml_type in BLOCK_TYPES and columns % layout.block_size == 0, f"{columns} columns of {ggml_type.name}"
-    assert w_NK.device.type == "cpu" and w_NK.dtype in _STORAGE, "the caller has widened or moved it"
+    assert w_NK.device.type == "cpu" and w_NK.dtype in native.FLOAT_STORAGE, "the caller has widened or moved it"
     assert (importance_K is not None) == (fit is Fit.WEIGHTED), "importance is what WEIGHTED means"
     rows = w_NK if w_NK.stride(1) == 1 else w_NK.contiguous()
     importance, error_weights = _floats(importance_K, columns), _floats(error_weights_K, columns)
@@ -95,7 +93,7 @@ def quantize_blocks(
         columns=columns,
         row_bytes=rows.stride(0) * rows.element_size(),
         block_row_bytes=blocks.shape[1],
-        storage=int(_STORAGE[w_NK.dtype]),
+        storage=native.FLOAT_STORAGE[w_NK.dtype],
         block_type=int(ggml_type),
         fit=int(fit),
     )
