@@ -8,6 +8,7 @@
     │   └── CheckpointError      tensors missing, extra or misshapen; all of them at once
     ├── TokenizerError           vocabulary or text cannot be encoded
     │   └── TemplateError        a chat template failed or refused the conversation
+    │       └── TemplateLimitError  it used more time or memory than it may
     ├── PlanError                it does not fit: memory, disk, context
     ├── ResumeError              a work folder belongs to other arguments or another source
     ├── QualityError             `quantize verify` measured too great a distance (exit code 3)
@@ -67,7 +68,11 @@ class TokenizerError(QLocalError):
 
 
 class TemplateError(TokenizerError):
-    """A chat template raised, or used more time or memory than it may."""
+    """A chat template raised, or refused the conversation."""
+
+
+class TemplateLimitError(TemplateError):
+    """A chat template used more time or memory than it may, or made the process fail that it runs in."""
 
 
 class PlanError(QLocalError):

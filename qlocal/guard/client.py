@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from qlocal.errors import EngineError, QLocalError, TemplateError, TokenizerError
+from qlocal.errors import EngineError, QLocalError, TemplateError, TemplateLimitError, TokenizerError
 from qlocal.guard import frames
 from qlocal.guard.process import Gone, GuardProcess
 
-JOB_LIMIT_S = 2.0
-LOAD_LIMIT_S = 120.0
-"""By the wall's clock, for a machine that is busy; of processor time the helper has 20 s (worker.py)."""
-START_LIMIT_S = 20.0
+WAIT_PER_CPU = 6.0
+"""How many times its processor time a job may take by the clock: the machine may be busy with other things."""
+START_CPU_S = 4.0
 MAX_TEXT_BYTES = 8 << 20
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class Guard:
             known = self._vocabularies.get(key)
             if known is not None:
                 return known
-            loaded = _loaded(key, frame, self._send(frame, LOAD_LIMIT_S, "the vocabulary", TokenizerError))
+            loaded = _loaded(key, frame, self._send(frame, frames.LOAD_CPU_S, "the vocabulary", TokenizerError))
             self._vocabularies[key] = loaded
             return loaded
 
@@ -132,26 +131,27 @@ class Guard:
             ) from error
         if len(frame) > frames.MAX_REPLY_BYTES:
             raise error_class(f"{what} is asked to handle {len(frame)} bytes, the limit is {frames.MAX_REPLY_BYTES}")
-        limit_s = JOB_LIMIT_S * frames.time_factor(len(frame), job)
+        cpu_s = frames.cpu_limit_s(len(frame), job)
         with self._lock:
             try:
-                return self._send(frame, limit_s, what, error_class)
+                return self._send(frame, cpu_s, what, error_class)
             except _UnknownKey:
-                self._send(self._vocabularies[job["key"]].load_frame, LOAD_LIMIT_S, "the vocabulary", TokenizerError)
-                return self._send(frame, limit_s, what, error_class)
+                load_frame = self._vocabularies[job["key"]].load_frame
+                self._send(load_frame, frames.LOAD_CPU_S, "the vocabulary", TokenizerError)
+                return self._send(frame, cpu_s, what, error_class)
 
     def _send(
-        self, frame: bytes, limit_s: float, what: str, error_class: type[QLocalError], *, may_retry: bool = True
+        self, frame: bytes, cpu_s: float, what: str, error_class: type[QLocalError], *, may_retry: bool = True
     ) -> Any:
         """Run one job in the helper. If somebody else has killed the helper, a new one gets the job, once."""
         try:
-            reply = self._ensure_process().call(frame, limit_s)
+            reply = self._ensure_process().call(frame, WAIT_PER_CPU * cpu_s)
         except Gone as gone:
             self.close()
             log.debug("the guard was lost (%s): %s", gone.reason, gone.stderr)
             if gone.reason == "killed" and may_retry:
-                return self._send(frame, limit_s, what, error_class, may_retry=False)
-            raise error_class(_breach(what, gone.reason, limit_s)) from gone
+                return self._send(frame, cpu_s, what, error_class, may_retry=False)
+            raise _breach(what, gone.reason, error_class, cpu_s) from gone
         if "ok" in reply:
             return reply["ok"]
         raise self._error(reply, what, error_class)
@@ -163,7 +163,7 @@ class Guard:
         if kind in ("memory", "crash"):
             self.close()  # it ends by itself as well: its state is in doubt
             log.debug("the guard ended a job: %s", message)
-            return error_class(_breach(what, kind, 0.0))
+            return _breach(what, kind, error_class)
         classes: dict[str, type[QLocalError]] = {"template": TemplateError, "vocabulary": TokenizerError}
         return classes.get(kind, error_class)(message)
 
@@ -172,7 +172,7 @@ class Guard:
             self._process = GuardProcess()
             try:
                 # Starting Python does not count to the time of the first job.
-                self._process.call(frames.pack({"job": "ready"}), START_LIMIT_S)
+                self._process.call(frames.pack({"job": "ready"}), WAIT_PER_CPU * START_CPU_S)
             except Gone as gone:
                 self.close()
                 raise EngineError(
@@ -185,13 +185,15 @@ class _UnknownKey(Exception):
     """The helper is new, or has forgotten this vocabulary."""
 
 
-def _breach(what: str, reason: str, limit_s: float) -> str:
+def _breach(what: str, reason: str, error_class: type[QLocalError], cpu_s: float = 0.0) -> QLocalError:
     limits = {
-        "time": f"used more than {limit_s:.0f} s",
+        "time": f"used more than {cpu_s:.0f} s of processor time",
+        "wait": f"was not done within {WAIT_PER_CPU * cpu_s:.0f} s",
         "memory": "used more memory than it may",
         "output": f"gave more than {frames.MAX_REPLY_BYTES} bytes",
     }
-    return f"{what} {limits.get(reason, 'made the guard process fail')}"
+    breach_class = TemplateLimitError if error_class is TemplateError else error_class
+    return breach_class(f"{what} {limits.get(reason, 'made the guard process fail')}")
 
 
 def _loaded(key: str, frame: bytes, reply: dict[str, Any]) -> LoadedVocabulary:

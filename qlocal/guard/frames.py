@@ -14,6 +14,9 @@ MAX_REQUEST_BYTES = 80 << 20
 MAX_REPLY_BYTES = 16 << 20
 """The limit on what a job may hand back; a rendered prompt or a whole vocabulary is far below it."""
 
+JOB_CPU_S = 2.0
+LOAD_CPU_S = 20.0
+
 
 def pack(value: Any) -> bytes:
     """Return the frame of `value`, header included. Lone surrogates pass, so that no text can break the frame."""
@@ -26,8 +29,11 @@ def unpack(payload: bytes) -> Any:
     return msgpack.unpackb(payload, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
 
 
-def time_factor(frame_bytes: int, job: Mapping[str, Any]) -> float:
-    """Return how many times the usual limit a job may take: once more for every MiB of text, templates apart."""
+def cpu_limit_s(frame_bytes: int, job: Mapping[str, Any]) -> float:
+    """Return the processor time that a job may take: more for a vocabulary, and once more for every MiB of text,
+    templates apart."""
+    if job["job"] == "load":
+        return LOAD_CPU_S
     template = job.get("template", "")
     text_bytes = max(0, frame_bytes - len(template)) if isinstance(template, str) else 0
-    return 1.0 + text_bytes / (1 << 20)
+    return JOB_CPU_S * (1.0 + text_bytes / (1 << 20))

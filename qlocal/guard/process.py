@@ -20,7 +20,8 @@ _MAX_STDERR_BYTES = 4096
 
 
 class Gone(Exception):
-    """The process is lost. reason: `time`, `memory` or `output` (a breach), `killed` (by someone else), `ended`."""
+    """The process is lost. reason: a breach (`time` of the processor, `wait`, `memory`, `output`), `killed` (by someone
+    else), `ended`."""
 
     def __init__(self, reason: str, stderr: str = "") -> None:
         super().__init__(reason)
@@ -108,7 +109,7 @@ class GuardProcess:
         poll = select.poll()
         poll.register(self._stdin if write else self._stdout, select.POLLOUT if write else select.POLLIN)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            self._fail("time")
+            self._fail("wait")
 
     def _fail(self, reason: str) -> NoReturn:
         self._process.kill()

@@ -14,8 +14,6 @@ from qlocal.clean import clean_line
 from qlocal.guard import frames, jobs, limits
 from qlocal.guard.errors import JobError
 
-JOB_CPU_S = 2.0
-LOAD_CPU_S = 20.0
 MAX_MESSAGE_CHARS = 500
 
 
@@ -26,8 +24,7 @@ def main() -> None:
     while (header := requests.read(frames.HEADER.size)) != b"":
         (length,) = frames.HEADER.unpack(header)
         job = frames.unpack(requests.read(length))
-        cpu_s = LOAD_CPU_S if job["job"] == "load" else JOB_CPU_S * frames.time_factor(length, job)
-        reply, is_damaged = answer(job, cpu_s, replies.fileno())
+        reply, is_damaged = answer(job, frames.cpu_limit_s(length, job), replies.fileno())
         replies.write(reply)
         replies.flush()
         if is_damaged:

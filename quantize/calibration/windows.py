@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qlocal.errors import TemplateError, UsageError
+from qlocal.errors import TemplateError, TemplateLimitError, UsageError
 from qlocal.guard.client import MAX_TEXT_BYTES
 from qlocal.tokenizer.tokenizer import Tokenizer
 from quantize.calibration.documents import Document, joined_text, load_documents
@@ -74,6 +74,8 @@ def _encode_documents(documents: list[Document], tokenizer: Tokenizer) -> tuple[
             continue
         try:
             ids += tokenizer.encode_chat(document.messages, add_generation_prompt=False)
+        except TemplateLimitError:  # of a busy machine, or of a bomb: no reason to calibrate on other texts in silence
+            raise
         except TemplateError:  # no template, or one that takes no system message: the words are still worth seeing
             plain_conversations += 1
             text = "\n\n".join(message["content"] for message in document.messages)

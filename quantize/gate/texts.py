@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlocal.errors import TemplateError, UsageError
+from qlocal.errors import TemplateError, TemplateLimitError, UsageError
 from qlocal.formats.base import Checkpoint
 from qlocal.guard.client import Guard
 from qlocal.metrics import take_chunks
@@ -89,6 +89,8 @@ def _conversation(
             for index, message in enumerate(messages)
             if message["role"] == "assistant"
         ]
+    except TemplateLimitError:
+        raise
     except TemplateError:
         return [], []
     places = [_first_stop(ids, prefix, stop_ids) for prefix in prefixes]

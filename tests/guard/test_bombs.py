@@ -7,8 +7,9 @@ import time
 import psutil
 import pytest
 
-from qlocal.errors import TemplateError
-from qlocal.guard.client import JOB_LIMIT_S, Guard
+from qlocal.errors import TemplateError, TemplateLimitError
+from qlocal.guard.client import WAIT_PER_CPU, Guard
+from qlocal.guard.frames import JOB_CPU_S
 
 BUSY_MACHINE_S = 3.0
 """What ending a process may take beside other work."""
@@ -91,10 +92,18 @@ def test_a_bomb_is_refused_in_time_and_costs_the_parent_no_memory(guard: Guard, 
     started = time.monotonic()
     with pytest.raises(TemplateError) as caught:
         guard.render(template, {"messages": []})
-    assert time.monotonic() - started < JOB_LIMIT_S + BUSY_MACHINE_S
+    assert time.monotonic() - started < WAIT_PER_CPU * JOB_CPU_S + BUSY_MACHINE_S
     assert parent.memory_info().rss - before < 20 << 20
     assert "Traceback" not in str(caught.value) and len(str(caught.value)) < 600
     assert guard.render("{{ 1 + 1 }}", {}) == "2"
+
+
+def test_an_endless_template_is_told_from_one_that_refuses(guard: Guard) -> None:
+    with pytest.raises(TemplateLimitError, match="more than 2 s of processor time"):
+        guard.render("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", {})
+    with pytest.raises(TemplateError) as caught:
+        guard.render("{{ raise_exception('no system message') }}", {})
+    assert not isinstance(caught.value, TemplateLimitError)
 
 
 @pytest.mark.parametrize("template", ESCAPES, ids=lambda t: t[:60])

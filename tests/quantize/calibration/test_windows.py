@@ -1,9 +1,11 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
+from qlocal.errors import TemplateLimitError
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.guard.client import Guard
 from qlocal.tokenizer.tokenizer import Tokenizer
@@ -42,6 +44,17 @@ def test_conversations_go_through_the_template(tokenizer: Tokenizer, tmp_path: P
     windows = make_windows(Calibration((tmp_path / "a.jsonl",), seq_len=16), tokenizer, 512, 320)
     start = tiny.tiny_tokenizer().token_to_id("<|im_start|>")
     assert windows.ids[0, 0] == start
+
+
+def test_a_template_that_does_not_end_is_an_error_and_not_one_that_takes_no_conversations(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "The dog said why not"}]}')
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    data = replace(open_checkpoint(tiny.write_checkpoint(tmp_path / "m", "qwen2")).tokenizer(), chat_template=endless)
+    with Guard() as guard, pytest.raises(TemplateLimitError):
+        tokenizer = Tokenizer.load(data, guard)
+        make_windows(Calibration((tmp_path / "a.jsonl",), seq_len=16), tokenizer, 512, 320)
 
 
 def test_shortened_windows_and_short_texts_are_said(tokenizer: Tokenizer, tmp_path: Path) -> None:
