@@ -8,6 +8,7 @@
 //   fit(x, w, how, fields)    the reference's steps (quantize/methods/{legacy_quant,kquant}.py), to the bit
 //   value(fields, i)          element i as it is read back
 //   recode(fields, i, x)      the code nearest to x for element i, the scales as they are; returns the new value
+//   refine(x, w, fields)      where kRefines: scales moved to where the error of their own block is least
 //   write(fields, sink)       sink.half(offset, I), sink.word(offset, I): bytes of the block, as docs/formats.md has it
 // x and w hold `columns` vectors.
 
@@ -16,11 +17,13 @@
 #include <cstdint>
 
 #include "block_search.h"
+#include "matrix.h"
 #include "quantize_blocks.h"
 
 namespace {
 
 using qlocal::Fit;
+using qlocal::Storage;
 
 template <class V> using Ints = typename V::I;
 
@@ -83,7 +86,7 @@ inline void root_weights(const Floats<V>* x, const float* importance, Floats<V> 
 // Q4_0 (8) and Q5_0 (16): d (q - Levels).
 template <class V, int Levels> struct SymmetricBlock {
     static constexpr int columns = 32, bytes = Levels == 8 ? 18 : 22;
-    static constexpr bool kRowSigma = true;
+    static constexpr bool kRowSigma = true, kRefines = false;
 
     struct Fields {
         Half<V> d;
@@ -133,7 +136,7 @@ template <class V, int Levels> struct SymmetricBlock {
 // Q4_1 (15) and Q5_1 (31): d q + m.
 template <class V, int Largest> struct MinimumBlock {
     static constexpr int columns = 32, bytes = Largest == 15 ? 20 : 24;
-    static constexpr bool kRowSigma = true;
+    static constexpr bool kRowSigma = true, kRefines = false;
     static constexpr MinimumGrid kGrid{Largest, -0.9f, 0.05f, 36};
 
     struct Fields {
@@ -188,7 +191,7 @@ template <class V, int Largest> struct MinimumBlock {
 // Q8_0: d q, always plain.
 template <class V> struct ByteBlock {
     static constexpr int columns = 32, bytes = 34;
-    static constexpr bool kRowSigma = false;
+    static constexpr bool kRowSigma = false, kRefines = false;
 
     struct Fields {
         Half<V> d;
@@ -236,7 +239,7 @@ template <class V> inline Floats<V> by_largest(const Floats<V>* values, Floats<V
 // Q4_K (15) and Q5_K (31): d scale q - dmin min, eight sub-blocks of 32.
 template <class V, int Largest> struct MinimumSuperBlock {
     static constexpr int columns = kSuper, bytes = Largest == 15 ? 144 : 176;
-    static constexpr bool kRowSigma = false;
+    static constexpr bool kRowSigma = false, kRefines = true;
     static constexpr MinimumGrid kGrid =
         Largest == 15 ? MinimumGrid{15, -1.0f, 0.1f, 20} : MinimumGrid{31, -0.5f, 0.1f, 15};
     static constexpr MinimumGrid kWeightedGrid{Largest, -0.9f, 0.05f, 36};
@@ -388,7 +391,7 @@ template <class V, int Largest> struct MinimumSuperBlock {
 // Q6_K: d scale (q - 32), sixteen sub-blocks of 16, scales signed.
 template <class V> struct SymmetricSuperBlock {
     static constexpr int columns = kSuper, bytes = 210;
-    static constexpr bool kRowSigma = false;
+    static constexpr bool kRowSigma = false, kRefines = false;
 
     struct Fields {
         Half<V> d;
@@ -460,5 +463,31 @@ template <class V> struct SymmetricSuperBlock {
         sink.half(208, fields.d.bits);
     }
 };
+
+template <class Block> struct BlockType {
+    using Type = Block;
+};
+
+// Call visit(BlockType<T>{}) for the type of this number of matrix.h; whether it is one of these, the caller knows.
+template <class V, class Visit> inline void with_block_type(int32_t block_type, Visit&& visit) {
+    switch (block_type) {
+    case Storage::Q4_0:
+        return visit(BlockType<SymmetricBlock<V, 8>>{});
+    case Storage::Q5_0:
+        return visit(BlockType<SymmetricBlock<V, 16>>{});
+    case Storage::Q4_1:
+        return visit(BlockType<MinimumBlock<V, 15>>{});
+    case Storage::Q5_1:
+        return visit(BlockType<MinimumBlock<V, 31>>{});
+    case Storage::Q8_0:
+        return visit(BlockType<ByteBlock<V>>{});
+    case Storage::Q4_K:
+        return visit(BlockType<MinimumSuperBlock<V, 15>>{});
+    case Storage::Q5_K:
+        return visit(BlockType<MinimumSuperBlock<V, 31>>{});
+    default:
+        return visit(BlockType<SymmetricSuperBlock<V>>{});
+    }
+}
 
 } // namespace

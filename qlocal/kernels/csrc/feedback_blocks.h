@@ -43,13 +43,7 @@ struct FeedbackJob {
     int32_t min_zero;
 };
 
-// Solve rows first * lanes .. last * lanes, as Quantizer does.
-struct FeedbackSolver {
-    int64_t lanes;
-    void (*solve)(const FeedbackJob&, int64_t first, int64_t last);
-};
-
-extern const FeedbackSolver avx2_feedback;
-extern const FeedbackSolver avx512_feedback;
+extern const GroupedRows<FeedbackJob> avx2_feedback;
+extern const GroupedRows<FeedbackJob> avx512_feedback;
 
 } // namespace qlocal

@@ -4,4 +4,4 @@
 
 #include "feedback_rows.h"
 
-const qlocal::FeedbackSolver qlocal::avx2_feedback = {Avx2Lanes::lanes, solve_feedback<Avx2Lanes>};
+const qlocal::GroupedRows<qlocal::FeedbackJob> qlocal::avx2_feedback = {Avx2Lanes::lanes, solve_feedback<Avx2Lanes>};

@@ -4,4 +4,5 @@
 
 #include "feedback_rows.h"
 
-const qlocal::FeedbackSolver qlocal::avx512_feedback = {Avx512Lanes::lanes, solve_feedback<Avx512Lanes>};
+const qlocal::GroupedRows<qlocal::FeedbackJob> qlocal::avx512_feedback = {Avx512Lanes::lanes,
+                                                                          solve_feedback<Avx512Lanes>};

@@ -20,14 +20,8 @@ using qlocal::kFeedbackColumns;
 template <class T> struct BlockGroup : T {
     template <class F> static void fit(const F* x, const F* w, int, typename T::Fields& fields) {
         T::fit(x, w, Fit::WEIGHTED, fields);
-    }
-};
-
-// The same, and then the scales of sub-blocks moved to where their own error is least.
-template <class T> struct RefinedGroup : T {
-    template <class F> static void fit(const F* x, const F* w, int, typename T::Fields& fields) {
-        T::fit(x, w, Fit::WEIGHTED, fields);
-        T::refine(x, w, fields);
+        if constexpr (T::kRefines)
+            T::refine(x, w, fields);
     }
 };
 
@@ -130,22 +124,6 @@ template <class V, class T> void solve_groups(const FeedbackJob& job, int64_t fi
 
 template <class V> void solve_feedback(const FeedbackJob& job, int64_t first, int64_t last) {
     switch (job.matrix.block_type) {
-    case Storage::Q4_0:
-        return solve_groups<V, BlockGroup<SymmetricBlock<V, 8>>>(job, first, last);
-    case Storage::Q5_0:
-        return solve_groups<V, BlockGroup<SymmetricBlock<V, 16>>>(job, first, last);
-    case Storage::Q4_1:
-        return solve_groups<V, BlockGroup<MinimumBlock<V, 15>>>(job, first, last);
-    case Storage::Q5_1:
-        return solve_groups<V, BlockGroup<MinimumBlock<V, 31>>>(job, first, last);
-    case Storage::Q8_0:
-        return solve_groups<V, BlockGroup<ByteBlock<V>>>(job, first, last);
-    case Storage::Q4_K:
-        return solve_groups<V, RefinedGroup<MinimumSuperBlock<V, 15>>>(job, first, last);
-    case Storage::Q5_K:
-        return solve_groups<V, RefinedGroup<MinimumSuperBlock<V, 31>>>(job, first, last);
-    case Storage::Q6_K:
-        return solve_groups<V, BlockGroup<SymmetricSuperBlock<V>>>(job, first, last);
     case qlocal::SYMMETRIC_32:
         return solve_groups<V, SymmetricGroup<V, 32>>(job, first, last);
     case qlocal::SYMMETRIC_64:
@@ -156,8 +134,12 @@ template <class V> void solve_feedback(const FeedbackJob& job, int64_t first, in
         return solve_groups<V, AsymmetricGroup<V, 32>>(job, first, last);
     case qlocal::ASYMMETRIC_64:
         return solve_groups<V, AsymmetricGroup<V, 64>>(job, first, last);
-    default:
+    case qlocal::ASYMMETRIC_128:
         return solve_groups<V, AsymmetricGroup<V, 128>>(job, first, last);
+    default:
+        return with_block_type<V>(job.matrix.block_type, [&](auto type) {
+            solve_groups<V, BlockGroup<typename decltype(type)::Type>>(job, first, last);
+        });
     }
 }
 

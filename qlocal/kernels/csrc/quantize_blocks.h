@@ -34,14 +34,14 @@ struct QuantizeJob {
     Fit fit;
 };
 
-// Quantize rows first * lanes .. last * lanes; the last group may be cut short by num_rows. Groups are independent, so
-// this is safe to call from several threads on disjoint groups.
-struct Quantizer {
+// An operation on groups of `lanes` rows: does rows first * lanes .. last * lanes; the last group may be cut short by
+// the job's num_rows. Groups are independent, so this is safe to call from several threads on disjoint groups.
+template <class Job> struct GroupedRows {
     int64_t lanes;
-    void (*quantize)(const QuantizeJob&, int64_t first, int64_t last);
+    void (*run)(const Job&, int64_t first, int64_t last);
 };
 
-extern const Quantizer avx2_quantizer;
-extern const Quantizer avx512_quantizer;
+extern const GroupedRows<QuantizeJob> avx2_quantizer;
+extern const GroupedRows<QuantizeJob> avx512_quantizer;
 
 } // namespace qlocal

@@ -4,4 +4,4 @@
 
 #include "quantize_rows.h"
 
-const qlocal::Quantizer qlocal::avx2_quantizer = {Avx2Lanes::lanes, quantize<Avx2Lanes>};
+const qlocal::GroupedRows<qlocal::QuantizeJob> qlocal::avx2_quantizer = {Avx2Lanes::lanes, quantize<Avx2Lanes>};

@@ -4,4 +4,4 @@
 
 #include "quantize_rows.h"
 
-const qlocal::Quantizer qlocal::avx512_quantizer = {Avx512Lanes::lanes, quantize<Avx512Lanes>};
+const qlocal::GroupedRows<qlocal::QuantizeJob> qlocal::avx512_quantizer = {Avx512Lanes::lanes, quantize<Avx512Lanes>};

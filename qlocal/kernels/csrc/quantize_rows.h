@@ -5,12 +5,10 @@
 #include <cstring>
 
 #include "block_fit.h"
-#include "matrix.h"
 
 namespace {
 
 using qlocal::QuantizeJob;
-using qlocal::Storage;
 
 // As many rows as there are lanes; at the end of a matrix the last one stands for those that are missing.
 template <class V> struct RowGroup {
@@ -135,30 +133,11 @@ template <class V, class T> void quantize_group(const RowGroup<V>& group) {
     errors.store(group);
 }
 
-template <class V, class T> void quantize_groups(const QuantizeJob& job, int64_t first, int64_t last) {
-    for (int64_t group = first; group < last; ++group)
-        quantize_group<V, T>(RowGroup<V>(job, group));
-}
-
 template <class V> void quantize(const QuantizeJob& job, int64_t first, int64_t last) {
-    switch (job.block_type) {
-    case Storage::Q4_0:
-        return quantize_groups<V, SymmetricBlock<V, 8>>(job, first, last);
-    case Storage::Q5_0:
-        return quantize_groups<V, SymmetricBlock<V, 16>>(job, first, last);
-    case Storage::Q4_1:
-        return quantize_groups<V, MinimumBlock<V, 15>>(job, first, last);
-    case Storage::Q5_1:
-        return quantize_groups<V, MinimumBlock<V, 31>>(job, first, last);
-    case Storage::Q8_0:
-        return quantize_groups<V, ByteBlock<V>>(job, first, last);
-    case Storage::Q4_K:
-        return quantize_groups<V, MinimumSuperBlock<V, 15>>(job, first, last);
-    case Storage::Q5_K:
-        return quantize_groups<V, MinimumSuperBlock<V, 31>>(job, first, last);
-    default:
-        return quantize_groups<V, SymmetricSuperBlock<V>>(job, first, last);
-    }
+    with_block_type<V>(job.block_type, [&](auto type) {
+        for (int64_t group = first; group < last; ++group)
+            quantize_group<V, typename decltype(type)::Type>(RowGroup<V>(job, group));
+    });
 }
 
 } // namespace
