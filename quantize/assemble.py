@@ -20,10 +20,9 @@ from qlocal.formats.gguf_keys import model_keys, rope_factors, sampling_keys, to
 from qlocal.formats.gguf_metadata import ROPE_FREQS
 from qlocal.formats.gguf_values import MetaValue
 from qlocal.formats.gguf_vocabulary import vocabulary_for_gguf
-from qlocal.formats.gguf_writer import GgufWriter
+from qlocal.formats.gguf_writer import GgufWriter, file_bytes
 from qlocal.formats.quantization_config import awq_config_json, gptq_config_json
 from qlocal.formats.safetensors_writer import SafetensorsWriter, index_json, plan_shards
-from qlocal.formats.type_mix import MIXES
 from quantize.options import DAMP
 from quantize.recipe import Recipe, Target, hf_entries
 from quantize.source import PaddedSource
@@ -87,7 +86,8 @@ class Assembly:
 
     def _write_gguf(self, target: Target, path: Path) -> None:
         assert target.types is not None, "GGUF targets have a type for every tensor"
-        writer = GgufWriter(path, self._metadata(target), list(target.types.values()))
+        metadata = gguf_metadata(self.recipe, self.source, self.name, target)
+        writer = GgufWriter(path, metadata, list(target.types.values()))
         try:
             for name, tensor in self._tensors(target):
                 shape = target.types[name].shape
@@ -128,10 +128,18 @@ class Assembly:
         quantizer = f"qlocal:{qlocal.__version__}"
         return gptq_config_json(target.settings, quantizer, damp_percent=DAMP, act_group_aware=group_aware)
 
-    def _metadata(self, target: Target) -> dict[str, MetaValue]:
-        file_type = MIXES[target.name].file_type
-        keys = model_keys(self.recipe.architecture, self.recipe.config, self.name, file_type)
-        return keys | sampling_keys(self.source.generation_defaults()) | tokenizer_metadata(self.source)
+
+def gguf_metadata(recipe: Recipe, source: PaddedSource, name: str, target: Target) -> dict[str, MetaValue]:
+    """Return all keys of a GGUF result. name: the model's."""
+    assert target.file_type is not None, "GGUF targets have one"
+    keys = model_keys(recipe.architecture, recipe.config, name, target.file_type)
+    return keys | sampling_keys(source.generation_defaults()) | tokenizer_metadata(source)
+
+
+def gguf_file_bytes(recipe: Recipe, source: PaddedSource, name: str, target: Target) -> int:
+    """Return how large the file of a GGUF result is."""
+    assert target.types is not None, "GGUF targets have a type for every tensor"
+    return file_bytes(gguf_metadata(recipe, source, name, target), list(target.types.values()))
 
 
 @functools.lru_cache(maxsize=1)  # checked before any work, written at its end

@@ -17,7 +17,7 @@ from quantize.arguments import Parser
 from quantize.calibration.importance import Importance
 from quantize.estimate import Estimate, estimate
 from quantize.gate.limits import Limits, add_limit_options
-from quantize.options import FORMATS, GGUF_TYPES, Calibration, Options, check, parse_size
+from quantize.options import FORMATS, GGUF_TYPES, MEASURED, Calibration, Options, check, parse_size
 from quantize.recipe import Recipe, make_recipe
 from quantize.source import open_source
 
@@ -56,7 +56,9 @@ def build_parser() -> Parser:
     add("source", metavar="SOURCE", help="folder of BF16 safetensors, or a name of the catalogue")
     add("--format", required=True, metavar="F[,F]", help=f"results to make: {', '.join(FORMATS)}")
     add("--out", required=True, type=Path, metavar="PATH", help="folder, or .gguf file for a single GGUF result")
-    add("--type", default="q4_k_m", metavar="T[,T]", help=f"GGUF types: {', '.join(GGUF_TYPES)}")
+    types = parser.add_mutually_exclusive_group()
+    types.add_argument("--type", default="q4_k_m", metavar="T[,T]", help=f"GGUF types: {', '.join(GGUF_TYPES)}")
+    types.add_argument("--target-size", metavar="SIZE", help="GGUF: types by what tensors are worth, up to SIZE")
     add("--group-size", type=int, default=128, help="columns that share a scale in AWQ and GPTQ (128, 64, 32)")
     symmetry = parser.add_mutually_exclusive_group()
     symmetry.add_argument("--sym", dest="symmetric", action="store_true", default=None, help="zero point always 8")
@@ -132,7 +134,8 @@ def _options(parsed: argparse.Namespace) -> Options:
         source=parsed.source,
         out=parsed.out.absolute(),
         formats=_names(parsed.format),
-        gguf_types=_names(parsed.type),
+        gguf_types=(MEASURED,) if parsed.target_size else _names(parsed.type),
+        target_size=parse_size(parsed.target_size, "--target-size") if parsed.target_size else None,
         group_size=parsed.group_size,
         symmetric=parsed.symmetric,
         desc_act=parsed.desc_act,

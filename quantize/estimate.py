@@ -10,6 +10,7 @@ from qlocal.errors import PlanError
 from qlocal.models.base import ModelConfig, TensorSpec
 from quantize.options import Options
 from quantize.recipe import Recipe
+from quantize.type_choice import MAX_LENGTH, MAX_WINDOWS
 
 BASE_BYTES = 700 << 20
 """The interpreter with torch and its thread pools."""
@@ -40,7 +41,10 @@ def estimate(recipe: Recipe, options: Options) -> Estimate:
     hidden = tokens * config.hidden_size * 4 if options.needs_calibration else 0
     sequential = _is_sequential(options)
     activations = hidden * (3 if sequential else 2)  # inputs, outputs, and those between attention and FFN
-    result = sum(target.num_bytes for target in recipe.targets)
+    if options.target_size is not None:  # a stream for every tensor, before the layers are captured
+        streams = len(recipe.targets[0].tensors) * MAX_WINDOWS * MAX_LENGTH
+        activations = max(activations, streams * config.hidden_size * 4)
+    result = options.target_size or sum(target.num_bytes for target in recipe.targets)
     memory = BASE_BYTES + _solver_bytes(recipe, options) + _forward_bytes(config, options)
     return Estimate(memory, activations, result + activations, result)
 

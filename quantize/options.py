@@ -13,6 +13,8 @@ from quantize.gate.limits import Limits
 FORMATS = ("awq", "gptq", "gguf")
 GROUP_SIZES = (128, 64, 32)
 GGUF_TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
+MEASURED = "measured"
+"""What a GGUF result is called whose types --target-size has chosen."""
 DAMP, DAMP_OF_O = 0.25, 0.1
 """Error feedback: share of the mean diagonal that is added to it. More than the usual 0.01, for what calibration does
 not show; `o` reads averages of values, which differ less between texts (docs/quantizing.md)."""
@@ -37,6 +39,7 @@ class Calibration:
 @dataclass(frozen=True)
 class Options:
     """One call of `quantize`. symmetric: None takes the format's habit (AWQ asymmetric, GPTQ symmetric).
+    target_size: bytes of a GGUF file whose types are chosen by measurement; `gguf_types` is MEASURED alone then.
     imatrix: whether GGUF weighs columns; imatrix_file: by this file, not by the calibration inputs. pad_ffn: `auto`,
     `none` or the number of columns. shard_bytes, max_memory: bytes. verify: hold the result against the source in the
     end, by these limits. cluster: `local`, `local:3`, or the address of a Ray cluster that solves the layers."""
@@ -45,6 +48,7 @@ class Options:
     out: Path
     formats: tuple[str, ...]
     gguf_types: tuple[str, ...] = ("q4_k_m",)
+    target_size: int | None = None
     group_size: int = 128
     symmetric: bool | None = None
     desc_act: bool = False
@@ -102,7 +106,7 @@ def check(options: Options) -> None:
     for name in options.formats:
         _one_of("--format", name, FORMATS)
     for name in options.gguf_types:
-        _one_of("--type", name, GGUF_TYPES)
+        _one_of("--type", name, GGUF_TYPES if options.target_size is None else (MEASURED,))
     for flag, names in (("--format", options.formats), ("--type", options.gguf_types)):
         if len(set(names)) != len(names) or not names:
             raise UsageError(f"{flag} {','.join(names)}: each may stand there once")
@@ -112,10 +116,7 @@ def check(options: Options) -> None:
         raise UsageError("--desc-act belongs to --format gptq")
     if options.desc_act and options.rtn:
         raise UsageError("--desc-act orders columns by their inputs, and --rtn looks at none")
-    if options.imatrix_file is not None and "gguf" not in options.formats:
-        raise UsageError("--imatrix FILE belongs to --format gguf")
-    if options.imatrix_file is not None and options.rtn:
-        raise UsageError("--imatrix FILE weighs columns, and --rtn looks at the weights alone")
+    _check_gguf(options)
     _check_pad(options.pad_ffn)
     check_device(options.device)
     _check_range("--samples", options.calibration.num_samples, 1, 1 << 20)
@@ -127,6 +128,20 @@ def check(options: Options) -> None:
         local_workers(options.cluster)
     if options.work_dir is not None and _is_inside(options.work_dir, options.out):
         raise UsageError(f"--work-dir {options.work_dir} lies in --out {options.out}")
+
+
+def _check_gguf(options: Options) -> None:
+    if options.imatrix_file is not None and "gguf" not in options.formats:
+        raise UsageError("--imatrix FILE belongs to --format gguf")
+    if options.imatrix_file is not None and options.rtn:
+        raise UsageError("--imatrix FILE weighs columns, and --rtn looks at the weights alone")
+    if options.target_size is None:
+        return
+    if options.formats != ("gguf",):
+        raise UsageError("--target-size belongs to --format gguf, alone")
+    if options.rtn or not options.measures_importance:
+        flag = "--rtn" if options.rtn else "--imatrix FILE" if options.imatrix_file else "--no-imatrix"
+        raise UsageError(f"--target-size measures tensors by the calibration texts, and {flag} leaves these out")
 
 
 def check_device(name: str) -> None:

@@ -1,7 +1,7 @@
 """From a BF16 checkpoint to 4-bit results, one decoder layer at a time.
 
-    open → plan → calibrate → for each layer: capture, solve every result, store, journal → head → assemble → place
-         → gate
+    open → plan → calibrate → choose types (--target-size) → for each layer: capture, solve every result, store, journal
+         → head → assemble → place → gate
 
 Layers are captured in order, each from what the one before it made of the residual stream; they are solved by an
 executor, here one after another, by a cluster in any order. Whatever is finished is on the disk and in the journal;
@@ -50,6 +50,7 @@ from quantize.report.summary import Summary
 from quantize.source import PaddedSource
 from quantize.source_hashes import SourceHashes
 from quantize.state import Journal, Unit, locked, open_journal, source_fingerprint, whole_hashes
+from quantize.target_size import Sized, check_target_size, choose_for_size
 from quantize.unit_solver import Job, LayerInputs, UnitSolver, feeds_back, wanted_of_stream
 from quantize.verify import judge
 
@@ -69,6 +70,7 @@ def quantize(checkpoint: HfCheckpoint, name: str, options: Options, display: Dis
     with locked(run.folder), run:
         if not is_placed:
             run.resume()
+            run.choose_types()
             run.solve()
             run.place()
         failures = run.gate() if options.verify else []
@@ -98,6 +100,7 @@ class _Run:
         self._windows: Windows | None = None
         self._importance: Importance | None = None
         self._material: Material | None = None
+        self._choice: Sized | None = None
         self._journal: Journal
         self._device = choose_device(options.device)
         self._needed = estimate(self._recipe, options)
@@ -122,6 +125,7 @@ class _Run:
             require_ray()
         if "gguf" in self._options.formats:
             tokenizer_metadata(self._source)
+        check_target_size(self._recipe, self._source, self._name, self._options)
         if self._options.imatrix_file is not None:
             self._importance = Importance(self._options.imatrix_file, self._recipe)
         if self._options.needs_calibration:
@@ -143,6 +147,25 @@ class _Run:
             self._display.say(note)
         if self._journal.units:
             self._display.say(f"Continuing after {len(self._journal.units)} of {len(self._recipe.units)} units.")
+
+    def choose_types(self) -> None:
+        """Choose the types of a file of --target-size, by measurement, unless an earlier call has."""
+        if self._options.target_size is None:
+            return
+        if self._journal.choice is None:
+            assert self._windows is not None, "--target-size is refused without calibration"
+            scratch = self.folder / "streams.tmp"
+            chosen = choose_for_size(
+                self._recipe, self._source, self._name, self._options, self._windows.ids, scratch, self._device,
+                self._display.measured_layer,
+            )  # fmt: skip
+            self._display.say(chosen.sentence)
+            self._journal.choice = chosen.to_json()
+            self._journal.save()
+        self._choice = Sized.of_json(self._journal.choice)
+        self._recipe = make_recipe(
+            self._source.architecture, self._recipe.source_config, self._options, self._name, self._choice.types
+        )
 
     def remaining(self) -> list[str]:
         """Return the units that are not finished, in order."""
@@ -217,6 +240,7 @@ class _Run:
             self._device,
             self._journal.threads,
             tuple(self._journal.fingerprint["arithmetic"].items()),
+            None if self._choice is None else tuple(self._choice.types.items()),
         )
         return RayExecutor(self._options.cluster, site, self._display.say)
 
@@ -318,6 +342,8 @@ class _Run:
 
     def _all_notes(self) -> tuple[str, ...]:
         notes = (*self._recipe.notes, *(self._windows.notes if self._windows else ()))
+        if self._choice is not None:
+            notes += (self._choice.sentence,)
         if self._importance is not None:
             notes += (self._importance.sentence, *self._importance.notes)
         is_left_out = self._options.uses_hessian and not feeds_back(self._options)

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from qlocal.errors import UsageError
 from qlocal.formats.gguf_writer import GgufEntry
 from qlocal.formats.quantization_config import QuantizationConfig
 from qlocal.formats.safetensors_writer import TensorEntry
-from qlocal.formats.type_mix import choose_types, gguf_entries
+from qlocal.formats.type_mix import MIXES, choose_types, gguf_entries
+from qlocal.ggml_types import GgmlType
 from qlocal.models.base import Architecture, ModelConfig, Role, TensorSpec
-from quantize.options import GROUP_SIZES, Options
+from quantize.options import GROUP_SIZES, MEASURED, Options
+from quantize.type_choice import smallest_types
 
 FFN_MULTIPLE = 256
 """The super-block of the K-quants, and two groups of 128: a split over two cards cuts no group."""
@@ -38,7 +41,8 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Target:
-    """One result. name: `awq`, `gptq` or the GGUF type; path: where it goes in the end (a folder, or a .gguf file)."""
+    """One result. name: `awq`, `gptq` or the GGUF type; path: where it goes in the end (a folder, or a .gguf file).
+    settings: of a folder. types, file_type: of a GGUF file."""
 
     name: str
     format: str
@@ -46,6 +50,7 @@ class Target:
     tensors: tuple[PlannedTensor, ...]
     settings: QuantizationConfig | None = None
     types: dict[str, GgufEntry] | None = None
+    file_type: int | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -69,15 +74,29 @@ class Recipe:
         return [*map(str, range(self.config.num_hidden_layers)), HEAD_UNIT]
 
 
-def make_recipe(architecture: Architecture, source_config: ModelConfig, options: Options, name: str) -> Recipe:
-    """Decide everything that needs no weights. `name`: the source's, for the file names of several results."""
+def make_recipe(
+    architecture: Architecture,
+    source_config: ModelConfig,
+    options: Options,
+    name: str,
+    measured: Mapping[str, GgmlType] | None = None,
+) -> Recipe:
+    """Decide everything that needs no weights. `name`: the source's, for the file names of several results.
+
+    measured: the types that were chosen for --target-size, by GGUF name; the smallest ones until they are.
+    """
     config, notes = padded_config(source_config, options.pad_ffn)
     group_size = options.group_size
     if set(options.formats) & {"awq", "gptq"}:
         group_size, note = fitting_group_size(architecture, config, options.group_size)
         notes += note
-    targets = tuple(_targets(architecture, config, options, group_size, name))
-    return Recipe(architecture, source_config, config, group_size, targets, tuple(notes))
+    targets = [*_folder_targets(architecture, config, options, group_size, name)]
+    if options.target_size is not None:
+        notes += _size_notes(options.target_size) if measured is None else []
+        targets.append(_measured_target(architecture, config, outputs(options, name)[MEASURED], measured))
+    elif "gguf" in options.formats:
+        targets += _gguf_targets(architecture, config, options, name)
+    return Recipe(architecture, source_config, config, group_size, tuple(targets), tuple(notes))
 
 
 def padded_config(config: ModelConfig, pad_ffn: str) -> tuple[ModelConfig, list[str]]:
@@ -159,7 +178,7 @@ def outputs(options: Options, name: str) -> dict[str, Path]:
     return folders | {t: options.out / f"{name}-{t}.gguf" for t in types}
 
 
-def _targets(
+def _folder_targets(
     architecture: Architecture, config: ModelConfig, options: Options, group_size: int, name: str
 ) -> Iterator[Target]:
     paths = outputs(options, name)
@@ -167,11 +186,38 @@ def _targets(
         settings = _settings(format_name, options, group_size)
         tensors = tuple(_hf_tensors(architecture, config, settings))
         yield Target(format_name, format_name, paths[format_name], tensors, settings)
-    for mix in options.gguf_types if "gguf" in options.formats else ():
-        has_imatrix = options.imatrix and not options.rtn
-        entries = gguf_entries(architecture, config, choose_types(architecture, config, mix, has_imatrix))
-        planned = [PlannedTensor(e.name, e.ggml_type.name.lower(), e.shape, e.num_bytes) for e in entries]
-        yield Target(mix, "gguf", paths[mix], tuple(planned), types={e.name: e for e in entries})
+
+
+def _gguf_targets(architecture: Architecture, config: ModelConfig, options: Options, name: str) -> Iterator[Target]:
+    paths = outputs(options, name)
+    for mix in options.gguf_types:
+        types = choose_types(architecture, config, mix, has_imatrix=options.imatrix and not options.rtn)
+        yield _gguf_target(mix, paths[mix], gguf_entries(architecture, config, types), MIXES[mix].file_type)
+
+
+def _measured_target(
+    architecture: Architecture, config: ModelConfig, path: Path, measured: Mapping[str, GgmlType] | None
+) -> Target:
+    """Return the file that --target-size asks for; `general.file_type` is that of most of its bytes."""
+    types = choose_types(architecture, config, "f16", has_imatrix=True)
+    types |= smallest_types(architecture, config) if measured is None else measured
+    entries = gguf_entries(architecture, config, types)
+    sizes = Counter[GgmlType]()
+    for entry in entries:
+        sizes[entry.ggml_type] += entry.num_bytes
+    file_types = {mix.default: mix.file_type for mix in MIXES.values()}
+    return _gguf_target(MEASURED, path, entries, file_types[max(sizes, key=sizes.__getitem__)])
+
+
+def _gguf_target(name: str, path: Path, entries: list[GgufEntry], file_type: int) -> Target:
+    planned = tuple(PlannedTensor(e.name, e.ggml_type.name.lower(), e.shape, e.num_bytes) for e in entries)
+    return Target(name, "gguf", path, planned, types={e.name: e for e in entries}, file_type=file_type)
+
+
+def _size_notes(target_size: int) -> list[str]:
+    return [
+        f"Types are chosen by what each tensor is worth, which is measured first, for a file of {target_size:,} bytes."
+    ]
 
 
 def _settings(format_name: str, options: Options, group_size: int) -> QuantizationConfig:

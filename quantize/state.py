@@ -49,7 +49,8 @@ class Unit:
 class Journal:
     """What `FILE_NAME` holds. threads: sums are cut by them, so a restart takes as many. units: in the order in which
     they were finished. hidden: the files with the inputs of units, when calibration is used: of the next one to
-    capture, and of those captured that are not finished. source_sha256: of the source's files read so far, by name."""
+    capture, and of those captured that are not finished. source_sha256: of the source's files read so far, by name.
+    choice: what --target-size has chosen, as JSON."""
 
     folder: Path
     fingerprint: dict[str, Any]
@@ -57,6 +58,7 @@ class Journal:
     units: dict[str, Unit] = field(default_factory=dict)
     hidden: list[str] = field(default_factory=list)
     source_sha256: dict[str, str] = field(default_factory=dict)
+    choice: dict[str, Any] | None = None
 
     def save(self) -> None:
         """Write the journal through to the disk in one step."""
@@ -66,6 +68,7 @@ class Journal:
             "threads": self.threads,
             "hidden": self.hidden,
             "source_sha256": self.source_sha256,
+            "choice": self.choice,
             "units": {name: asdict(unit) for name, unit in self.units.items()},
         }
         write_durably(self.folder / FILE_NAME, json.dumps(content, indent=1, sort_keys=True).encode())
@@ -101,6 +104,7 @@ def open_journal(folder: Path, fingerprint: dict[str, Any], threads: int) -> Jou
         found, version = content["fingerprint"], content["version"]
         hashes = dict(content.get("source_sha256", {}))
         journal = Journal(folder, plain, int(content["threads"]), units, list(content["hidden"]), hashes)
+        journal.choice = content.get("choice")
     except (ValueError, KeyError, TypeError) as error:
         raise ResumeError(f"{path}: is no journal of quantize", hint=_start_over(folder)) from error
     if version != VERSION:

@@ -96,19 +96,30 @@ class GgufWriter:
             file.abandon()
 
     def _lay_out(self, path: Path, metadata: Mapping[str, MetaValue], group: list[GgufEntry]) -> None:
-        infos, offset = [], 0
-        starts = {}
-        for entry in group:
-            infos.append(_tensor_info(entry, offset))
-            starts[entry.name] = offset
-            offset = values.padded(offset + entry.num_bytes, DEFAULT_ALIGNMENT)
-        keys = b"".join(encode_string(key) + encode_value(value) for key, value in metadata.items())
-        header = MAGIC + struct.pack("<IQQ", 3, len(group), len(metadata)) + keys + b"".join(infos)
-        data_start = values.padded(len(header), DEFAULT_ALIGNMENT)
-        file = PreallocatedFile(path, data_start + offset)
+        header, starts, num_bytes = _layout(metadata, group)
+        file = PreallocatedFile(path, num_bytes)
         self._files.append(file)
         file.write(0, header)
-        self._places |= {name: (file, data_start + start) for name, start in starts.items()}
+        self._places |= {name: (file, start) for name, start in starts.items()}
+
+
+def file_bytes(metadata: Mapping[str, MetaValue], entries: Sequence[GgufEntry]) -> int:
+    """Return how large a single file with these contents is."""
+    return _layout(metadata, file_order(entries))[2]
+
+
+def _layout(metadata: Mapping[str, MetaValue], entries: list[GgufEntry]) -> tuple[bytes, dict[str, int], int]:
+    """Return the header of a file, where each tensor begins, and the bytes of the whole."""
+    infos, offset = [], 0
+    starts = {}
+    for entry in entries:
+        infos.append(_tensor_info(entry, offset))
+        starts[entry.name] = offset
+        offset = values.padded(offset + entry.num_bytes, DEFAULT_ALIGNMENT)
+    keys = b"".join(encode_string(key) + encode_value(value) for key, value in metadata.items())
+    header = MAGIC + struct.pack("<IQQ", 3, len(entries), len(metadata)) + keys + b"".join(infos)
+    data_start = values.padded(len(header), DEFAULT_ALIGNMENT)
+    return header, {name: data_start + start for name, start in starts.items()}, data_start + offset
 
 
 def encode_string(text: str) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from qlocal.errors import QLocalError
+from qlocal.ggml_types import GgmlType
 from quantize.arithmetic import arithmetic, differences
 from quantize.options import Options
 from quantize.recipe import make_recipe
@@ -26,7 +27,7 @@ _SHARED = "The folders of the source and of the work lie at the same paths on ev
 @dataclass(frozen=True)
 class Site:
     """Where a run works and with what; the same for all of its jobs. `source` and `folder` are absolute paths that
-    every worker sees."""
+    every worker sees. measured: what --target-size has chosen, by GGUF name."""
 
     source: Path
     name: str
@@ -35,6 +36,7 @@ class Site:
     device: str
     threads: int
     arithmetic: tuple[tuple[str, str], ...]
+    measured: tuple[tuple[str, GgmlType], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,5 +71,6 @@ def solve_there(site: Site, job: Job) -> Unit | Failure:
 @functools.lru_cache(maxsize=1)
 def _solver(site: Site) -> UnitSolver:
     checkpoint = open_source(site.source)
-    recipe = make_recipe(checkpoint.architecture, checkpoint.config, site.options, site.name)
+    measured = None if site.measured is None else dict(site.measured)
+    recipe = make_recipe(checkpoint.architecture, checkpoint.config, site.options, site.name, measured)
     return UnitSolver(PaddedSource(checkpoint, recipe.config), recipe, site.options, site.folder, site.device)

@@ -36,6 +36,9 @@ class Display(Protocol):
     def say(self, text: str) -> None:
         """Show a line that stays."""
 
+    def measured_layer(self, done: int, count: int) -> None:
+        """What tensors are worth has been measured through that many layers."""
+
     def begin_unit(self, unit: str) -> None:
         """A layer (or the head) begins."""
 
@@ -64,6 +67,9 @@ class PlainDisplay:
 
     def say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+    def measured_layer(self, done: int, count: int) -> None:
+        """A log is told what came of it."""
 
     def begin_unit(self, unit: str) -> None:
         self._clock.begin()
@@ -116,12 +122,18 @@ class LiveDisplay(PlainDisplay):
         self._speed = done.speed
         super().end_unit(done)
 
+    def measured_layer(self, done: int, count: int) -> None:
+        self._show(f"measuring tensors: layer {done} of {count}")
+
     def gate_layer(self, done: int, count: int) -> None:
-        self._live.update(Text(f"gate: layer {done} of {count}", no_wrap=True, overflow="ellipsis"))
+        self._show(f"gate: layer {done} of {count}")
 
     def _draw(self) -> None:
         parts = filter(None, [self._unit, self._last, self._speed, self._clock.left()])
-        self._live.update(Text("  ".join(parts), no_wrap=True, overflow="ellipsis"))
+        self._show("  ".join(parts))
+
+    def _show(self, text: str) -> None:
+        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
 
 
 def open_display() -> LiveDisplay | PlainDisplay:
