@@ -1,10 +1,12 @@
-"""How much memory and time does one layer of a 72B model take to quantize?
+"""How much memory and time does one layer of a large model take to quantize?
 
-Writes two decoder layers of the true Qwen2.5-72B geometry (made-up, seeded BF16 weights; the vocabulary alone is
-reduced, since embedding and head are not what is asked about), quantizes them to AWQ, GPTQ and Q4_K_M in one run, and
-samples the anonymous memory of the process and its helpers: mapped files, the activations among them, are apart.
+Writes decoder layers of the true geometry of Qwen2.5-72B or Mixtral 8x22B (made-up, seeded BF16 weights; the vocabulary
+alone is reduced, since embedding and head are not what is asked about), quantizes them to AWQ, GPTQ and Q4_K_M in one
+run, and samples the anonymous memory of the process and its helpers: mapped files, the activations among them, are
+apart.
 
-    python benchmarks/quantize_72b.py [--samples 8] [--seq-len 2048] [--layers 2] [--formats awq,gptq,gguf]
+    python benchmarks/quantize_large.py [--model qwen2.5-72b] [--samples 8] [--seq-len 2048] [--layers 2]
+        [--formats awq,gptq,gguf]
 """
 
 from __future__ import annotations
@@ -30,14 +32,33 @@ from qlocal.models.base import Role, TensorSpec
 from qlocal.models.config_fields import parse_config
 from tests import tiny
 
-GEOMETRY = {
-    "hidden_size": 8192,
-    "intermediate_size": 29568,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
+GEOMETRIES = {
+    "qwen2.5-72b": (
+        "qwen2",
+        {
+            "hidden_size": 8192,
+            "intermediate_size": 29568,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+        },
+    ),
+    "mixtral-8x22b": (
+        "mixtral",
+        {
+            "hidden_size": 6144,
+            "intermediate_size": 16384,
+            "num_attention_heads": 48,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 65536,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+    ),
 }
 LIMIT_BYTES = 12 * 10**9
 INTERVAL_S = 0.05
@@ -69,14 +90,15 @@ def _status(pid: int) -> list[str]:
         return []
 
 
-def write_source(folder: Path, num_layers: int) -> None:
-    """Write the checkpoint unless it stands already; 1.8 GB a layer."""
+def write_source(folder: Path, model: str, num_layers: int) -> None:
+    """Write the checkpoint unless it stands already; 1.8 GB a layer of the 72B, 5 GB of the 8x22B."""
     if (folder / "model.safetensors").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    raw = tiny.raw_config("qwen2", GEOMETRY | {"num_hidden_layers": num_layers})
-    config = parse_config(raw, ARCHITECTURES["qwen2"], "config.json")
-    specs = list(ARCHITECTURES["qwen2"].tensors(config))
+    model_type, geometry = GEOMETRIES[model]
+    raw = tiny.raw_config(model_type, geometry | {"num_hidden_layers": num_layers})
+    config = parse_config(raw, ARCHITECTURES[model_type], "config.json")
+    specs = list(ARCHITECTURES[model_type].tensors(config))
     beside = folder / "model.safetensors.tmp"
     writer = SafetensorsWriter(beside, {spec.name: TensorEntry("BF16", spec.shape) for spec in specs})
     generator = torch.Generator().manual_seed(72)
@@ -120,18 +142,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qlocal-benchmarks"
     parser.add_argument("--folder", type=Path, default=default, help="where source and results are kept")
+    parser.add_argument("--model", choices=list(GEOMETRIES), default="qwen2.5-72b")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--formats", default="awq,gptq,gguf")
     arguments = parser.parse_args()
-    source = arguments.folder / f"qwen2.5-72b-{arguments.layers}-layers"
-    write_source(source, arguments.layers)
+    source = arguments.folder / f"{arguments.model}-{arguments.layers}-layers"
+    write_source(source, arguments.model, arguments.layers)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as out:
         place = Path(out) / ("m.gguf" if arguments.formats == "gguf" else "results")
         seconds, peaks = run(source, place, arguments)
-    activations = 3 * arguments.samples * arguments.seq_len * GEOMETRY["hidden_size"] * 4
+    hidden_size = int(GEOMETRIES[arguments.model][1]["hidden_size"])
+    activations = 3 * arguments.samples * arguments.seq_len * hidden_size * 4
     result = {
+        "model": arguments.model,
         "formats": arguments.formats,
         "layers": arguments.layers,
         "tokens": arguments.samples * arguments.seq_len,
@@ -145,7 +170,7 @@ def main() -> None:
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
     }
-    print(f"\n{arguments.formats}, {arguments.layers} layers, {result['tokens']} tokens")
+    print(f"\n{arguments.model}, {arguments.formats}, {arguments.layers} layers, {result['tokens']} tokens")
     print(f"  time                   {seconds:8.1f} s, {seconds / arguments.layers:.1f} s a layer")
     print(f"  peak anonymous memory  {peaks.anonymous / 1e9:8.2f} GB of {LIMIT_BYTES / 1e9:.0f}")
     print(f"  peak resident memory   {peaks.resident / 1e9:8.2f} GB, mapped files included")
