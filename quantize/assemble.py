@@ -111,6 +111,8 @@ class Assembly:
         """Return the source's config.json with the padded FFN, the dtype of the rest, and how linears are stored."""
         raw = hf_folder.read_config(self.source.path)
         raw["intermediate_size"] = self.recipe.config.intermediate_size
+        if self.recipe.config_of(target) != self.recipe.config:
+            raw["tie_word_embeddings"] = False
         for key in ("dtype", "torch_dtype"):
             if key in raw:
                 raw[key] = "float16"
@@ -123,7 +125,8 @@ class Assembly:
         assert target.settings is not None and target.settings.group_size is not None, "folders have settings"
         if target.format == "awq":
             not_converted = ["gate"] if self.recipe.architecture.is_moe else None
-            return awq_config_json(target.settings.group_size, not_converted)
+            quantizes_head = target.settings.head is not None
+            return awq_config_json(target.settings.group_size, not_converted, quantizes_head=quantizes_head)
         group_aware = not target.settings.desc_act and not self.rtn
         quantizer = f"qlocal:{qlocal.__version__}"
         return gptq_config_json(target.settings, quantizer, damp_percent=DAMP, act_group_aware=group_aware)

@@ -15,6 +15,8 @@ from quantize.type_choice import MAX_LENGTH, MAX_WINDOWS
 BASE_BYTES = 700 << 20
 """The interpreter with torch and its thread pools."""
 DEFAULT_GRAM_BYTES = 4 << 30
+HEAD_STRIP_ELEMENTS = 1 << 25
+"""Elements of a head that are solved at once: 128 MB in float32."""
 SCRATCH_BYTES = 512 << 20
 """What the values between the linears of one pass may take, where a sample does not need more."""
 
@@ -90,8 +92,17 @@ def _solver_bytes(recipe: Recipe, options: Options) -> int:
     if _is_sequential(options):
         # the layer with its quantized weights in bf16, for the inputs of those that follow, and the packed results
         largest += sum(spec.shape[0] * spec.shape[1] for spec in linears) * 5 // 2
-    embedding = 2 * recipe.config.vocab_size * recipe.config.hidden_size  # in F16 on its way to the file
-    return max(largest, embedding)
+    return max(largest, _head_unit_bytes(recipe.config, options))
+
+
+def _head_unit_bytes(config: ModelConfig, options: Options) -> int:
+    """Return what the embedding takes in F16 on its way to the file, and a head in codes beside it."""
+    table = config.vocab_size * config.hidden_size
+    if not options.quantize_head:
+        return 2 * table
+    codes = 2 * table * 5 // 8  # with scales, before and after the strips are joined
+    matrices = 2 * 4 * config.hidden_size**2  # one is the factor, the other what the next result needs
+    return 2 * table + codes + matrices + 4 * 4 * HEAD_STRIP_ELEMENTS
 
 
 def _is_sequential(options: Options) -> bool:

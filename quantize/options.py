@@ -40,9 +40,10 @@ class Calibration:
 class Options:
     """One call of `quantize`. symmetric: None takes the format's habit (AWQ asymmetric, GPTQ symmetric).
     target_size: bytes of a GGUF file whose types are chosen by measurement; `gguf_types` is MEASURED alone then.
-    imatrix: whether GGUF weighs columns; imatrix_file: by this file, not by the calibration inputs. pad_ffn: `auto`,
-    `none` or the number of columns. shard_bytes, max_memory: bytes. verify: hold the result against the source in the
-    end, by these limits. cluster: `local`, `local:3`, or the address of a Ray cluster that solves the layers."""
+    imatrix: whether GGUF weighs columns; imatrix_file: by this file, not by the calibration inputs. quantize_head: AWQ
+    and GPTQ store the head in codes too. pad_ffn: `auto`, `none` or the number of columns. shard_bytes, max_memory:
+    bytes. verify: hold the result against the source in the end, by these limits. cluster: `local`, `local:3`, or the
+    address of a Ray cluster that solves the layers."""
 
     source: str
     out: Path
@@ -56,6 +57,7 @@ class Options:
     imatrix: bool = True
     imatrix_file: Path | None = None
     hessian: bool = True
+    quantize_head: bool = False
     rtn: bool = False
     pad_ffn: str = "auto"
     max_memory: int | None = None
@@ -131,6 +133,8 @@ def check(options: Options) -> None:
 
 
 def _check_gguf(options: Options) -> None:
+    if options.quantize_head and not set(options.formats) & {"awq", "gptq"}:
+        raise UsageError("--quantize-head belongs to --format awq and gptq", hint="In GGUF the head has a --type.")
     if options.imatrix_file is not None and "gguf" not in options.formats:
         raise UsageError("--imatrix FILE belongs to --format gguf")
     if options.imatrix_file is not None and options.rtn:

@@ -21,7 +21,7 @@ import torch
 
 from qlocal.formats.hf_checkpoint import HfCheckpoint
 from qlocal.guard.client import Guard
-from qlocal.layers.loader import load_embedding
+from qlocal.layers.loader import FINAL_NORM, load_embedding
 from qlocal.layers.norm import rms_norm
 from qlocal.models.base import Role, TensorSpec
 from qlocal.tokenizer.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ from quantize.source import PaddedSource
 from quantize.source_hashes import SourceHashes
 from quantize.state import Journal, Unit, locked, open_journal, source_fingerprint, whole_hashes
 from quantize.target_size import Sized, check_target_size, choose_for_size
-from quantize.unit_solver import Job, LayerInputs, UnitSolver, feeds_back, wanted_of_stream
+from quantize.unit_solver import Job, LayerInputs, UnitSolver, feeds_back, wanted_of_head, wanted_of_stream
 from quantize.verify import judge
 
 NO_FEEDBACK = "GGUF is made by importance alone: error feedback needs the native kernels (see qlocal doctor)."
@@ -272,10 +272,14 @@ class _Run:
 
     def _capture_head(self, states: HiddenStates) -> dict[Key, Statistics]:
         """Return the statistics of the output head's inputs: the last residual stream, normalized."""
-        stats = Statistics(self._recipe.config.hidden_size)
-        norm = self._source.read_float32("model.norm.weight")
+        config, wanted = self._recipe.config, wanted_of_head(self._options)
+        if not (wanted.gram or wanted.means):
+            return {}
+        stats = Statistics(config.hidden_size, gram=wanted.gram, means=wanted.means)
+        norm = self._source.read_float32(FINAL_NORM).to(self._device)
         for sample in range(len(states)):
-            stats.add(rms_norm(states[sample], norm, self._recipe.config.rms_norm_eps))
+            stats.add(rms_norm(states[sample].to(self._device), norm, config.rms_norm_eps))
+        stats.finish()
         return {(Role.HEAD, None): stats}
 
     def _inputs(self, unit: str) -> HiddenStates:

@@ -73,6 +73,10 @@ class Recipe:
         """The units of work in order: `0`, `1`, ..., `head`."""
         return [*map(str, range(self.config.num_hidden_layers)), HEAD_UNIT]
 
+    def config_of(self, target: Target) -> ModelConfig:
+        """Return the geometry of one result, whose head may be untied."""
+        return stored_config(self.config, target.settings)
+
 
 def make_recipe(
     architecture: Architecture,
@@ -90,6 +94,8 @@ def make_recipe(
     if set(options.formats) & {"awq", "gptq"}:
         group_size, note = fitting_group_size(architecture, config, options.group_size)
         notes += note
+    if options.quantize_head:
+        notes += _head_notes(config)
     targets = [*_folder_targets(architecture, config, options, group_size, name)]
     if options.target_size is not None:
         notes += _size_notes(options.target_size) if measured is None else []
@@ -132,27 +138,45 @@ def fitting_group_size(architecture: Architecture, config: ModelConfig, wanted: 
     )
 
 
+def stored_config(config: ModelConfig, settings: QuantizationConfig | None) -> ModelConfig:
+    """Return the geometry of a result: a head in codes is a tensor of its own, whatever the source shares with it."""
+    has_own_head = settings is not None and settings.head is not None
+    return replace(config, tie_word_embeddings=False) if has_own_head else config
+
+
+def _head_notes(config: ModelConfig) -> list[str]:
+    """Return what a head in codes changes beside itself. UsageError for one that cannot be packed."""
+    if config.vocab_size % 8:
+        raise UsageError(
+            f"--quantize-head: a head with {config.vocab_size} outputs cannot be packed, which takes a multiple of 8"
+        )
+    if not config.tie_word_embeddings:
+        return []
+    return ["The head, which shares the embedding's table, becomes a tensor of its own in AWQ and GPTQ."]
+
+
 def hf_entries(architecture: Architecture, config: ModelConfig, settings: QuantizationConfig) -> dict[str, TensorEntry]:
     """Return every stored tensor of an AWQ or GPTQ folder in file order."""
     entries = {}
-    for spec in architecture.tensors(config):
+    for spec in architecture.tensors(stored_config(config, settings)):
         entries.update(stored_entries(spec, settings))
     return entries
 
 
 def stored_entries(spec: TensorSpec, settings: QuantizationConfig) -> dict[str, TensorEntry]:
     """Return what the folder stores for one tensor of the table: the parts of a linear, or the tensor in F16."""
-    if not spec.is_quantized:
+    own = settings.of(spec)
+    if own is None:
         return {spec.name: TensorEntry("F16", spec.shape)}
     rows, columns = spec.shape
-    groups = columns // settings.groups(columns)
-    along_rows = settings.method == "awq"
+    groups = columns // own.groups(columns)
+    along_rows = own.method == "awq"
     parts = {
         "qweight": TensorEntry("I32", (columns, rows // 8) if along_rows else (columns // 8, rows)),
         "qzeros": TensorEntry("I32", (groups, rows // 8)),
         "scales": TensorEntry("F16", (groups, rows)),
     }
-    if settings.method == "gptq":
+    if own.method == "gptq":
         parts["g_idx"] = TensorEntry("I32", (columns,))
     return {f"{spec.module}.{part}": entry for part, entry in parts.items()}
 
@@ -223,17 +247,20 @@ def _size_notes(target_size: int) -> list[str]:
 def _settings(format_name: str, options: Options, group_size: int) -> QuantizationConfig:
     symmetric = options.is_symmetric(format_name)
     if format_name == "awq":
-        return QuantizationConfig("awq", group_size, symmetric, "gemm")
-    # Asymmetric version 1 borrows across zero points; version 2 says plainly what is meant.
-    return QuantizationConfig("gptq", group_size, symmetric, "gptq" if symmetric else "gptq_v2", options.desc_act)
+        settings = QuantizationConfig("awq", group_size, symmetric, "gemm")
+    else:
+        # Asymmetric version 1 borrows across zero points; version 2 says plainly what is meant.
+        version = "gptq" if symmetric else "gptq_v2"
+        settings = QuantizationConfig("gptq", group_size, symmetric, version, options.desc_act)
+    return replace(settings, head=settings) if options.quantize_head else settings
 
 
 def _hf_tensors(
     architecture: Architecture, config: ModelConfig, settings: QuantizationConfig
 ) -> Iterator[PlannedTensor]:
-    for spec in architecture.tensors(config):
+    for spec in architecture.tensors(stored_config(config, settings)):
         size = sum(entry.num_bytes for entry in stored_entries(spec, settings).values())
-        yield PlannedTensor(spec.name, settings.method if spec.is_quantized else "f16", spec.shape, size)
+        yield PlannedTensor(spec.name, settings.method if settings.of(spec) else "f16", spec.shape, size)
 
 
 def is_linear(spec: TensorSpec) -> bool:

@@ -23,7 +23,7 @@ from quantize.methods.base import Statistics
 from quantize.methods.feedback import can_solve_blocks
 from quantize.options import Options
 from quantize.recipe import HEAD_UNIT, Recipe, Target, unit_specs
-from quantize.solvers import awq, gguf, gptq, plain
+from quantize.solvers import awq, gguf, gptq, head, plain
 from quantize.solvers.base import GRAM, LayerResult, LayerTask
 from quantize.source import PaddedSource
 from quantize.state import Unit
@@ -93,7 +93,7 @@ class UnitSolver:
         task = LayerTask(
             self._source,
             target,
-            unit_specs(self._recipe.architecture, self._recipe.config, job.unit),
+            unit_specs(self._recipe.architecture, self._recipe.config_of(target), job.unit),
             lambda module, loss: on_loss(target.name, module, loss),
             job.stats,
             run,
@@ -101,9 +101,14 @@ class UnitSolver:
         )
         with torch.inference_mode():
             if target.format == "gguf":
+                importance = job.importance
+                if importance is None and not self._options.measures_importance:
+                    importance = {}  # what was recorded for another result does not count
                 feedback = feeds_back(self._options)
-                return gguf.solve(task, plain=self._options.rtn, feedback=feedback, importance=job.importance)
-            if self._options.rtn or job.unit == HEAD_UNIT:
+                return gguf.solve(task, plain=self._options.rtn, feedback=feedback, importance=importance)
+            if job.unit == HEAD_UNIT:
+                return head.solve(task)
+            if self._options.rtn:
                 return plain.solve(task)
             return awq.solve(task) if target.format == "awq" else gptq.solve(task)
 
@@ -127,3 +132,8 @@ def wanted_of_stream(source: PaddedSource, options: Options) -> dict[Key, Wanted
     if "gptq" in formats or feeds_back(options):
         first |= GRAM
     return wanted | {(Role.Q, None): first}
+
+
+def wanted_of_head(options: Options) -> Wanted:
+    """Return what is recorded of the head's inputs: importance for GGUF, the matrix where AWQ or GPTQ solve it."""
+    return Wanted(gram=options.quantize_head, means=options.measures_importance and "gguf" in options.formats)

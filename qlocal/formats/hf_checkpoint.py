@@ -67,19 +67,22 @@ class HfCheckpoint:
     def _read_awq(self, parts: _Parts) -> Weight:
         from qlocal.formats import awq  # imports torch, and opening does without
 
-        assert self.quantization is not None, "an AWQ tensor is found only with a quantization_config"
         loaded = {part: info.load() for part, info in parts.infos.items()}
-        return awq.decode(**loaded, group_size=self.quantization.groups(parts.stored.shape[1]))
+        return awq.decode(**loaded, group_size=self._settings(parts).groups(parts.stored.shape[1]))
 
     def _read_gptq(self, parts: _Parts) -> Weight:
         from qlocal.formats import gptq  # imports torch, see above
 
-        assert self.quantization is not None, "a GPTQ tensor is found only with a quantization_config"
         loaded = {part: info.load() for part, info in parts.infos.items()}
         where = f"{parts.infos['qweight'].file.path.name}: {parts.stored.spec.module}"
         return gptq.decode(
-            loaded["qweight"], loaded["qzeros"], loaded["scales"], loaded.get("g_idx"), self.quantization, where
+            loaded["qweight"], loaded["qzeros"], loaded["scales"], loaded.get("g_idx"), self._settings(parts), where
         )
+
+    def _settings(self, parts: _Parts) -> QuantizationConfig:
+        settings = None if self.quantization is None else self.quantization.of(parts.stored.spec)
+        assert settings is not None, "codes are looked for only where the quantization_config says so"
+        return settings
 
     def tokenizer(self) -> TokenizerData:
         return hf_folder.read_tokenizer(self.path)
@@ -157,8 +160,9 @@ class _Inventory:
     def _locate(self, spec: TensorSpec) -> _Parts | None:
         for name in (spec.name, *spec.aliases):
             module = name.rsplit(".", 1)[0]
-            if self._quantization is not None and spec.is_quantized and f"{module}.qweight" in self._found:
-                return self._quantized(spec, module)
+            settings = None if self._quantization is None else self._quantization.of(spec)
+            if settings is not None and f"{module}.qweight" in self._found:
+                return self._quantized(spec, module, settings)
             if name in self._found:
                 return self._dense(spec, self._found[name], spec.shape)
         fused = None if spec.expert is None else self._fused_tensor(spec)
@@ -201,17 +205,16 @@ class _Inventory:
         half = slice(0, rows) if spec.role is Role.GATE else slice(rows, 2 * rows)  # gate stands before up
         return self._dense(spec, info, (self._config.num_experts, 2 * rows, columns), spec.expert, half)
 
-    def _quantized(self, spec: TensorSpec, module: str) -> _Parts | None:
-        assert self._quantization is not None, "only called with a quantization_config"
+    def _quantized(self, spec: TensorSpec, module: str, settings: QuantizationConfig) -> _Parts | None:
         rows, columns = spec.shape
-        group_size = self._quantization.groups(columns)
+        group_size = settings.groups(columns)
         if columns % group_size or rows % 8 or columns % 8:
             self._problems.append(
                 f"{module} has shape {spec.shape}, which groups of {group_size} and words of 8 codes cannot cover"
             )
             return None
         infos, before = {}, len(self._problems)
-        for part, (dtypes, shape) in _expected_parts(self._quantization.method, rows, columns, group_size).items():
+        for part, (dtypes, shape) in _expected_parts(settings.method, rows, columns, group_size).items():
             info = self._found.get(f"{module}.{part}")
             if info is None:
                 if part != "g_idx":  # readers take k // group_size then
@@ -227,7 +230,7 @@ class _Inventory:
             return None
         stored = StoredTensor(
             spec,
-            self._quantization.method,
+            settings.method,
             sum(info.num_bytes for info in infos.values()),
             group_size=group_size,
             has_g_idx="g_idx" in infos,

@@ -5,14 +5,18 @@ What cannot be read here is refused by its name. No torch, no tensors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qlocal.errors import ConfigError, UnsupportedError
+from qlocal.models.base import Role, TensorSpec
 from qlocal.models.config_fields import Fields
 
 _SUPPORTED = "Supported: 4-bit AWQ in the gemm layout, 4-bit GPTQ version 1 and 2."
+_HEAD_RULE = re.compile(r"(\+:)?\^?lm_head\$?")
+"""The patterns by which `dynamic` names the head alone."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class QuantizationConfig:
 
     method: `awq` or `gptq`. group_size: columns a scale, or None for one scale a row (-1 in the file).
     checkpoint_format: `gemm`, `gptq` (zero points minus one) or `gptq_v2`. desc_act: columns were solved in
-    another order; with a permuted g_idx it must be true.
+    another order; with a permuted g_idx it must be true. head: the same for lm_head, or None where it stays in 16 bits.
     """
 
     method: str
@@ -29,6 +33,13 @@ class QuantizationConfig:
     symmetric: bool
     checkpoint_format: str
     desc_act: bool = False
+    head: QuantizationConfig | None = None
+
+    def of(self, spec: TensorSpec) -> QuantizationConfig | None:
+        """Return how the codes of a tensor are stored, or None for one that stays in 16 bits."""
+        if spec.role is Role.HEAD:
+            return self.head
+        return self if spec.is_quantized else None
 
     def groups(self, columns: int) -> int:
         """Return the size of a group in a linear with `columns` inputs."""
@@ -49,13 +60,10 @@ def parse_quantization_config(raw: Any, where: str) -> QuantizationConfig | None
     bits = fields.integer("bits" if raw.get("bits") is not None else "w_bit", 1, 16, default=4)
     if bits != 4:
         raise UnsupportedError(f"{where}: bits is {bits}, expected 4", hint=_SUPPORTED)
-    if raw.get("lm_head") not in (None, False):
-        raise UnsupportedError(f"{where}: lm_head is {raw['lm_head']!r:.40}; a quantized head is not supported")
-    if raw.get("dynamic"):
-        raise UnsupportedError(f"{where}: dynamic (settings by module) is not supported")
     if raw.get("pack_dtype") not in (None, "int32"):
         raise UnsupportedError(f"{where}: pack_dtype is {str(raw['pack_dtype'])[:40]!r}, expected int32")
-    return _parse_awq(raw, fields, where) if method == "awq" else _parse_gptq(raw, fields, where)
+    settings = _parse_awq(raw, fields, where) if method == "awq" else _parse_gptq(raw, fields, where)
+    return replace(settings, head=_parse_head(raw, fields, settings, where))
 
 
 def _parse_awq(raw: Mapping[str, Any], fields: Fields, where: str) -> QuantizationConfig:
@@ -83,15 +91,45 @@ def _parse_gptq(raw: Mapping[str, Any], fields: Fields, where: str) -> Quantizat
     )
 
 
-def _group_size(fields: Fields, name: str) -> int | None:
-    size = fields.integer(name, -1, 1 << 20, default=128)
+def _parse_head(
+    raw: Mapping[str, Any], fields: Fields, settings: QuantizationConfig, where: str
+) -> QuantizationConfig | None:
+    """Return how lm_head is stored where `lm_head` says in codes: as the rest, unless `dynamic` has a rule for it."""
+    rules = raw.get("dynamic") or {}
+    others = [pattern for pattern in rules if _HEAD_RULE.fullmatch(str(pattern)) is None]
+    if others or not isinstance(rules, Mapping):
+        raise UnsupportedError(f"{where}: dynamic (settings by module) is not supported")
+    if not fields.flag("lm_head", default=False):
+        return None
+    rule: Any = next(iter(rules.values()), {})
+    if not isinstance(rule, Mapping):
+        raise ConfigError(f"{where}: dynamic has no object for lm_head")
+    own = Fields(rule, f"{where}: dynamic: lm_head")
+    bits = own.integer("bits", 1, 16, default=4)
+    if bits != 4:
+        raise UnsupportedError(f"{where}: lm_head has {bits} bits, expected 4", hint=_SUPPORTED)
+    return replace(
+        settings,
+        group_size=_group_size(own, "group_size", default=settings.group_size or -1),
+        symmetric=own.flag("sym", default=settings.symmetric),
+        desc_act=own.flag("desc_act", default=settings.desc_act),
+    )
+
+
+def _group_size(fields: Fields, name: str, default: int = 128) -> int | None:
+    size = fields.integer(name, -1, 1 << 20, default=default)
     if size == 0:
         raise ConfigError(f"{name} is 0, expected -1 or a number of columns")
     return None if size == -1 else size
 
 
-def awq_config_json(group_size: int, not_converted: list[str] | None) -> dict[str, Any]:
-    """Return AWQ's dictionary. Peers' fast kernels exist for `zero_point: true` alone, so it is always that."""
+def awq_config_json(
+    group_size: int, not_converted: list[str] | None, *, quantizes_head: bool = False
+) -> dict[str, Any]:
+    """Return AWQ's dictionary. Peers' fast kernels exist for `zero_point: true` alone, so it is always that.
+
+    AutoAWQ knows no `lm_head`; GPTQModel and vLLM read it here as in GPTQ's, so it is written where it is true.
+    """
     return {
         "quant_method": "awq",
         "zero_point": True,
@@ -99,6 +137,7 @@ def awq_config_json(group_size: int, not_converted: list[str] | None) -> dict[st
         "bits": 4,
         "version": "gemm",
         "modules_to_not_convert": not_converted,
+        **({"lm_head": True} if quantizes_head else {}),
     }
 
 
@@ -115,7 +154,7 @@ def gptq_config_json(
         "group_size": -1 if config.group_size is None else config.group_size,
         "desc_act": config.desc_act,
         "sym": config.symmetric,
-        "lm_head": False,
+        "lm_head": config.head is not None,
         "checkpoint_format": config.checkpoint_format,
         "pack_dtype": "int32",
         "true_sequential": True,

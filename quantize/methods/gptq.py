@@ -64,6 +64,12 @@ class GptqSolver:
 
     def quantize(self, w_NK: Tensor, grid: Grid[WeightT]) -> Quantized[WeightT]:
         """Solve one weight, or several stacked along N. w_NK: (N, K) f32, overwritten with the errors W - Q."""
+        weight, lost, there = self.solve(w_NK, grid)
+        return Quantized(weight, lost / there if there > 0 else 0.0)
+
+    def solve(self, w_NK: Tensor, grid: Grid[WeightT]) -> tuple[WeightT, float, float]:
+        """Return what `quantize` does with its loss in two parts, which add up over strips of rows: ||(W - Q) X||² and
+        ||W X||²."""
         assert grid.columns in self._settings.group_sizes, "whole groups change places"
         w_NK[:, self.dead_K] = 0.0
         if self._scale_K is not None:
@@ -80,7 +86,7 @@ class GptqSolver:
         weight = grid.weight(self._in_file_order(torch.cat(parts, dim=1), grid.columns))
         if self._settings.desc_act:
             weight = self._with_group_index(weight, grid)
-        return Quantized(weight, loss / total if total > 0 else 0.0)
+        return weight, loss, total
 
     def _problem(self, work_NK: Tensor, columns: slice, group: int) -> feedback.Problem:
         """Return the columns with what the errors of all before them ask of them."""

@@ -55,7 +55,7 @@ class Summary:
         }
 
     def _bits_by_layer(self, target: Target) -> dict[str, float]:
-        specs = self.recipe.architecture.tensors(self.recipe.config)
+        specs = self.recipe.architecture.tensors(self.recipe.config_of(target))
         layer_of = {name: spec.layer for spec in specs for name in (spec.name, spec.gguf_name)}
         return bits_by_layer((layer_of[t.name], t.num_bytes, math.prod(t.shape)) for t in target.tensors)
 
@@ -76,7 +76,8 @@ def method_name(target: Target, options: Options) -> str:
     method = "Plain rounding" if options.rtn else _METHODS[target.format]
     order = ", columns by their energy (desc_act)" if target.settings.desc_act else ""
     symmetry = "symmetric" if target.settings.symmetric else "asymmetric"
-    return f"{method}; 4 bit, {symmetry}, groups of {target.settings.group_size}{order}"
+    head = ", the head too" if target.settings.head is not None else ""
+    return f"{method}; 4 bit, {symmetry}, groups of {target.settings.group_size}{order}{head}"
 
 
 def _gguf_method(options: Options) -> str:

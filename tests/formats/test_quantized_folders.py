@@ -50,6 +50,11 @@ def _parsed(**fields: Any) -> QuantizationConfig:
         ({**GPTQ, "format": "gptq_v2"}, QuantizationConfig("gptq", 32, True, "gptq_v2")),
         ({**GPTQ, "desc_act": True, "group_size": -1}, QuantizationConfig("gptq", None, True, "gptq", True)),
         ({"bits": 4, "group_size": 128, "desc_act": False, "sym": True}, QuantizationConfig("gptq", 128, True, "gptq")),
+        ({**AWQ, "lm_head": True},
+         QuantizationConfig("awq", 32, False, "gemm", head=QuantizationConfig("awq", 32, False, "gemm"))),
+        ({**GPTQ, "lm_head": True, "desc_act": True, "dynamic": {"+:^lm_head$": {"bits": 4, "group_size": 64,
+          "sym": False, "desc_act": False, "mse": 2.4}}},
+         QuantizationConfig("gptq", 32, True, "gptq", True, QuantizationConfig("gptq", 64, False, "gptq"))),
         ({**GPTQ, "dynamic": {}, "lm_head": None, "is_marlin_format": False},
          QuantizationConfig("gptq", 32, True, "gptq")),
     ],
@@ -74,7 +79,11 @@ def test_every_spelling_of_the_settings_is_read(fields: dict[str, Any], expected
         ({**GPTQ, "format": "bitblas"}, "'bitblas'"),
         ({**GPTQ, "is_marlin_format": True}, "'marlin'"),
         ({**GPTQ, "dynamic": {"-:lm_head": {}}}, "dynamic"),
-        ({**GPTQ, "lm_head": True}, "quantized head"),
+        ({**GPTQ, "lm_head": 1}, "lm_head is 1"),
+        ({**GPTQ, "lm_head": True, "dynamic": {"lm_head": {"bits": 8, "group_size": 32}}}, "lm_head has 8 bits"),
+        ({**GPTQ, "lm_head": True, "dynamic": {"lm_head": 4}}, "no object for lm_head"),
+        ({**GPTQ, "lm_head": True, "dynamic": ["lm_head"]}, "dynamic"),
+        ({**GPTQ, "lm_head": True, "dynamic": {"lm_head": {}, ".*mlp.*": {"bits": 4}}}, "dynamic"),
         ({**GPTQ, "pack_dtype": "int8"}, "pack_dtype is 'int8'"),
         ({**GPTQ, "group_size": 0}, "group_size is 0"),
         ({**GPTQ, "group_size": -2}, "group_size is -2"),
@@ -94,6 +103,7 @@ def test_what_we_write_into_the_config_is_what_we_read() -> None:
         QuantizationConfig("gptq", 128, True, "gptq"),
         QuantizationConfig("gptq", None, True, "gptq", desc_act=True),
         QuantizationConfig("gptq", 64, False, "gptq_v2"),
+        QuantizationConfig("gptq", 64, True, "gptq", head=QuantizationConfig("gptq", 64, True, "gptq")),
     ):
         raw = gptq_config_json(config, "qlocal:0.1.0", damp_percent=0.05, act_group_aware=True)
         assert _parsed(**json.loads(json.dumps(raw))) == config
