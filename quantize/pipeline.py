@@ -14,45 +14,41 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from qlocal.formats.hf_checkpoint import HfCheckpoint
-from qlocal.guard.client import Guard
 from qlocal.layers.loader import FINAL_NORM, load_embedding
 from qlocal.layers.norm import rms_norm
 from qlocal.models.base import Role, TensorSpec
-from qlocal.tokenizer.tokenizer import Tokenizer
 from quantize.arithmetic import arithmetic
 from quantize.assemble import Assembly, tokenizer_metadata
 from quantize.calibration.hidden_states import HiddenStates
 from quantize.calibration.importance import Importance
 from quantize.calibration.recorder import Key, Recorder
-from quantize.calibration.windows import Windows, make_windows
+from quantize.calibration.windows import Windows, windows_of
 from quantize.device import choose_device
 from quantize.estimate import check_disk, check_memory, estimate
 from quantize.executors.base import Executor, solve_all
 from quantize.executors.local import LocalExecutor
 from quantize.executors.ray_cluster import RayExecutor, require_ray
 from quantize.executors.worker import Site
-from quantize.gate.streaming import Machine
 from quantize.gate.texts import Material, Reading, read_material
 from quantize.layer_run import LayerRun
 from quantize.methods.base import Statistics
 from quantize.options import Options
+from quantize.outcome import Outcome, hold_against_source, reports_of
 from quantize.placing import Placing, Staged
 from quantize.recipe import HEAD_UNIT, Target, make_recipe, unit_specs
 from quantize.report.display import Display, DoneUnit
-from quantize.report.files import read_report
 from quantize.report.summary import Summary
 from quantize.source import PaddedSource
 from quantize.source_hashes import SourceHashes
 from quantize.state import Journal, Unit, locked, open_journal, source_fingerprint, whole_hashes
 from quantize.target_size import Sized, check_target_size, choose_for_size
 from quantize.unit_solver import Job, LayerInputs, UnitSolver, feeds_back, wanted_of_head, wanted_of_stream
-from quantize.verify import judge
 
 NO_FEEDBACK = "GGUF is made by importance alone: error feedback needs the native kernels (see qlocal doctor)."
 
@@ -76,14 +72,6 @@ def quantize(checkpoint: HfCheckpoint, name: str, options: Options, display: Dis
         failures = run.gate() if options.verify else []
         run.tidy()
         return Outcome(run.reports(), failures)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a call has come to. reports: of every result; failures: a sentence for every result that failed the gate."""
-
-    reports: list[dict[str, Any]]
-    failures: list[str]
 
 
 class _Run:
@@ -129,7 +117,7 @@ class _Run:
         if self._options.imatrix_file is not None:
             self._importance = Importance(self._options.imatrix_file, self._recipe)
         if self._options.needs_calibration:
-            self._windows = self._tokenize()
+            self._windows = windows_of(self._source, self._options.calibration)
         if self._options.verify:
             self._material = read_material(self._source, Reading())
 
@@ -200,19 +188,8 @@ class _Run:
 
     def gate(self) -> list[str]:
         """Hold the placed results against the source and write that into their reports; returns what failed."""
-        started = time.monotonic()
-        paths = [target.path for target in self._recipe.targets]
-        self._display.say("Holding the result against its source (--no-verify leaves that out) ...")
-        material = self._material or read_material(self._source, Reading())
-        machine = Machine(self._device)
-        verdicts = judge(self._source, paths, material, machine, self._options.limits, self._display.gate_layer)
-        for verdict in verdicts:
-            verdict.add_to_report(with_card=True)
-        seconds = time.monotonic() - started
-        quantizing = sum(report.get("seconds", 0.0) for report in self.reports()[:1])
-        share = f", {100 * seconds / (seconds + quantizing):.0f} % of the whole" if quantizing else ""
-        self._display.say(f"The gate took {seconds:.1f} s{share}.")
-        return [verdict.sentence for verdict in verdicts if verdict.failures]
+        options, targets = self._options, self._recipe.targets
+        return hold_against_source(self._source, targets, self._material, self._device, options.limits, self._display)
 
     def tidy(self) -> None:
         """Delete the work."""
@@ -220,7 +197,7 @@ class _Run:
 
     def reports(self) -> list[dict[str, Any]]:
         """Return the reports that lie with the placed results."""
-        return [report for t in self._recipe.targets if (report := read_report(t.path)) is not None]
+        return reports_of(self._recipe.targets)
 
     def _begin_hashing(self, unit: str) -> None:
         """Hash the files that this unit is read from, while it is worked on."""
@@ -318,12 +295,6 @@ class _Run:
     def _specs(self, unit: str) -> list[TensorSpec]:
         return unit_specs(self._recipe.architecture, self._recipe.config, unit)
 
-    def _tokenize(self) -> Windows:
-        config = self._recipe.config
-        with Guard() as guard:
-            tokenizer = Tokenizer.load(self._source.tokenizer(), guard)
-            return make_windows(self._options.calibration, tokenizer, config.max_position_embeddings, config.vocab_size)
-
     def _fingerprint(self) -> dict[str, Any]:
         return {
             "source": source_fingerprint(self._source.files),
@@ -339,10 +310,7 @@ class _Run:
             return "No calibration texts: the importance of columns was read from a file."
         if self._windows is None:
             return "No calibration: the weights alone were looked at."
-        count, length = self._windows.ids.shape
-        files = self._options.calibration.files
-        what = ", ".join(path.name for path in files) if files else "the shipped texts"
-        return f"Calibrated on {count} windows of {length} tokens of {what}."
+        return self._windows.sentence
 
     def _all_notes(self) -> tuple[str, ...]:
         notes = (*self._recipe.notes, *(self._windows.notes if self._windows else ()))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from qlocal.errors import TemplateError, TemplateLimitError, UsageError
-from qlocal.guard.client import MAX_TEXT_BYTES
+from qlocal.formats.base import Checkpoint
+from qlocal.guard.client import MAX_TEXT_BYTES, Guard
 from qlocal.tokenizer.tokenizer import Tokenizer
 from quantize.calibration.documents import Document, joined_text, load_documents
 from quantize.options import Calibration
@@ -21,14 +22,29 @@ MIN_TOKENS = 16
 
 @dataclass(frozen=True)
 class Windows:
-    """ids: (S, L) int64. notes: what had to be decided and should be said."""
+    """ids: (S, L) int64. notes: what had to be decided and should be said. texts: what they were taken from."""
 
     ids: Tensor
     notes: tuple[str, ...] = ()
+    texts: str = "the shipped texts"
+
+    @property
+    def sentence(self) -> str:
+        """What was calibrated on."""
+        count, length = self.ids.shape
+        return f"Calibrated on {count} windows of {length} tokens of {self.texts}."
 
     @property
     def sha256(self) -> str:
         return hashlib.sha256(repr(tuple(self.ids.shape)).encode() + self.ids.numpy().tobytes()).hexdigest()
+
+
+def windows_of(source: Checkpoint, calibration: Calibration) -> Windows:
+    """Return the windows of a source, tokenized by its own tokenizer."""
+    config = source.config
+    with Guard() as guard:
+        tokenizer = Tokenizer.load(source.tokenizer(), guard)
+        return make_windows(calibration, tokenizer, config.max_position_embeddings, config.vocab_size)
 
 
 def make_windows(calibration: Calibration, tokenizer: Tokenizer, max_positions: int, vocab_size: int) -> Windows:
@@ -51,7 +67,8 @@ def make_windows(calibration: Calibration, tokenizer: Tokenizer, max_positions: 
         notes.append(
             f"The texts fill {len(windows)} of {calibration.num_samples} windows of {windows.shape[1]} tokens."
         )
-    return Windows(windows, tuple(notes))
+    names = ", ".join(path.name for path in calibration.files)
+    return Windows(windows, tuple(notes), names or Windows.texts)
 
 
 def _encode_raw(calibration: Calibration, tokenizer: Tokenizer) -> list[int]:
