@@ -18,9 +18,9 @@ from qlocal.ggml_types import GgmlType
 from qlocal.kernels.reference import dequantize
 from qlocal.layers.attention import causal
 from qlocal.layers.decoder import DecoderLayer
+from qlocal.layers.embedding import Embedding
 from qlocal.layers.ffn import Observe
-from qlocal.layers.linear import Placement, QuantLinear
-from qlocal.layers.loader import load_embedding, load_head, load_layer
+from qlocal.layers.loader import EMBEDDING, HEAD, load_embedding, load_head, load_layer
 from qlocal.layers.norm import rms_norm
 from qlocal.layers.rotary import Rotary
 from qlocal.models.base import Role, TensorSpec
@@ -34,8 +34,10 @@ from quantize.type_choice import MAX_LENGTH, MAX_WINDOWS, Sensitivity, candidate
 
 SAMPLE_ROWS = 256
 """Rows of a weight that the errors of its types are compared on."""
-HEAD_TOKENS = 128
-"""Tokens whose logits are held at once, of the source and of one stream: 156 MB for Qwen's vocabulary."""
+LIKELIEST = 1024
+"""Tokens of the vocabulary that predictions are compared over: those that the source finds likeliest at each place."""
+MAX_TABLE_ELEMENTS = 1 << 26
+"""Elements of head rows, one a likely token and place, that are held at once: 256 MB."""
 DTYPE = "float32"
 OnLayer = Callable[[int, int], None]
 """Called with (layers done, layers in all)."""
@@ -103,15 +105,21 @@ class _Run:
     def finish(self) -> list[Sensitivity]:
         """Compare the predictions of all streams with the source's."""
         norm, head = load_head(self._source, self._device, DTYPE)
-        heads = self._small_heads()
-        kl = dict.fromkeys(self._names, 0.0)
-        for start in range(0, self._ids.numel(), HEAD_TOKENS):
-            rows = slice(start, start + HEAD_TOKENS)
-            expected = self._predictions(0, rows, norm, head)
-            for at, name in enumerate(self._names):
-                found = self._predictions(at + 1, rows, norm, heads.get(name, head))
-                kl[name] += float((expected.exp() * (expected - found)).sum(dtype=torch.float64))
-        return [self._sensitivity(name, max(kl[name], 0.0) / self._ids.numel()) for name in self._specs]
+        table, small_tables = self._head_tables()
+        kl = torch.zeros(len(self._names))
+        tokens_at_once = max(1, MAX_TABLE_ELEMENTS // (LIKELIEST * self._config.hidden_size))
+        for start in range(0, self._ids.numel(), tokens_at_once):
+            states = self._streams[: 1 + len(self._names)][:, start : start + tokens_at_once].to(self._device)
+            states = rms_norm(states, norm, self._config.rms_norm_eps).transpose(0, 1)  # (T, 1 + streams, D)
+            ids = head(states[:, 0])[0].topk(min(LIKELIEST, self._config.vocab_size)).indices  # (T, likeliest)
+            logits = states @ self._rows(table, ids).mT
+            for name, small in small_tables.items():
+                at = 1 + self._names.index(name)
+                logits[:, at] = (self._rows(small, ids) @ states[:, at].unsqueeze(-1)).squeeze(-1)
+            log_p = logits.log_softmax(-1)
+            kl += (log_p[:, :1].exp() * (log_p[:, :1] - log_p[:, 1:])).sum((0, 2)).cpu()
+        kl = kl.clamp(min=0.0) / self._ids.numel()
+        return [self._sensitivity(name, float(kl[self._names.index(name)])) for name in self._specs]
 
     def close(self) -> None:
         self._streams.remove()
@@ -142,22 +150,21 @@ class _Run:
         """Return the embedded windows with the table in its smallest type."""
         return self._small(spec, None).data[ids].float()
 
-    def _small_heads(self) -> dict[str, QuantLinear]:
-        """Return the head in its smallest type by the name of its tensor, which may be the embedding's."""
+    def _head_tables(self) -> tuple[Embedding, dict[str, Embedding]]:
+        """Return the rows of the source's head; and those in the smallest type by the name of the tensor, which is the
+        embedding's where they are tied."""
         role = Role.EMBEDDING if self._config.tie_word_embeddings else Role.HEAD
-        heads = {}
-        for name, (spec,) in self._of_role(role):
-            head = QuantLinear(self._config.hidden_size, (self._config.vocab_size,), Placement(self._device, DTYPE))
-            head.fill([self._small(spec, None)], [None])
-            heads[name] = head
+        name = EMBEDDING if role is Role.EMBEDDING else HEAD
+        small = {}
+        for gguf_name, (spec,) in self._of_role(role):
+            small[gguf_name] = Embedding(self._small(spec, None), torch.device("cpu"))
             if role is Role.HEAD:
-                self._begin(name, self._streams[0])
-        return heads
+                self._begin(gguf_name, self._streams[0])
+        return Embedding(self._source.read(name), torch.device("cpu")), small
 
-    def _predictions(self, stream: int, rows: slice, norm: Tensor, head: QuantLinear) -> Tensor:
-        """Return the logarithms of the probabilities (T, V) f32 that a stream gives at some tokens."""
-        states = rms_norm(self._streams[stream][rows].to(self._device), norm, self._config.rms_norm_eps)
-        return head(states)[0].log_softmax(-1)
+    def _rows(self, table: Embedding, ids: Tensor) -> Tensor:
+        """Return the rows (T, likeliest, D) f32 of a head for tokens (T, likeliest)."""
+        return table(ids.flatten().cpu()).view(*ids.shape, -1).to(self._device)
 
     def _record(self, layer: DecoderLayer, clean: Tensor) -> dict[Key, Tensor]:
         """Run the layer over the source's own stream; returns the mean square (K,) of every input that was seen."""
