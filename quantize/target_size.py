@@ -68,15 +68,12 @@ def _sentence(recipe: Recipe, sensitivities: Sequence[Sensitivity], types: dict[
     listed = ", ".join(f"{count} {t.name}" for t, count in counts.most_common())
     num_bytes, kl = _expected(sensitivities, types)
     words = f"Types by what each tensor was measured to be worth: {listed}; expected to add a mean KL of {kl:.4f}"
-    smaller = []
+    named = []
     for mix in GGUF_TYPES:
         of_mix = choose_types(recipe.architecture, recipe.config, mix, has_imatrix=True)
         size, mix_kl = _expected(sensitivities, {s.name: of_mix[s.name] for s in sensitivities})
-        if size <= num_bytes:
-            smaller.append((size, mix_kl, mix))
-    if not smaller:
-        return f"{words}."
-    size, mix_kl, mix = max(smaller)
+        named.append((abs(size - num_bytes), size, mix_kl, mix))
+    _, size, mix_kl, mix = min(named)
     return f"{words}, {mix} with {100 * size / num_bytes:.1f} % of the bytes {mix_kl:.4f}."
 
 
