@@ -3,7 +3,7 @@
 Writes decoder layers of the true geometry of Qwen2.5-72B or Mixtral 8x22B (made-up, seeded BF16 weights; the vocabulary
 alone is reduced, since embedding and head are not what is asked about), quantizes them to AWQ, GPTQ and Q4_K_M in one
 run, and samples the anonymous memory of the process and its helpers: mapped files, the activations among them, are
-apart.
+apart. The floor is what the matrix products alone would take at the speed of large ones, measured in the same run.
 
     python benchmarks/quantize_large.py [--model qwen2.5-72b] [--samples 8] [--seq-len 2048] [--layers 2]
         [--formats awq,gptq,gguf]
@@ -30,6 +30,7 @@ from qlocal.formats.safetensors_writer import SafetensorsWriter, TensorEntry
 from qlocal.models import ARCHITECTURES
 from qlocal.models.base import Role, TensorSpec
 from qlocal.models.config_fields import parse_config
+from quantize.recipe import FFN_MULTIPLE
 from tests import tiny
 
 GEOMETRIES = {
@@ -138,6 +139,53 @@ def run(source: Path, out: Path, arguments: argparse.Namespace) -> tuple[float, 
     return time.monotonic() - started, peaks
 
 
+@dataclass(frozen=True)
+class Work:
+    """Floating point operations of one layer. rounded: products whose inputs are bf16; exact: those of float32."""
+
+    rounded: float
+    exact: float
+
+    def seconds(self) -> float:
+        """Return how long they take at the speed of large products here."""
+        return self.rounded / _speed("bf16") + self.exact / _speed("ieee")
+
+
+def layer_work(model: str, num_formats: int, arguments: argparse.Namespace) -> Work:
+    """Return what capturing a layer and solving it for every result takes."""
+    model_type, geometry = GEOMETRIES[model]
+    config = parse_config(tiny.raw_config(model_type, geometry), ARCHITECTURES[model_type], "config.json")
+    linears = [spec for spec in ARCHITECTURES[model_type].layer_tensors(config, 0) if spec.is_quantized]
+    tokens = arguments.samples * arguments.seq_len
+    attention = 2.0 * tokens * arguments.seq_len * config.q_size
+    forward, rounded, exact = attention, 0.0, 0.0
+    for spec in linears:
+        rows, columns = (-(-size // FFN_MULTIPLE) * FFN_MULTIPLE for size in spec.shape)
+        seen = tokens * (config.num_experts_per_tok / config.num_experts if spec.expert is not None else 1.0)
+        forward += 2 * rows * columns * seen
+        again = {Role.O: 1, Role.GATE: 1, Role.UP: 1, Role.DOWN: 0}.get(spec.role, 2)
+        rounded += again * 2 * rows * columns * seen
+        if spec.role in (Role.Q, Role.O, Role.GATE, Role.DOWN):  # an input each: matrix and factor
+            rounded += columns * columns * seen
+            exact += columns**3 / 3
+        exact += rows * columns * columns
+    return Work(forward + num_formats * (rounded + 2 * attention), num_formats * exact)
+
+
+def _speed(precision: str) -> float:
+    """Return operations a second of a large product."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, matmul.fp32_precision = matmul.fp32_precision, precision
+    left, right = torch.randn(2048, 4096), torch.randn(4096, 4096)
+    times = []
+    for _ in range(5):
+        started = time.monotonic()
+        left @ right
+        times.append(time.monotonic() - started)
+    matmul.fp32_precision = before
+    return 2.0 * 2048 * 4096 * 4096 / min(times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qlocal-benchmarks"
@@ -155,6 +203,7 @@ def main() -> None:
         seconds, peaks = run(source, place, arguments)
     hidden_size = int(GEOMETRIES[arguments.model][1]["hidden_size"])
     activations = 3 * arguments.samples * arguments.seq_len * hidden_size * 4
+    floor = layer_work(arguments.model, len(arguments.formats.split(",")), arguments).seconds()
     result = {
         "model": arguments.model,
         "formats": arguments.formats,
@@ -162,6 +211,7 @@ def main() -> None:
         "tokens": arguments.samples * arguments.seq_len,
         "seconds": round(seconds, 1),
         "seconds_a_layer": round(seconds / arguments.layers, 1),
+        "floor_seconds_a_layer": round(floor, 1),
         "peak_anonymous_bytes": peaks.anonymous,
         "peak_resident_bytes": peaks.resident,
         "mapped_activation_bytes": activations,
@@ -172,6 +222,7 @@ def main() -> None:
     }
     print(f"\n{arguments.model}, {arguments.formats}, {arguments.layers} layers, {result['tokens']} tokens")
     print(f"  time                   {seconds:8.1f} s, {seconds / arguments.layers:.1f} s a layer")
+    print(f"  floor of its products  {floor:8.1f} s a layer, {100 * floor / result['seconds_a_layer']:.0f} % reached")
     print(f"  peak anonymous memory  {peaks.anonymous / 1e9:8.2f} GB of {LIMIT_BYTES / 1e9:.0f}")
     print(f"  peak resident memory   {peaks.resident / 1e9:8.2f} GB, mapped files included")
     print(json.dumps(result))
