@@ -6,7 +6,7 @@ run, and samples the anonymous memory of the process and its helpers: mapped fil
 apart. The floor is what the matrix products alone would take at the speed of large ones, measured in the same run.
 
     python benchmarks/quantize_large.py [--model qwen2.5-72b] [--samples 8] [--seq-len 2048] [--layers 2]
-        [--formats awq,gptq,gguf]
+        [--formats awq,gptq,gguf] [--arguments="--no-hessian"]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -129,6 +130,7 @@ def run(source: Path, out: Path, arguments: argparse.Namespace) -> tuple[float, 
     """Quantize in a process of its own; returns seconds and peaks."""
     command = [sys.executable, "-m", "quantize.cli", str(source), "--format", arguments.formats, "--out", str(out)]
     command += ["--samples", str(arguments.samples), "--seq-len", str(arguments.seq_len), "--overwrite"]
+    command += shlex.split(arguments.arguments)
     started, peaks = time.monotonic(), Peaks()
     process = psutil.Popen(command, cwd=Path(__file__).resolve().parents[1])
     while process.poll() is None:
@@ -195,6 +197,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--formats", default="awq,gptq,gguf")
+    parser.add_argument("--arguments", default="", help="further ones for quantize, such as --no-verify")
     arguments = parser.parse_args()
     source = arguments.folder / f"{arguments.model}-{arguments.layers}-layers"
     write_source(source, arguments.model, arguments.layers)
@@ -207,6 +210,7 @@ def main() -> None:
     result = {
         "model": arguments.model,
         "formats": arguments.formats,
+        "arguments": arguments.arguments,
         "layers": arguments.layers,
         "tokens": arguments.samples * arguments.seq_len,
         "seconds": round(seconds, 1),
