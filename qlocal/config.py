@@ -18,11 +18,15 @@ import platformdirs
 from qlocal.errors import ConfigError
 
 APP = "qlocal"
+STORED = "stored"
+HEAD_CHOICES = (STORED, "q8_0", "q6_k")
+"""How an output head of 16 bits is held: as it is stored, or quantized at load."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a model is loaded. `max_context` None takes what fits; `max_memory` in bytes."""
+    """How a model is loaded. `max_context` None takes what fits; `max_memory` in bytes. head: one of HEAD_CHOICES, or
+    None where it does not matter: a server that holds the model keeps its head, a new one holds it as stored."""
 
     devices: tuple[str, ...] = ("cpu",)
     max_context: int | None = None
@@ -31,6 +35,7 @@ class EngineOptions:
     kernels: str = "auto"
     threads: int | None = None
     max_memory: int | None = None
+    head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class ChatOptions:
     token: str | None = None
     context: int | None = None
     devices: tuple[str, ...] = ("cpu",)
+    head: str | None = None
     system: str | None = None
 
 

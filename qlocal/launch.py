@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from qlocal.catalog import resolve
-from qlocal.config import EngineOptions, Settings, load_settings
+from qlocal.config import STORED, EngineOptions, Settings, load_settings
 from qlocal.errors import EngineError, QLocalError, RequestError, UsageError
 from qlocal.schema import EngineState, Status
 
@@ -142,6 +142,8 @@ def request_load(address: Address, model: str, options: EngineOptions) -> Status
     body: dict[str, Any] = {"model": model, "devices": list(options.devices)}
     if options.max_context is not None:
         body["max_context"] = options.max_context
+    if options.head is not None:
+        body["head"] = options.head
     with connect(address) as client:
         response = client.post("/qlocal/load", json=body)
     if response.status_code != 202:
@@ -194,10 +196,13 @@ def _timeout(read_timeout_s: float | None) -> httpx.Timeout:
 
 
 def _must_load(path: str, options: EngineOptions, status: Status) -> bool:
-    """Whether the server holds another model, or this one with less context or on other devices than asked for."""
+    """Whether the server holds another model, or this one with less context, on other devices or with another head than
+    asked for."""
     if status.state in (EngineState.FAILED, EngineState.EMPTY) or status.path != path:
         return True
     if status.plan is not None and not {part["device"] for part in status.plan["devices"]} <= set(options.devices):
+        return True
+    if options.head is not None and status.plan is not None and status.plan.get("head", STORED) != options.head:
         return True
     return (options.max_context or 0) > (status.max_context or options.max_context or 0)
 
@@ -230,7 +235,12 @@ def _start(model: str | None, options: EngineOptions, settings: Settings, addres
 def _serve_arguments(model: str | None, options: EngineOptions, settings: Settings, socket: Path) -> list[str]:
     arguments = ["--socket", str(socket), "--idle-exit", f"{settings.idle_exit_s:g}"]
     arguments += ["--devices", ",".join(options.devices), "--dtype", options.dtype, "--kernels", options.kernels]
-    optional = {"--context": options.max_context, "--threads": options.threads, "--max-memory": options.max_memory}
+    optional = {
+        "--context": options.max_context,
+        "--threads": options.threads,
+        "--max-memory": options.max_memory,
+        "--head": options.head,
+    }
     for flag, value in optional.items():
         if value is not None:
             arguments += [flag, str(value)]

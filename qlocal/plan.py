@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from qlocal.config import HEAD_CHOICES, STORED
 from qlocal.devices import free_bytes, matmul_dtype
-from qlocal.errors import PlanError
+from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint, StoredTensor
+from qlocal.ggml_types import LAYOUTS, GgmlType, row_bytes
 from qlocal.models.base import ModelConfig, Role
 
 BLOCK_SIZE = 256
@@ -44,7 +46,8 @@ class DevicePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loader does. `dtype`: bfloat16 or float32 inputs of matmuls; `cache_dtype` float16 or float32."""
+    """What the loader does. `dtype`: bfloat16 or float32 inputs of matmuls; `cache_dtype` float16 or float32. head: how
+    an output head of 16 bits is held, one of `config.HEAD_CHOICES`."""
 
     devices: tuple[DevicePlan, ...]
     embedding_device: str
@@ -55,6 +58,7 @@ class Plan:
     block_size: int
     dtype: str
     cache_dtype: str
+    head: str = STORED
 
     def device_of_layer(self, layer: int) -> str:
         """Return the device name that holds `layer`."""
@@ -75,18 +79,21 @@ def make_plan(
     dtype: str = "bfloat16",
     max_memory: int | None = None,
     block_size: int = BLOCK_SIZE,
+    head: str = STORED,
 ) -> Plan:
     """Place a checkpoint on `devices`, or raise PlanError with the numbers.
 
     max_context: tokens of one sequence; None takes what fits, up to the model's own limit.
     max_memory: bytes to use at most on every device; None takes what is free. Devices may repeat: `cpu,cpu`
-    splits the layers over two shares of the same memory.
+    splits the layers over two shares of the same memory. head: how an output head of 16 bits is held; one that is
+    quantized already stays as it is.
     """
+    _check_head(checkpoint, head)
     limits = {device: free_bytes(device) for device in devices}
     if max_memory is not None:
         limits = {device: min(limit, max_memory) for device, limit in limits.items()}
     budgets = {device: int(limit * MEMORY_SHARE) for device, limit in limits.items()}
-    draft = _Draft(checkpoint, tuple(devices), slots, dtype, block_size, budgets)
+    draft = _Draft(checkpoint, tuple(devices), slots, dtype, block_size, budgets, head)
     limit = context_limit(checkpoint.config)
     if max_context is not None and max_context > limit:
         raise PlanError(
@@ -98,6 +105,27 @@ def make_plan(
     if wanted > fitting or fitting < min(MIN_CONTEXT, limit):
         raise _does_not_fit(draft, max(wanted, min(MIN_CONTEXT, limit)), fitting)
     return draft.plan(wanted)
+
+
+def _check_head(checkpoint: Checkpoint, head: str) -> None:
+    """Raise UsageError for what is no way to hold a head, PlanError for one whose rows are no whole blocks."""
+    if head not in HEAD_CHOICES:
+        raise UsageError(f"there is no head '{head[:40]}'", hint=f"One of {', '.join(HEAD_CHOICES)}.")
+    stored = head_of(checkpoint)
+    if head == STORED or stored.storage not in DENSE_STORAGE:
+        return
+    columns, block = stored.shape[1], LAYOUTS[GgmlType[head.upper()]].block_size
+    if columns % block:
+        raise PlanError(
+            f"the head of {checkpoint.path.name} has {columns} columns, {head} needs a multiple of {block}",
+            hint="Hold it as q8_0, or as it is stored.",
+        )
+
+
+def head_of(checkpoint: Checkpoint) -> StoredTensor:
+    """Return what the output head is read from: the embedding where they are tied."""
+    roles = {stored.spec.role: stored for stored in checkpoint.tensors.values() if stored.spec.layer is None}
+    return roles.get(Role.HEAD, roles[Role.EMBEDDING])
 
 
 def context_limit(config: ModelConfig) -> int:
@@ -136,6 +164,7 @@ class _Draft:
     dtype: str
     block_size: int
     budgets: dict[str, int]
+    head: str
 
     def plan(self, context: int) -> Plan:
         num_blocks = self._num_blocks(context)
@@ -149,6 +178,7 @@ class _Draft:
             block_size=self.block_size,
             dtype=self.dtype,
             cache_dtype=self.cache_dtype,
+            head=self.head,
         )
 
     @property
@@ -226,8 +256,11 @@ class _Draft:
         return shares
 
     def _head_bytes(self, device: str) -> int:
-        tied = not any(stored.spec.role is Role.HEAD for stored in self.checkpoint.tensors.values())
-        return self._prepared_bytes(self._stored(Role.EMBEDDING if tied else Role.HEAD), device)
+        stored = head_of(self.checkpoint)
+        if self.head == STORED or stored.storage not in DENSE_STORAGE:
+            return self._prepared_bytes(stored, device)
+        rows, columns = stored.shape
+        return rows * row_bytes(GgmlType[self.head.upper()], columns)
 
     def _stored(self, role: Role) -> StoredTensor:
         return next(stored for stored in self.checkpoint.tensors.values() if stored.spec.role is role)

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 import msgpack
 
+from qlocal.config import STORED
 from qlocal.errors import EngineError
+from qlocal.schema import HeldHead
 
 MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct("<I")
@@ -52,7 +54,7 @@ class Message:
 class Load(Message):
     """The first message: load the checkpoint at `path`. `max_context` None takes what fits, up to the model's own.
 
-    devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto or reference.
+    devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto or reference; head: stored, q8_0 or q6_k.
     """
 
     path: str
@@ -63,6 +65,7 @@ class Load(Message):
     kernels: str = "auto"
     threads: int | None = None
     max_memory: int | None = None
+    head: str = STORED
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,10 @@ class Progress(Message):
 
 @dataclass(frozen=True)
 class Ready(Message):
-    """The model is loaded. `plan` is Plan.to_json(); `max_context` in tokens, `slots` sequences at once."""
+    """The model is loaded. `plan` is Plan.to_json(); `max_context` in tokens, `slots` sequences at once.
+
+    held_head: what was done to the output head, if anything.
+    """
 
     max_context: int
     slots: int
@@ -122,6 +128,7 @@ class Ready(Message):
     devices: list[str]
     loaded_bytes: int
     load_s: float
+    held_head: HeldHead | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,12 @@ class Pong(Message):
     total_blocks: int
 
 
-_NESTED: dict[str, Any] = {"sampling": Sampling, "logprobs": TokenLogprobs, "prompt_logprobs": TokenLogprobs}
+_NESTED: dict[str, Any] = {
+    "sampling": Sampling,
+    "logprobs": TokenLogprobs,
+    "prompt_logprobs": TokenLogprobs,
+    "held_head": HeldHead,
+}
 
 
 def encode(message: Message) -> bytes:

@@ -6,7 +6,7 @@ The server fills these; the chat and `qlocal run` read them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -30,11 +30,32 @@ class LoadProgress:
 
 
 @dataclass(frozen=True)
+class HeldHead:
+    """An output head that was quantized at load. type: `q8_0` or `q6_k`. loss: ‖W - Q‖² / ‖W‖². Bytes of the head as
+    it is stored, and as it is held."""
+
+    type: str
+    loss: float
+    stored_bytes: int
+    held_bytes: int
+
+    @property
+    def saved_bytes(self) -> int:
+        return self.stored_bytes - self.held_bytes
+
+    @property
+    def sentence(self) -> str:
+        sizes = f"{self.held_bytes / 1e6:.1f} MB instead of {self.stored_bytes / 1e6:.1f} MB"
+        return f"the head is held as {self.type}: {sizes}, relative loss {self.loss:.2e}"
+
+
+@dataclass(frozen=True)
 class Status:
     """The answer of GET /qlocal/status and every event of GET /qlocal/events.
 
     path: the checkpoint that `model` names.
     error: why the last load failed or why the engine was started again, else None.
+    held_head: what was done to the output head at load, None where it is held as it is stored.
     """
 
     state: EngineState
@@ -46,6 +67,7 @@ class Status:
     max_context: int | None = None
     progress: LoadProgress | None = None
     plan: Mapping[str, Any] | None = None
+    held_head: HeldHead | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "state": self.state.value}
@@ -53,7 +75,7 @@ class Status:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Status:
         """Read a status; fields that a newer server adds are ignored."""
-        progress = values.get("progress")
+        progress, head = values.get("progress"), values.get("held_head")
         return cls(
             state=EngineState(values["state"]),
             version=values["version"],
@@ -64,6 +86,7 @@ class Status:
             max_context=values.get("max_context"),
             progress=LoadProgress(progress["stage"], progress["done"], progress["total"]) if progress else None,
             plan=values.get("plan"),
+            held_head=HeldHead(**{f.name: head[f.name] for f in fields(HeldHead)}) if head else None,
         )
 
 

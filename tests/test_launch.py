@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from qlocal.clean import clean
 from qlocal.commands.waiting import wait_until_ready
 from qlocal.config import EngineOptions, load_settings
 from qlocal.errors import EngineError, RequestError, UsageError
+from qlocal.kernels import native
 from qlocal.launch import Address
 from qlocal.schema import EngineState
 from tests import tiny
@@ -149,6 +151,15 @@ def test_asking_for_another_model_changes_it(address: Address, home: Path) -> No
     assert wait_until_ready(address).model == "second"
     launch.ensure_server("first", OPTIONS)
     assert wait_until_ready(address).model == "first"
+
+
+@pytest.mark.skipif(isinstance(native.load(), native.Absent), reason="needs the native kernels")
+def test_asking_for_another_head_loads_the_model_again_and_no_wish_keeps_it(address: Address, home: Path) -> None:
+    for head, held in (("q8_0", "q8_0"), (None, "q8_0"), ("stored", None)):
+        launch.ensure_server("first", replace(OPTIONS, head=head))
+        status = wait_until_ready(address)
+        assert (status.held_head and status.held_head.type) == held
+        assert status.plan is not None and status.plan["head"] == (held or "stored")
 
 
 def test_checkpoint_that_cannot_be_loaded_is_explained(address: Address, home: Path) -> None:

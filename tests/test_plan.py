@@ -51,6 +51,22 @@ def test_float32_doubles_matrices_and_cache(free: dict[str, int]) -> None:
     assert full.weight_bytes > 1.6 * half.weight_bytes
 
 
+def test_a_head_of_16_bits_is_counted_as_it_is_held(free: dict[str, int]) -> None:
+    checkpoint = MemoryCheckpoint("qwen2", {"hidden_size": 256, "tie_word_embeddings": True})
+    plans = {head: make_plan(checkpoint, ["cpu"], head=head) for head in ("stored", "q8_0", "q6_k")}
+    stored, q8_0, q6_k = (plan.devices[0].weight_bytes for plan in plans.values())
+    assert stored - q8_0 == 320 * (2 * 256 - 8 * 34)
+    assert stored - q6_k == 320 * (2 * 256 - 210)
+    assert [plan.head for plan in plans.values()] == list(plans)
+
+
+def test_a_head_whose_rows_are_no_whole_blocks_is_refused(free: dict[str, int]) -> None:
+    with pytest.raises(PlanError, match="has 128 columns, q6_k needs a multiple of 256"):
+        make_plan(MemoryCheckpoint("qwen2"), ["cpu"], head="q6_k")
+    with pytest.raises(UsageError, match="there is no head 'q4_0'"):
+        make_plan(MemoryCheckpoint("qwen2"), ["cpu"], head="q4_0")
+
+
 def test_layers_are_dealt_in_contiguous_shares_by_free_memory(free: dict[str, int]) -> None:
     free["cuda:0"], free["cuda:1"] = 3 * GIB, 1 * GIB
     plan = make_plan(MemoryCheckpoint("llama", {"num_hidden_layers": 8}), ["cuda:0", "cuda:1"])

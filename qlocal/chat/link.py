@@ -32,7 +32,7 @@ class LocalLink:
 
     def __init__(self, options: ChatOptions) -> None:
         self._model = options.model
-        self._engine = EngineOptions(devices=options.devices, max_context=options.context)
+        self._engine = EngineOptions(devices=options.devices, max_context=options.context, head=options.head)
         self._client: ChatClient | None = None
         self._is_wanted = asyncio.Event()
         self._losses: list[float] = []
@@ -69,7 +69,8 @@ class LocalLink:
         self._model = str(Path(model).absolute()) if Path(model).exists() else model
         self._is_wanted.set()
         if self._client is not None:
-            await self._client.load(self._model, self._engine.max_context, list(self._engine.devices))
+            engine = self._engine
+            await self._client.load(self._model, engine.max_context, list(engine.devices), engine.head)
 
     async def count(self, messages: list[ChatMessage]) -> TokenCount | None:
         """See `Link.count`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from qlocal import catalog
 from qlocal.commands.options import add_engine, add_model, engine_options, human_bytes, positive
+from qlocal.config import STORED
 from qlocal.errors import UsageError
 from qlocal.protocol import Load
 
@@ -48,6 +49,7 @@ def _bench_model(args: argparse.Namespace) -> int:
         kernels=options.kernels,
         threads=options.threads,
         max_memory=options.max_memory,
+        head=options.head or STORED,
     )
     found = bench.run(load, bench.Lengths(args.prompt_tokens, args.decode_tokens, args.repeats))
     print(json.dumps(found) if args.json else "\n".join(_model_lines(found)))

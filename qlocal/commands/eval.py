@@ -9,8 +9,8 @@ from typing import Any
 
 from qlocal import catalog
 from qlocal.clean import clean_line
-from qlocal.commands.options import add_model, devices, human_bytes, positive, readable_file
-from qlocal.config import load_settings
+from qlocal.commands.options import add_head, add_model, devices, human_bytes, positive, readable_file
+from qlocal.config import STORED, load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=devices, metavar="LIST", help="cpu, cuda:0, ... separated by commas")
     parser.add_argument("--kernels", choices=("auto", "reference"), default="auto")
     parser.add_argument("--threads", type=positive, metavar="N")
+    add_head(parser)
     parser.add_argument("--json", action="store_true")
 
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         devices=settings.devices,
         kernels=args.kernels,
         threads=settings.threads,
+        head=args.head or STORED,
     )
     result = evaluate.run(model, measured, reference, _show_progress if sys.stderr.isatty() else None)
     print(json.dumps(result) if args.json else "\n".join(_lines(result)))
@@ -55,7 +57,7 @@ def _show_progress(done: int, total: int) -> None:
 
 def _lines(result: dict[str, Any]) -> list[str]:
     """Return name and value a line; what the measures are called is theirs to say."""
-    shown = {**result, "bytes": human_bytes(result["bytes"])}
+    shown = {name: human_bytes(value) if name.endswith("bytes") else value for name, value in result.items()}
     return [f"{name:24} {clean_line(_value(value))}" for name, value in shown.items() if value is not None]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import shtab
 
-from qlocal.config import EngineOptions, Settings, device_list, load_settings
+from qlocal.config import HEAD_CHOICES, EngineOptions, Settings, device_list, load_settings
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -32,6 +32,14 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kernels", choices=("auto", "reference"), default="auto", help="reference: plain torch")
     group.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU kernels")
     group.add_argument("--max-memory", type=size, metavar="SIZE", help="at most this much memory, as 20GB")
+    add_head(group)
+
+
+def add_head(parser: argparse._ActionsContainer) -> None:
+    """Add `--head`."""
+    parser.add_argument(
+        "--head", choices=HEAD_CHOICES, help="hold an output head of 16 bits as it is stored, or smaller"
+    )
 
 
 def engine_options(args: argparse.Namespace) -> tuple[EngineOptions, Settings]:
@@ -44,6 +52,7 @@ def engine_options(args: argparse.Namespace) -> tuple[EngineOptions, Settings]:
         kernels=args.kernels,
         threads=settings.threads,
         max_memory=args.max_memory,
+        head=args.head,
     )
     return options, settings
 

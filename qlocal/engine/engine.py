@@ -24,6 +24,7 @@ from qlocal.layers.decoder import Decoder
 from qlocal.layers.loader import load_model
 from qlocal.plan import PREFILL_CHUNK, Plan, make_plan
 from qlocal.protocol import Finished, Load, Message, Progress, Ready, Started, Submit, Tokens
+from qlocal.schema import HeldHead
 
 LOGITS_ROWS = 64
 """Prompt rows whose logits are held at once; (64, V) f32 are 39 MB for Qwen."""
@@ -58,7 +59,9 @@ class Engine:
         if load.threads is not None:
             dispatch.set_threads(load.threads)
         checkpoint = open_checkpoint(Path(load.path))
-        plan = make_plan(checkpoint, load.devices, load.max_context, load.slots, load.dtype, load.max_memory)
+        plan = make_plan(
+            checkpoint, load.devices, load.max_context, load.slots, load.dtype, load.max_memory, head=load.head
+        )
         with torch.inference_mode():
             decoder = load_model(
                 checkpoint,
@@ -66,7 +69,7 @@ class Engine:
                 load.kernels,
                 lambda done, total: on_progress(Progress("Loading weights", done, total)),
             )
-        return cls(decoder, plan, _ready(checkpoint, plan, time.perf_counter() - start))
+        return cls(decoder, plan, _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head))
 
     @property
     def has_work(self) -> bool:
@@ -215,7 +218,7 @@ class Usage:
     total_blocks: int
 
 
-def _ready(checkpoint: Checkpoint, plan: Plan, load_s: float) -> Ready:
+def _ready(checkpoint: Checkpoint, plan: Plan, load_s: float, held_head: HeldHead | None) -> Ready:
     loaded_bytes = sum(stored.num_bytes for stored in checkpoint.tensors.values())
     devices = [part.device for part in plan.devices]
-    return Ready(plan.max_context, plan.slots, plan.to_json(), devices, loaded_bytes, load_s)
+    return Ready(plan.max_context, plan.slots, plan.to_json(), devices, loaded_bytes, load_s, held_head)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from qlocal.config import STORED
 from qlocal.errors import ConfigError, UsageError
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
@@ -18,12 +19,14 @@ from qlocal.layers.decoder import Decoder
 from qlocal.layers.loader import load_model
 from qlocal.metrics import OnChunk, evaluate, take_chunks
 from qlocal.plan import make_plan
+from qlocal.schema import HeldHead
 from qlocal.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured and how. float32 leaves the weights as the only difference between two models."""
+    """What is measured and how. float32 leaves the weights as the only difference between two models. head: how the
+    model's own output head is held; the reference's is as stored."""
 
     texts: Sequence[Path]
     num_chunks: int = 16
@@ -32,6 +35,7 @@ class Measured:
     devices: Sequence[str] = ("cpu",)
     kernels: str = "auto"
     threads: int | None = None
+    head: str = STORED
 
 
 def run(
@@ -50,9 +54,8 @@ def run(
     if source is not None:
         _check_same_vocabulary(checkpoint, source)
     chunks = take_chunks(_token_ids(source or checkpoint, measured.texts), measured.num_chunks, measured.length)
-    decoders = [None if c is None else _load(c, measured) for c in (checkpoint, source)]
-    assert decoders[0] is not None
-    result = evaluate(decoders[0], chunks, decoders[1], on_chunk)
+    decoder = _load(checkpoint, measured, measured.head)
+    result = evaluate(decoder, chunks, None if source is None else _load(source, measured, STORED), on_chunk)
     return {
         "model": model.name,
         "reference": None if reference is None else reference.name,
@@ -60,12 +63,19 @@ def run(
         "length": measured.length,
         "dtype": measured.dtype,
         "bytes": sum(stored.num_bytes for stored in checkpoint.tensors.values()),
+        **_head_measures(decoder.held_head),
         **result.to_json(),
     }
 
 
-def _load(checkpoint: Checkpoint, measured: Measured) -> Decoder:
-    plan = make_plan(checkpoint, measured.devices, measured.length, slots=1, dtype=measured.dtype)
+def _head_measures(head: HeldHead | None) -> dict[str, Any]:
+    if head is None:
+        return {"head": STORED}
+    return {"head": head.type, "head_loss": head.loss, "head_saved_bytes": head.saved_bytes}
+
+
+def _load(checkpoint: Checkpoint, measured: Measured, head: str) -> Decoder:
+    plan = make_plan(checkpoint, measured.devices, measured.length, slots=1, dtype=measured.dtype, head=head)
     with torch.inference_mode():
         return load_model(checkpoint, plan, measured.kernels)
 

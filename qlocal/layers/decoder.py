@@ -18,6 +18,7 @@ from qlocal.layers.moe import MoeFfn
 from qlocal.layers.norm import rms_norm
 from qlocal.layers.rotary import Rotary, Rotation
 from qlocal.models.base import ModelConfig, Role
+from qlocal.schema import HeldHead
 from qlocal.weights import DenseWeight, Weight
 
 
@@ -85,13 +86,20 @@ class DecoderLayer:
 
 
 class Decoder:
-    """Embedding, layers on their devices, final norm and head."""
+    """Embedding, layers on their devices, final norm and head. held_head: what was done to the head at load."""
 
     def __init__(
-        self, config: ModelConfig, embedding: Embedding, layers: list[DecoderLayer], norm: Tensor, head: QuantLinear
+        self,
+        config: ModelConfig,
+        embedding: Embedding,
+        layers: list[DecoderLayer],
+        norm: Tensor,
+        head: QuantLinear,
+        held_head: HeldHead | None = None,
     ) -> None:
         self.config = config
         self.layers = layers
+        self.held_head = held_head
         self._embedding = embedding
         self._rotary = Rotary(config)
         self._final_norm = norm

@@ -12,6 +12,7 @@ from torch import Tensor
 from qlocal.formats.base import Checkpoint
 from qlocal.layers.decoder import Decoder, DecoderLayer
 from qlocal.layers.embedding import Embedding
+from qlocal.layers.head import hold
 from qlocal.layers.linear import Placement, QuantLinear, vector
 from qlocal.models.base import Role, TensorSpec
 from qlocal.plan import Plan
@@ -65,8 +66,9 @@ def load_model(
     for index in range(config.num_hidden_layers):
         layers.append(load_layer(checkpoint, index, plan.device_of_layer(index), plan.dtype, kernels, join=True))
         progress.add(index)
-    norm, head = load_head(checkpoint, plan.head_device, plan.dtype, kernels)
-    return Decoder(config, embedding, layers, norm, head)
+    weight, held_head = hold(read_head(checkpoint), plan.head)
+    norm, head = load_head(checkpoint, plan.head_device, plan.dtype, kernels, weight)
+    return Decoder(config, embedding, layers, norm, head, held_head)
 
 
 def load_embedding(checkpoint: Checkpoint, device: str | torch.device) -> Embedding:
@@ -78,13 +80,22 @@ def load_embedding(checkpoint: Checkpoint, device: str | torch.device) -> Embedd
 
 
 def load_head(
-    checkpoint: Checkpoint, device: str | torch.device, dtype: str, kernels: str = "auto"
+    checkpoint: Checkpoint,
+    device: str | torch.device,
+    dtype: str,
+    kernels: str = "auto",
+    weight: Weight | None = None,
 ) -> tuple[Tensor, QuantLinear]:
-    """Return the final norm (D,) f32 and the output head, which is the embedding where they are tied."""
+    """Return the final norm (D,) f32 and the output head: `weight`, or as it is stored."""
     config, target = checkpoint.config, torch.device(device)
     head = QuantLinear(config.hidden_size, (config.vocab_size,), Placement(target, dtype, kernels))
-    head.fill([checkpoint.read(HEAD if HEAD in checkpoint.tensors else EMBEDDING)], [None])
+    head.fill([read_head(checkpoint) if weight is None else weight], [None])
     return vector(checkpoint.read(FINAL_NORM), target), head
+
+
+def read_head(checkpoint: Checkpoint) -> Weight:
+    """Return the output head as it is stored, which is the embedding where they are tied."""
+    return checkpoint.read(HEAD if HEAD in checkpoint.tensors else EMBEDDING)
 
 
 def _bias(checkpoint: Checkpoint, biases: dict[str, str], spec: TensorSpec) -> DenseWeight | None:

@@ -199,7 +199,10 @@ class EngineClient:
                     progress=None,
                     max_context=message.max_context,
                     plan=message.plan,
+                    held_head=message.held_head,
                 )
+                if message.held_head is not None:
+                    log.info("%s", message.held_head.sentence)
             case Failed():
                 self._cause = EngineError(message.message, hint=message.hint)
             case Started() | Tokens() | Finished():

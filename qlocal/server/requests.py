@@ -228,6 +228,7 @@ class LoadRequest(_Body):
     model: str = Field(min_length=1, max_length=4096)
     max_context: int | None = Field(None, ge=1, lt=1 << 31)
     devices: list[str] | None = Field(None, min_length=1, max_length=16)
+    head: Literal["stored", "q8_0", "q6_k"] | None = None
 
 
 class CountRequest(_Body):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlocal.catalog import display_name
-from qlocal.config import EngineOptions, device_list
+from qlocal.config import STORED, EngineOptions, device_list
 from qlocal.errors import EngineError, QLocalError, RequestError, TokenizerError
 from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
 from qlocal.schema import EngineState, LoadProgress
@@ -71,6 +71,7 @@ class Service:
             error=None,
             max_context=None,
             plan=None,
+            held_head=None,
             progress=LoadProgress("reading headers and tokenizer"),
         )
         self._loading = asyncio.create_task(self._load(name, path, options), name="load")
@@ -206,6 +207,8 @@ class Service:
 def _with_request(options: EngineOptions, request: LoadRequest) -> EngineOptions:
     if request.max_context is not None:
         options = replace(options, max_context=request.max_context)
+    if request.head is not None:
+        options = replace(options, head=request.head)
     if request.devices is not None:
         try:
             options = replace(options, devices=device_list(request.devices))
@@ -224,6 +227,7 @@ def _load_message(path: Path, options: EngineOptions) -> Load:
         kernels=options.kernels,
         threads=options.threads,
         max_memory=options.max_memory,
+        head=options.head or STORED,
     )
 
 

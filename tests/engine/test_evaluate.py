@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 
 from qlocal.engine import bench, evaluate
+from qlocal.engine.engine import Engine
 from qlocal.engine.evaluate import Measured
 from qlocal.errors import ConfigError, UsageError
 from qlocal.formats.checkpoint import open_checkpoint
+from qlocal.kernels import native
 from qlocal.protocol import Load
 from tests import tiny
+
+needs_native = pytest.mark.skipif(isinstance(native.load(), native.Absent), reason="needs the native kernels")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,22 @@ def test_a_model_is_measured_against_its_reference(folder: Path, model: Path, te
     assert same["top1"] == 1.0
     assert result["ppl_source"] == pytest.approx(same["ppl"])
     assert result["bytes"] == sum(t.num_bytes for t in open_checkpoint(other).tensors.values())
+
+
+@needs_native
+def test_a_head_held_in_fewer_bits_is_measured_with_what_it_saves(model: Path, text: Path) -> None:
+    result = evaluate.run(model, Measured([text], num_chunks=2, length=24, head="q8_0"), model)
+    assert result["head"] == "q8_0" and 0 < result["head_loss"] < 1e-4
+    assert result["head_saved_bytes"] == 320 * 128 * 2 - 320 * 4 * 34
+    assert 0 < result["mean_kl"] < 1e-3  # the reference's head is as stored
+    assert evaluate.run(model, Measured([text], num_chunks=2, length=24))["head"] == "stored"
+
+
+@needs_native
+def test_the_engine_says_what_it_did_to_the_head(model: Path) -> None:
+    engine = Engine.load(Load(str(model), ["cpu"], max_context=64, head="q8_0"), lambda _: None)
+    assert engine.ready.plan["head"] == "q8_0" and engine.ready.held_head is not None
+    assert engine.ready.held_head.sentence.startswith("the head is held as q8_0: 0.0 MB instead of 0.1 MB")
 
 
 def test_what_cannot_be_measured_is_said(folder: Path, model: Path, text: Path) -> None:
