@@ -63,9 +63,7 @@ class Assembly:
         write_durably(path / "config.json", _json(self._config(target)))
         if target.format == "gptq":
             write_durably(path / "quantize_config.json", _json(self._quantization(target)))
-        for name in COPIED:
-            if (self.source.path / name).is_file():
-                shutil.copyfile(self.source.path / name, path / name)
+        copy_tokenizer(self.source.path, path)
 
     def _write_shards(self, target: Target, folder: Path) -> None:
         assert target.settings is not None, "folders have settings"
@@ -143,6 +141,14 @@ def gguf_file_bytes(recipe: Recipe, source: PaddedSource, name: str, target: Tar
     """Return how large the file of a GGUF result is."""
     assert target.types is not None, "GGUF targets have a type for every tensor"
     return file_bytes(gguf_metadata(recipe, source, name, target), list(target.types.values()))
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Give a result the source's files of vocabulary, template and sampling, and no others of their names."""
+    for name in COPIED:
+        (folder / name).unlink(missing_ok=True)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 @functools.lru_cache(maxsize=1)  # checked before any work, written at its end

@@ -11,13 +11,14 @@ from typing import Any
 
 from qlocal import catalog
 from qlocal.devices import keep_threads_calm
-from qlocal.errors import QLocalError, QualityError
+from qlocal.errors import QLocalError, QualityError, UsageError
 from qlocal.models.base import Architecture, ModelConfig
 from quantize.arguments import Parser
+from quantize.backends.base import NAMES, check_arguments
 from quantize.calibration.importance import Importance
 from quantize.estimate import Estimate, estimate
 from quantize.gate.limits import Limits, add_limit_options
-from quantize.options import FORMATS, GGUF_TYPES, MEASURED, Calibration, Options, check, parse_size
+from quantize.options import FORMATS, GGUF_TYPES, MEASURED, NATIVE, Calibration, Options, check, parse_size
 from quantize.recipe import Recipe, make_recipe
 from quantize.source import open_source
 
@@ -40,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"quantize: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return QLocalError.exit_code
-    except KeyboardInterrupt:
-        print("quantize: stopped; the same command continues after the last finished layer", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        next_time = str(stop) or "the same command continues after the last finished layer"
+        print(f"quantize: stopped; {next_time}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -95,6 +97,8 @@ def build_parser() -> Parser:
     add("--max-memory", metavar="SIZE", help="refuse what would take more memory, such as 20GB")
     add("--device", default="auto", help="where layers are run: auto, cpu, cuda:0")
     add("--cluster", metavar="ADDRESS", help="solve layers on a Ray cluster; local or local:3 starts one here")
+    add("--backend", default=NATIVE, metavar="B", help=f"whose quantizer is run: {', '.join(NAMES)}")
+    add("--backend-python", type=Path, metavar="PATH", help="the interpreter that has the backend's package")
     add("--work-dir", type=Path, metavar="DIR", help="where unfinished work lies (beside PATH by default)")
     add("--shard-size", default="5GB", metavar="SIZE", help="largest safetensors file")
     add("--overwrite", action="store_true", help="replace an existing result, once the new one is complete")
@@ -109,7 +113,10 @@ def _quantize(arguments: list[str]) -> int:
     parsed = build_parser().parse_args(arguments)
     options = _options(parsed)
     check(options)
+    check_arguments(options)
     if parsed.dry_run:
+        if options.backend != NATIVE:
+            raise UsageError("--dry-run plans what qlocal's own quantizer writes", hint="Leave out --backend.")
         architecture, config, name = _geometry(options.source)
         recipe = make_recipe(architecture, config, options, name)
         if options.imatrix_file is not None:
@@ -119,11 +126,13 @@ def _quantize(arguments: list[str]) -> int:
     path = catalog.resolve(options.source)
     checkpoint = open_source(path)
     make_recipe(checkpoint.architecture, checkpoint.config, options, path.name)  # refuses before torch is imported
-    from quantize import pipeline
+    from quantize import pipeline  # imports torch, as the next
+    from quantize.backends import run as backend_run
     from quantize.report.display import open_display
 
+    quantize = pipeline.quantize if options.backend == NATIVE else backend_run.quantize
     with open_display() as display:
-        outcome = pipeline.quantize(checkpoint, path.name, options, display)
+        outcome = quantize(checkpoint, path.name, options, display)
     _print_done(options, outcome.reports, as_json=parsed.json)
     if outcome.failures:
         raise QualityError("; ".join(outcome.failures), hint="The result stays where it is; its report shows the rest.")
@@ -153,6 +162,8 @@ def _options(parsed: argparse.Namespace) -> Options:
         shard_bytes=parse_size(parsed.shard_size, "--shard-size"),
         overwrite=parsed.overwrite,
         cluster=parsed.cluster,
+        backend=parsed.backend,
+        backend_python=parsed.backend_python,
         verify=parsed.verify,
         limits=Limits.of(parsed),
     )

@@ -12,6 +12,8 @@ from quantize.gate.limits import Limits
 
 FORMATS = ("awq", "gptq", "gguf")
 GROUP_SIZES = (128, 64, 32)
+NATIVE = "native"
+"""The backend that is this package."""
 GGUF_TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 MEASURED = "measured"
 """What a GGUF result is called whose types --target-size has chosen."""
@@ -43,7 +45,8 @@ class Options:
     imatrix: whether GGUF weighs columns; imatrix_file: by this file, not by the calibration inputs. quantize_head: AWQ
     and GPTQ store the head in codes too. pad_ffn: `auto`, `none` or the number of columns. shard_bytes, max_memory:
     bytes. verify: hold the result against the source in the end, by these limits. cluster: `local`, `local:3`, or the
-    address of a Ray cluster that solves the layers."""
+    address of a Ray cluster that solves the layers. backend: whose quantizer is run; backend_python: the interpreter
+    that has it, None for this one."""
 
     source: str
     out: Path
@@ -66,6 +69,8 @@ class Options:
     shard_bytes: int = 5 * 10**9
     overwrite: bool = False
     cluster: str | None = None
+    backend: str = NATIVE
+    backend_python: Path | None = None
     verify: bool = True
     limits: Limits = field(default_factory=Limits)
 
@@ -96,7 +101,7 @@ class Options:
         """Return every option that changes the result, for the journal."""
         values = asdict(self)
         others = ("overwrite", "cluster", "max_memory", "calibration", "verify", "limits")
-        for name in ("source", "out", "imatrix_file", "work_dir", *others):
+        for name in ("source", "out", "imatrix_file", "work_dir", "backend_python", *others):
             del values[name]
         calibration = self.calibration
         windows = {"raw": calibration.raw, "samples": calibration.num_samples, "seq_len": calibration.seq_len}

@@ -39,6 +39,11 @@ class Placing:
         self._key = json.dumps(key, sort_keys=True, default=str)
         self._partial = out.with_name(out.name + ".partial")
 
+    @property
+    def beside(self) -> Path:
+        """A folder on the disk of the results, for what is made by others and then moved. `tidy` deletes it."""
+        return self._partial / "made"
+
     def is_done(self) -> bool:
         """Whether an earlier call with these arguments has placed everything and was stopped while tidying up."""
         marker = self._work / MARKER
@@ -80,7 +85,7 @@ class Placing:
         """Delete the work: the journal last but one and the marker last, so that a restart knows where it is."""
         for path in sorted(self._work.glob("*")):
             if path.name not in (FILE_NAME, MARKER):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         (self._work / FILE_NAME).unlink(missing_ok=True)
         (self._work / MARKER).unlink(missing_ok=True)
         self._work.rmdir()

@@ -48,6 +48,9 @@ class Display(Protocol):
     def end_unit(self, done: DoneUnit) -> None:
         """A unit is on the disk. Units may end in another order than they begin in."""
 
+    def peer_line(self, text: str) -> None:
+        """This is the last line of what the package of `--backend` has said."""
+
     def gate_layer(self, done: int, count: int) -> None:
         """The gate has run that many layers of the source and of every result."""
 
@@ -82,6 +85,9 @@ class PlainDisplay:
         losses = ", ".join(f"{t} loss {sum(v.values()) / len(v):.5f}" for t, v in done.losses.items() if v)
         parts = filter(None, [losses, f"{done.seconds:.1f} s", done.speed, self._clock.left()])
         self.say(f"{_unit_name(done.unit)} ({done.num_done}/{done.count}): {', '.join(parts)}")
+
+    def peer_line(self, text: str) -> None:
+        """It has a log of its own."""
 
     def gate_layer(self, done: int, count: int) -> None:
         """A log is told when the gate is over, not after every layer."""

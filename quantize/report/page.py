@@ -102,16 +102,15 @@ def _sizes(report: dict[str, Any]) -> list[str]:
 
 
 def _times(report: dict[str, Any]) -> list[str]:
-    seconds = list(report.get("seconds_by_unit", {}).items())
-    if not seconds:
+    if "seconds" not in report:
         return []
+    seconds = list(report.get("seconds_by_unit", {}).items())
     gate = report.get("verify")
     verified = f" The gate took another {gate['seconds']:.0f} s." if gate else ""
-    return [
-        "<h2>Time by layer</h2>",
-        f"<p>{report['seconds']:.0f} s to quantize.{verified}</p>",
-        charts.columns(seconds, "layer", "s"),
-    ]
+    told = f"<p>{report['seconds']:.0f} s to quantize.{verified}</p>"
+    if not seconds:
+        return ["<h2>Time</h2>", told]
+    return ["<h2>Time by layer</h2>", told, charts.columns(seconds, "layer", "s")]
 
 
 def _origin(report: dict[str, Any]) -> list[str]:

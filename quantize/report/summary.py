@@ -9,7 +9,8 @@ from typing import Any
 
 import qlocal
 from qlocal.formats.base import Checkpoint
-from quantize.options import Options
+from qlocal.formats.quantization_config import QuantizationConfig
+from quantize.options import NATIVE, Options
 from quantize.recipe import HEAD_UNIT, Recipe, Target
 from quantize.state import Journal
 
@@ -40,6 +41,7 @@ class Summary:
             "format": target.format,
             "method": method_name(target, self.options),
             "tool": f"qlocal {qlocal.__version__}",
+            "backend": {"name": NATIVE, "versions": {"qlocal": qlocal.__version__}},
             "calibration": self.calibration,
             "notes": [*self.notes, *self._unit_notes(target)],
             "tensor_bytes": target.num_bytes,
@@ -74,10 +76,15 @@ def method_name(target: Target, options: Options) -> str:
         return f"GGUF {target.name}, {_gguf_method(options)}"
     assert target.settings is not None, "folders have settings"
     method = "Plain rounding" if options.rtn else _METHODS[target.format]
-    order = ", columns by their energy (desc_act)" if target.settings.desc_act else ""
-    symmetry = "symmetric" if target.settings.symmetric else "asymmetric"
-    head = ", the head too" if target.settings.head is not None else ""
-    return f"{method}; 4 bit, {symmetry}, groups of {target.settings.group_size}{order}{head}"
+    return f"{method}; {scheme(target.settings)}"
+
+
+def scheme(settings: QuantizationConfig) -> str:
+    """Return how codes, scales and zero points of a folder are laid out, in a few words."""
+    order = ", columns by their energy (desc_act)" if settings.desc_act else ""
+    symmetry = "symmetric" if settings.symmetric else "asymmetric"
+    head = ", the head too" if settings.head is not None else ""
+    return f"4 bit, {symmetry}, groups of {settings.group_size}{order}{head}"
 
 
 def _gguf_method(options: Options) -> str:
@@ -148,14 +155,7 @@ def card(report: dict[str, Any]) -> str:
         "|---|---:|",
         *(f"| {kind} | {size:,} |" for kind, size in report["bytes_by_type"].items()),
         "",
-        "## What it measured",
-        "",
-        "Relative error of the outputs of every kind of linear over the calibration inputs, ‖(W - Q) X‖² / ‖W X‖²:",
-        "",
-        "| linear | mean | largest |",
-        "|---|---:|---:|",
-        *_loss_rows(report["losses"]),
-        "",
+        *_loss_lines(report["losses"]),
         f"It took {report['seconds']:.0f} s.",
         "",
         *_gate_lines(report.get("verify")),
@@ -226,6 +226,22 @@ def place(module: str) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "not a number" if value is None else format(value, form)
+
+
+def _loss_lines(losses: dict[str, float]) -> list[str]:
+    """Return the section about what the method itself saw; a peer does not tell."""
+    if not losses:
+        return []
+    return [
+        "## What it measured",
+        "",
+        "Relative error of the outputs of every kind of linear over the calibration inputs, ‖(W - Q) X‖² / ‖W X‖²:",
+        "",
+        "| linear | mean | largest |",
+        "|---|---:|---:|",
+        *_loss_rows(losses),
+        "",
+    ]
 
 
 def _loss_rows(losses: dict[str, float]) -> list[str]:
