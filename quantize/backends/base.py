@@ -90,10 +90,7 @@ def check_arguments(options: Options) -> None:
         raise UsageError(f"--backend {options.backend[:40]!r} is unknown", hint=f"Known: {', '.join(NAMES)}.")
     backend = BACKENDS[options.backend]
     for name in options.formats:
-        if name not in backend.formats:
-            able = [key for key, other in BACKENDS.items() if name in other.formats]
-            hint = f"Choose --backend {able[0]}." if able else "Leave out --backend: qlocal makes it itself."
-            raise UsageError(f"--format {name}: {backend.title} makes {backend.names} alone", hint=hint)
+        _check_format(name, backend)
     if options.pad_ffn not in ("auto", "none"):
         _refuse(f"--pad-ffn {options.pad_ffn}", backend)
     if options.symmetric and not backend.has_symmetric:
@@ -102,6 +99,14 @@ def check_arguments(options: Options) -> None:
         if field.name in _UNDERSTOOD or field.name == "pad_ffn" or getattr(options, field.name) == _default(field):
             continue
         _refuse(_FLAGS.get(field.name, "--" + field.name.replace("_", "-")), backend)
+
+
+def _check_format(name: str, backend: Backend) -> None:
+    if name in backend.formats:
+        return
+    able = [key for key, other in BACKENDS.items() if name in other.formats]
+    hint = f"Choose --backend {able[0]}." if able else "Leave out --backend: qlocal makes it itself."
+    raise UsageError(f"--format {name}: {backend.title} makes {backend.names} alone", hint=hint)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

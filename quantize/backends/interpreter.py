@@ -50,7 +50,7 @@ class Interpreter:
         this process is interrupted, and kills itself when this process is gone.
         """
         path = folder / "request.json"
-        path.write_text(json.dumps({**request, "scratch": str(folder)}), encoding="utf-8")
+        path.write_text(json.dumps(request), encoding="utf-8")
         with log.open("wb") as output:
             process = _start([self.python, str(SCRIPT), "quantize", str(path)], folder, output.fileno(), environment)
             try:

@@ -3,9 +3,9 @@
     peer.py versions PACKAGE [PACKAGE ...]    prints the versions of those that it has, as JSON in its last line
     peer.py quantize REQUEST.json             writes the folder that the request names
 
-A request: package, source, out, scratch (a folder to litter), format (awq, gptq), checkpoint_format (gemm, gptq or
-gptq_v2), group_size, symmetric, desc_act, shard_bytes, device (null: the package's own choice), windows (lists of token
-ids). Standard input is a pipe that whoever asks holds open: this process ends with it.
+A request: package, source, out, format (awq, gptq), checkpoint_format (gemm, gptq or gptq_v2), group_size, symmetric,
+desc_act, shard_bytes, device (null: the package's own choice), windows (lists of token ids). The working folder may be
+littered. Standard input is a pipe that whoever asks holds open: this process ends with it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run_gptqmodel(request: dict[str, Any]) -> None:
         group_size=request["group_size"],
         sym=request["symmetric"],
         desc_act=request["desc_act"],
-        offload_to_disk_path=request["scratch"],
+        offload_to_disk_path="offloaded",  # in the working folder: it is written into the result's config.json
     )
     model = GPTQModel.load(request["source"], config, device=request["device"], trust_remote_code=False)
     windows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in request["windows"]]

@@ -50,4 +50,5 @@ def test_a_peers_result_passes_the_gate_and_is_what_was_asked_for(name: str, tmp
     report = read_report(out)
     assert report is not None and report["verify"]["passed"] and report["verify"]["mean_kl"] < 0.1
     assert report["backend"]["name"] == arguments[1] and arguments[1] in report["backend"]["versions"]
+    assert str(tmp_path) not in (out / "config.json").read_text()
     assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
