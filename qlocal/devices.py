@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
@@ -11,7 +12,11 @@ import psutil
 
 from qlocal.errors import UsageError
 
+LARGEST_KEPT_BYTES = 128 << 20
+KEPT_BYTES = 512 << 20
 _CGROUP = Path("/sys/fs/cgroup")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of glibc's malloc.h."""
 
 
 def free_bytes(device: str) -> int:
@@ -48,6 +53,18 @@ def keep_threads_calm() -> None:
     is about 50 microseconds, longer than the gap between two operations.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep blocks below LARGEST_KEPT_BYTES that torch frees, KEPT_BYTES in all, for the next ones.
+
+    By default each comes from the system anew, which clears it page by page: a fifth of the processor time of a
+    quantization went there. Where the C library has no such setting, nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _free_host_bytes() -> int:

@@ -6,14 +6,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlocal.devices import KEPT_BYTES
 from qlocal.errors import PlanError
 from qlocal.models.base import ModelConfig, TensorSpec
 from quantize.options import Options
 from quantize.recipe import Recipe
 from quantize.type_choice import MAX_LENGTH, MAX_WINDOWS
 
-BASE_BYTES = 700 << 20
-"""The interpreter with torch and its thread pools."""
+BASE_BYTES = (700 << 20) + KEPT_BYTES
+"""The interpreter with torch and its thread pools, and what is freed and kept."""
 DEFAULT_GRAM_BYTES = 4 << 30
 HEAD_STRIP_ELEMENTS = 1 << 25
 """Elements of a head that are solved at once: 128 MB in float32."""

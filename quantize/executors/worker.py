@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from qlocal.devices import keep_freed_memory
 from qlocal.errors import QLocalError
 from qlocal.ggml_types import GgmlType
 from quantize.arithmetic import arithmetic, differences
@@ -59,6 +60,7 @@ def solve_there(site: Site, job: Job) -> Unit | Failure:
     refused = objection(site)
     if refused is not None:
         return Failure(refused, _SHARED)
+    keep_freed_memory()
     torch.set_num_threads(site.threads)
     try:
         return _solver(site).solve(job, lambda target, module, loss: None)
