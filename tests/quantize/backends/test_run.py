@@ -122,15 +122,19 @@ def test_a_peer_that_fails_is_quoted_and_its_log_kept(
 def test_the_peer_ends_with_us(how: signal.Signals, qwen2: Path, tmp_path: Path, peer: FakePeer) -> None:
     peer.act("hang")
     arguments = command(qwen2, tmp_path / "out", peer, "--format", "gptq", "--no-verify")
-    ours = subprocess.Popen([sys.executable, "-m", "quantize.cli", *arguments], stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for(lambda: peer.pid_file.exists() and peer.pid_file.read_text())
-        pid = int(peer.pid_file.read_text())
-        ours.send_signal(how)
-        _, said = ours.communicate(timeout=300)
-        wait_for(lambda: not alive(pid))
-    finally:
-        ours.kill()
+    # Whoever runs the tests in the background ignores Ctrl-C, and so would what is started here.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    program = [sys.executable, "-m", "quantize.cli", *arguments]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as ours:
+        signal.signal(signal.SIGINT, before)
+        try:
+            wait_for(lambda: peer.pid_file.exists() and peer.pid_file.read_text())
+            pid = int(peer.pid_file.read_text())
+            ours.send_signal(how)
+            _, said = ours.communicate(timeout=300)
+            wait_for(lambda: not alive(pid))
+        finally:
+            ours.kill()
     if how is signal.SIGINT:
         assert ours.returncode == 130 and "the same command begins anew" in said
         assert not (tmp_path / "out.partial").exists()
