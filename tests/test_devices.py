@@ -72,7 +72,7 @@ if "kept" in sys.argv:
     devices.keep_freed_memory()
 torch.ones(48 << 18)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(60):
     torch.ones(48 << 18)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
