@@ -123,6 +123,8 @@ def check(options: Options) -> None:
         raise UsageError("--desc-act belongs to --format gptq")
     if options.desc_act and options.rtn:
         raise UsageError("--desc-act orders columns by their inputs, and --rtn looks at none")
+    if options.quantize_head and not set(options.formats) & {"awq", "gptq"}:
+        raise UsageError("--quantize-head belongs to --format awq and gptq", hint="In GGUF the head has a --type.")
     _check_gguf(options)
     _check_pad(options.pad_ffn)
     check_device(options.device)
@@ -138,8 +140,6 @@ def check(options: Options) -> None:
 
 
 def _check_gguf(options: Options) -> None:
-    if options.quantize_head and not set(options.formats) & {"awq", "gptq"}:
-        raise UsageError("--quantize-head belongs to --format awq and gptq", hint="In GGUF the head has a --type.")
     if options.imatrix_file is not None and "gguf" not in options.formats:
         raise UsageError("--imatrix FILE belongs to --format gguf")
     if options.imatrix_file is not None and options.rtn:
