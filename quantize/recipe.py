@@ -18,7 +18,7 @@ from qlocal.formats.type_mix import MIXES, choose_types, gguf_entries
 from qlocal.ggml_types import GgmlType
 from qlocal.models.base import Architecture, ModelConfig, Role, TensorSpec
 from quantize.options import GROUP_SIZES, MEASURED, Options
-from quantize.type_choice import smallest_types
+from quantize.type_choice import check_room, smallest_types
 
 FFN_MULTIPLE = 256
 """The super-block of the K-quants, and two groups of 128: a split over two cards cuts no group."""
@@ -98,8 +98,11 @@ def make_recipe(
         notes += _head_notes(config)
     targets = [*_folder_targets(architecture, config, options, group_size, name)]
     if options.target_size is not None:
-        notes += _size_notes(options.target_size) if measured is None else []
-        targets.append(_measured_target(architecture, config, outputs(options, name)[MEASURED], measured))
+        target = _measured_target(architecture, config, outputs(options, name)[MEASURED], measured)
+        if measured is None:
+            check_room(target.num_bytes, options.target_size)
+            notes += _size_notes(options.target_size)
+        targets.append(target)
     elif "gguf" in options.formats:
         targets += _gguf_targets(architecture, config, options, name)
     return Recipe(architecture, source_config, config, group_size, tuple(targets), tuple(notes))

@@ -43,6 +43,14 @@ def test_a_file_that_cannot_be_so_small_is_refused_before_anything_is_measured(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_plan_alone_refuses_such_a_file_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["qwen2-72b-instruct", "--format", "gguf", "--out", str(tmp_path / "m.gguf"), "--dry-run"]
+    assert main([*arguments, "--target-size", "30GB"]) == 2
+    assert "--target-size is 30,000,000,000" in capsys.readouterr().err
+    assert main([*arguments, "--target-size", "45GB"]) == 0
+    assert "Types are chosen by what each tensor is worth" in capsys.readouterr().out
+
+
 def test_what_was_measured_is_not_measured_again(
     run: Quantize, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
