@@ -16,7 +16,7 @@ from qlocal.formats.quantization_config import QuantizationConfig
 from qlocal.formats.safetensors_writer import TensorEntry
 from qlocal.formats.type_mix import MIXES, choose_types, gguf_entries
 from qlocal.ggml_types import GgmlType
-from qlocal.models.base import Architecture, ModelConfig, Role, TensorSpec
+from qlocal.models.base import Architecture, ModelConfig, TensorSpec
 from quantize.options import GROUP_SIZES, MEASURED, Options
 from quantize.type_choice import check_room, smallest_types
 
@@ -264,8 +264,3 @@ def _hf_tensors(
     for spec in architecture.tensors(stored_config(config, settings)):
         size = sum(entry.num_bytes for entry in stored_entries(spec, settings).values())
         yield PlannedTensor(spec.name, settings.method if settings.of(spec) else "f16", spec.shape, size)
-
-
-def is_linear(spec: TensorSpec) -> bool:
-    """Whether GGUF stores this tensor in blocks: a matrix that is not the router."""
-    return len(spec.shape) == 2 and spec.role is not Role.ROUTER

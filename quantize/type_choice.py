@@ -8,14 +8,14 @@ every tensor's lower convex hull, always where a byte gains most.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qlocal.errors import PlanError
-from qlocal.formats.type_mix import MIXES
-from qlocal.ggml_types import LAYOUTS, GgmlType, row_bytes
-from qlocal.models.base import Architecture, ModelConfig, Role, TensorSpec
+from qlocal.formats.gguf_writer import GgufEntry
+from qlocal.formats.type_mix import MIXES, is_linear
+from qlocal.ggml_types import LAYOUTS, GgmlType
+from qlocal.models.base import Architecture, ModelConfig, TensorSpec
 
 CHOICES = tuple(dict.fromkeys(mix.default for mix in MIXES.values() if LAYOUTS[mix.default].block_size > 1))
 """Types that are written, in no order."""
@@ -39,7 +39,7 @@ class Sensitivity:
         return self.kl * self.errors[ggml_type] / self.errors[self.measured] if self.errors[self.measured] else 0.0
 
     def num_bytes(self, ggml_type: GgmlType) -> int:
-        return math.prod(self.shape[:-1]) * row_bytes(ggml_type, self.shape[-1])
+        return GgufEntry(self.name, self.shape, ggml_type).num_bytes
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Choice:
 
 def is_chosen(spec: TensorSpec) -> bool:
     """Whether a tensor's type is chosen: matrices but the router, where a type's blocks divide their rows."""
-    return len(spec.shape) == 2 and spec.role is not Role.ROUTER and bool(candidate_types(spec.shape[-1]))
+    return is_linear(spec) and bool(candidate_types(spec.shape[-1]))
 
 
 def candidate_types(columns: int) -> list[GgmlType]:

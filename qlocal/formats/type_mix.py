@@ -70,13 +70,23 @@ def gguf_entries(architecture: Architecture, config: ModelConfig, types: dict[st
     return file_order([GgufEntry(name, shape, types[name]) for name, shape in shapes.items()])
 
 
+def is_linear(spec: TensorSpec) -> bool:
+    """Whether GGUF may store this tensor in blocks: a matrix that is not the router."""
+    return len(spec.shape) == 2 and spec.role is not Role.ROUTER
+
+
+def is_head(spec: TensorSpec, config: ModelConfig) -> bool:
+    """Whether the logits are computed with this tensor: the head, or the embedding where they are tied."""
+    return spec.role is Role.HEAD or (spec.role is Role.EMBEDDING and config.tie_word_embeddings)
+
+
 def _tensor_type(spec: TensorSpec, config: ModelConfig, mix: TypeMix, has_imatrix: bool) -> GgmlType:
-    if len(spec.shape) == 1 or spec.role is Role.ROUTER:
+    if not is_linear(spec):
         return GgmlType.F32
     if mix.name in _UNQUANTIZED:
         return mix.default
     columns = spec.shape[-1]
-    if spec.role is Role.HEAD or (spec.role is Role.EMBEDDING and config.tie_word_embeddings):
+    if is_head(spec, config):
         return _fitting(_output_type(mix, columns), columns)
     return _fitting(_linear_type(spec, config, mix, has_imatrix), columns)
 

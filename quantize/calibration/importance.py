@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from qlocal.errors import CheckpointError
 from qlocal.formats.imatrix_file import ImatrixEntry, ImatrixFile, read_imatrix
+from qlocal.formats.type_mix import is_head, is_linear
 from qlocal.ggml_types import FLOAT_TYPES
 from qlocal.models.base import Role, TensorSpec
-from quantize.recipe import Recipe, is_linear
+from quantize.recipe import Recipe
 from quantize.state import file_sha256
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Importance:
         name, notes = self._file.path.name, []
         for spec in self._recipe.architecture.tensors(self._recipe.config):
             entry = self._file.entries.get(spec.gguf_name)
-            if entry is None and self._is_head(spec) and self._is_quantized(spec):
+            if entry is None and is_head(spec, self._recipe.config) and self._is_quantized(spec):
                 notes.append(f"{name} holds no {spec.gguf_name}, which is fitted by its weights alone.")
             elif entry is not None and is_linear(spec) and not self._says(spec, entry):
                 notes.append(f"{name} saw no token for {spec.module}, which is fitted by its weights alone.")
@@ -65,10 +66,6 @@ class Importance:
         """Whether a GGUF result stores this tensor in blocks."""
         types = [target.types[spec.gguf_name] for target in self._recipe.targets if target.types is not None]
         return any(entry.ggml_type not in FLOAT_TYPES for entry in types)
-
-    def _is_head(self, spec: TensorSpec) -> bool:
-        is_tied = spec.role is Role.EMBEDDING and self._recipe.config.tie_word_embeddings
-        return spec.role is Role.HEAD or is_tied
 
     def _problem(self, spec: TensorSpec) -> str | None:
         """Return what is wrong with the entry of a tensor. Embedding and head may be missing: llama-imatrix looks at

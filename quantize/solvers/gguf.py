@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qlocal.formats.gguf_rows import permute_rows, rows_to_store
+from qlocal.formats.type_mix import is_head
 from qlocal.ggml_types import FLOAT_TYPES, GgmlType
 from qlocal.kernels.reference import dequantize
 from qlocal.models.base import Role, TensorSpec
@@ -117,7 +118,6 @@ def _stored(weight: BlockWeight, spec: TensorSpec) -> Tensor:
 
 def _importance(task: LayerTask, spec: TensorSpec) -> Tensor | None:
     """Return mean x² of the inputs, or None where none were seen: an embedding, an expert never chosen."""
-    is_tied_head = spec.role is Role.EMBEDDING and task.source.config.tie_word_embeddings
-    role = Role.HEAD if is_tied_head or spec.role is Role.HEAD else INPUT_OF.get(spec.role)
+    role = Role.HEAD if is_head(spec, task.source.config) else INPUT_OF.get(spec.role)
     stats = None if role is None else task.captured.get((role, spec.expert))
     return stats.mean_square_K if stats is not None and stats.tokens else None

@@ -13,13 +13,14 @@ from torch import Tensor
 from qlocal.errors import CheckpointError
 from qlocal.formats.gguf_reader import read_gguf
 from qlocal.formats.gguf_rows import permute_rows
+from qlocal.formats.type_mix import is_linear
 from qlocal.models import ARCHITECTURES
 from qlocal.models.base import Role
 from quantize.calibration.importance import Importance
 from quantize.cli import main
 from quantize.methods.ggml import quantize_ggml
 from quantize.options import Options
-from quantize.recipe import Recipe, is_linear, make_recipe
+from quantize.recipe import Recipe, make_recipe
 from quantize.source import open_source
 from tests import tiny
 from tests.formats import imatrix_files
