@@ -112,14 +112,18 @@ def _check_head(checkpoint: Checkpoint, head: str) -> None:
     if head not in HEAD_CHOICES:
         raise UsageError(f"there is no head '{head[:40]}'", hint=f"One of {', '.join(HEAD_CHOICES)}.")
     stored = head_of(checkpoint)
-    if head == STORED or stored.storage not in DENSE_STORAGE:
-        return
-    columns, block = stored.shape[1], LAYOUTS[GgmlType[head.upper()]].block_size
+    held = _held_type(stored, head)
+    columns, block = stored.shape[1], 1 if held is None else LAYOUTS[held].block_size
     if columns % block:
         raise PlanError(
             f"the head of {checkpoint.path.name} has {columns} columns, {head} needs a multiple of {block}",
             hint="Hold it as q8_0, or as it is stored.",
         )
+
+
+def _held_type(stored: StoredTensor, head: str) -> GgmlType | None:
+    """Return the type that a head gets at load, or None where it is held as it is stored."""
+    return None if head == STORED or stored.storage not in DENSE_STORAGE else GgmlType[head.upper()]
 
 
 def head_of(checkpoint: Checkpoint) -> StoredTensor:
@@ -257,10 +261,11 @@ class _Draft:
 
     def _head_bytes(self, device: str) -> int:
         stored = head_of(self.checkpoint)
-        if self.head == STORED or stored.storage not in DENSE_STORAGE:
+        held = _held_type(stored, self.head)
+        if held is None:
             return self._prepared_bytes(stored, device)
         rows, columns = stored.shape
-        return rows * row_bytes(GgmlType[self.head.upper()], columns)
+        return rows * row_bytes(held, columns)
 
     def _stored(self, role: Role) -> StoredTensor:
         return next(stored for stored in self.checkpoint.tensors.values() if stored.spec.role is role)

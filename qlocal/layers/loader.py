@@ -15,7 +15,7 @@ from qlocal.layers.embedding import Embedding
 from qlocal.layers.head import hold
 from qlocal.layers.linear import Placement, QuantLinear, vector
 from qlocal.models.base import Role, TensorSpec
-from qlocal.plan import Plan
+from qlocal.plan import Plan, head_of
 from qlocal.weights import DenseWeight, Weight
 
 OnProgress = Callable[[int, int], None]
@@ -95,7 +95,7 @@ def load_head(
 
 def read_head(checkpoint: Checkpoint) -> Weight:
     """Return the output head as it is stored, which is the embedding where they are tied."""
-    return checkpoint.read(HEAD if HEAD in checkpoint.tensors else EMBEDDING)
+    return checkpoint.read(head_of(checkpoint).spec.name)
 
 
 def _bias(checkpoint: Checkpoint, biases: dict[str, str], spec: TensorSpec) -> DenseWeight | None:
