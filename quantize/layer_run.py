@@ -65,14 +65,10 @@ class LayerRun:
     def whole(self, layer: DecoderLayer, outputs: HiddenStates, recorder: Recorder) -> None:
         """Run the whole layer and store its outputs; inputs are recorded without weights."""
 
-        def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> bool:
-            recorder.record((role, expert), x_TK, None)
-            return False
-
         for samples in self._batches():
-            states = self._attended(layer, samples, observe)
+            states = self._attended(layer, samples, recorder.observe)
             self.mean_squares[Role.O][samples] = self._by_sample(states.square().mean(-1))
-            states = layer.ffn_block(states, observe)
+            states = layer.ffn_block(states, recorder.observe)
             self.mean_squares[Role.DOWN][samples] = self._by_sample(states.square().mean(-1))
             outputs[samples] = self._by_sample(states)
 

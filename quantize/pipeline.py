@@ -44,6 +44,7 @@ from quantize.placing import Placing, Staged
 from quantize.recipe import HEAD_UNIT, Target, make_recipe, unit_specs
 from quantize.report.display import Display, DoneUnit
 from quantize.report.summary import Summary
+from quantize.sensitivity import measure
 from quantize.source import PaddedSource
 from quantize.source_hashes import SourceHashes
 from quantize.state import Journal, Unit, locked, open_journal, source_fingerprint, whole_hashes
@@ -142,11 +143,10 @@ class _Run:
             return
         if self._journal.choice is None:
             assert self._windows is not None, "--target-size is refused without calibration"
-            scratch = self.folder / "streams.tmp"
-            chosen = choose_for_size(
-                self._recipe, self._source, self._name, self._options, self._windows.ids, scratch, self._device,
-                self._display.measured_layer,
-            )  # fmt: skip
+            scratch, on_layer = self.folder / "streams.tmp", self._display.measured_layer
+            measured = measure(self._source, self._windows.ids, scratch, self._device, on_layer)
+            size = self._options.target_size
+            chosen = choose_for_size(self._recipe, self._source, self._name, size, measured)
             self._display.say(chosen.sentence)
             self._journal.choice = chosen.to_json()
             self._journal.save()

@@ -8,7 +8,7 @@ rounding activations to bfloat16 does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,14 +20,14 @@ from qlocal.layers.attention import causal
 from qlocal.layers.decoder import DecoderLayer
 from qlocal.layers.embedding import Embedding
 from qlocal.layers.ffn import Observe
-from qlocal.layers.loader import EMBEDDING, HEAD, load_embedding, load_head, load_layer
+from qlocal.layers.loader import load_embedding, load_head, load_layer, read_head
 from qlocal.layers.norm import rms_norm
 from qlocal.layers.rotary import Rotary
 from qlocal.models.base import Role, TensorSpec
 from qlocal.weights import DenseWeight
 from quantize.calibration.hidden_states import HiddenStates
-from quantize.calibration.recorder import INPUT_OF, Key, Recorder, Wanted, experts
-from quantize.gate.streaming import BATCH_TOKENS
+from quantize.calibration.recorder import INPUT_OF, Key, Recorder, Wanted, all_inputs
+from quantize.gate.streaming import BATCH_TOKENS, OnLayer
 from quantize.methods.ggml import quantize_ggml
 from quantize.source import PaddedSource
 from quantize.type_choice import MAX_LENGTH, MAX_WINDOWS, Sensitivity, candidate_types, is_chosen
@@ -39,8 +39,6 @@ LIKELIEST = 1024
 MAX_TABLE_ELEMENTS = 1 << 26
 """Elements of head rows, one a likely token and place, that are held at once: 256 MB."""
 DTYPE = "float32"
-OnLayer = Callable[[int, int], None]
-"""Called with (layers done, layers in all)."""
 
 
 @torch.inference_mode()
@@ -76,6 +74,7 @@ class _Run:
         )
         self._names: list[str] = []
         self._errors: dict[str, dict[GgmlType, float]] = {}
+        self._small_heads: dict[str, Embedding] = {}
         self._at_once = max(1, BATCH_TOKENS // ids.numel())
         positions = torch.arange(ids.shape[1], device=device).repeat(self._at_once * len(ids))
         self._rotation = Rotary(source.config).at(positions)
@@ -85,8 +84,11 @@ class _Run:
         ids = self._ids.flatten()
         embedding = load_embedding(self._source, "cpu")
         self._streams[0] = embedding(ids)
-        for name, specs in self._of_role(Role.EMBEDDING):
-            self._begin(name, self._embedded(specs[0], ids))
+        for name, (spec,) in self._of_role(Role.EMBEDDING):
+            small = self._small_table(spec)
+            self._begin(name, small(ids))
+            if self._config.tie_word_embeddings:
+                self._small_heads[name] = small
 
     def layer(self, index: int) -> None:
         """Run a layer over all streams, and begin those of its own tensors."""
@@ -105,7 +107,10 @@ class _Run:
     def finish(self) -> list[Sensitivity]:
         """Compare the predictions of all streams with the source's."""
         norm, head = load_head(self._source, self._device, DTYPE)
-        table, small_tables = self._head_tables()
+        for name, (spec,) in self._of_role(Role.HEAD):
+            self._small_heads[name] = self._small_table(spec)
+            self._begin(name, self._streams[0])
+        table = Embedding(read_head(self._source), torch.device("cpu"))
         kl = torch.zeros(len(self._names))
         tokens_at_once = max(1, MAX_TABLE_ELEMENTS // (LIKELIEST * self._config.hidden_size))
         for start in range(0, self._ids.numel(), tokens_at_once):
@@ -113,13 +118,13 @@ class _Run:
             states = rms_norm(states, norm, self._config.rms_norm_eps).transpose(0, 1)  # (T, 1 + streams, D)
             ids = head(states[:, 0])[0].topk(min(LIKELIEST, self._config.vocab_size)).indices  # (T, likeliest)
             logits = states @ self._rows(table, ids).mT
-            for name, small in small_tables.items():
+            for name, small in self._small_heads.items():
                 at = 1 + self._names.index(name)
                 logits[:, at] = (self._rows(small, ids) @ states[:, at].unsqueeze(-1)).squeeze(-1)
             log_p = logits.log_softmax(-1)
             kl += (log_p[:, :1].exp() * (log_p[:, :1] - log_p[:, 1:])).sum((0, 2)).cpu()
         kl = kl.clamp(min=0.0) / self._ids.numel()
-        return [self._sensitivity(name, float(kl[self._names.index(name)])) for name in self._specs]
+        return [self._sensitivity(name, worth) for name, worth in zip(self._names, kl.tolist(), strict=True)]
 
     def close(self) -> None:
         self._streams.remove()
@@ -128,7 +133,7 @@ class _Run:
         self, layer: DecoderLayer, name: str, specs: list[TensorSpec], means: dict[Key, Tensor], clean: Tensor
     ) -> None:
         """Begin the stream of a linear, of all its experts at once; the layer is as before afterwards."""
-        biases = {spec: self._bias(spec) for spec in specs}
+        biases = {spec: self._source.bias_of(spec) for spec in specs}
         for spec in specs:
             importance = means.get((INPUT_OF[spec.role], spec.expert))
             layer.replace(spec.role, spec.expert, self._small(spec, importance), biases[spec])
@@ -146,21 +151,9 @@ class _Run:
             errors[ggml_type] += quantize_ggml(rows, ggml_type, importance_K).loss
         return DenseWeight(dequantize(quantize_ggml(weight, types[0], importance_K).weight).bfloat16())
 
-    def _embedded(self, spec: TensorSpec, ids: Tensor) -> Tensor:
-        """Return the embedded windows with the table in its smallest type."""
-        return self._small(spec, None).data[ids].float()
-
-    def _head_tables(self) -> tuple[Embedding, dict[str, Embedding]]:
-        """Return the rows of the source's head; and those in the smallest type by the name of the tensor, which is the
-        embedding's where they are tied."""
-        role = Role.EMBEDDING if self._config.tie_word_embeddings else Role.HEAD
-        name = EMBEDDING if role is Role.EMBEDDING else HEAD
-        small = {}
-        for gguf_name, (spec,) in self._of_role(role):
-            small[gguf_name] = Embedding(self._small(spec, None), torch.device("cpu"))
-            if role is Role.HEAD:
-                self._begin(gguf_name, self._streams[0])
-        return Embedding(self._source.read(name), torch.device("cpu")), small
+    def _small_table(self, spec: TensorSpec) -> Embedding:
+        """Return the rows of an embedding or a head in its smallest type."""
+        return Embedding(self._small(spec, None), torch.device("cpu"))
 
     def _rows(self, table: Embedding, ids: Tensor) -> Tensor:
         """Return the rows (T, likeliest, D) f32 of a head for tokens (T, likeliest)."""
@@ -168,14 +161,8 @@ class _Run:
 
     def _record(self, layer: DecoderLayer, clean: Tensor) -> dict[Key, Tensor]:
         """Run the layer over the source's own stream; returns the mean square (K,) of every input that was seen."""
-        keys = [(role, expert) for role in (Role.GATE, Role.DOWN) for expert in experts(self._config)]
-        recorder = Recorder(self._config, {key: Wanted() for key in [(Role.Q, None), (Role.O, None), *keys]})
-
-        def observe(role: Role, expert: int | None, x: Tensor, tokens: Tensor | None) -> bool:
-            recorder.record((role, expert), x, None)
-            return False
-
-        self._streams[0] = self._forward(layer, clean, observe).cpu()
+        recorder = Recorder(self._config, dict.fromkeys(all_inputs(self._config), Wanted()))
+        self._streams[0] = self._forward(layer, clean, recorder.observe).cpu()
         return {key: stats.mean_square_K for key, stats in recorder.stats.items() if stats.tokens}
 
     def _forward(self, layer: DecoderLayer, states: Tensor, observe: Observe | None = None) -> Tensor:
@@ -191,9 +178,6 @@ class _Run:
 
     def _of_role(self, role: Role) -> Iterator[tuple[str, list[TensorSpec]]]:
         yield from ((name, specs) for name, specs in self._specs.items() if specs[0].role is role)
-
-    def _bias(self, spec: TensorSpec) -> DenseWeight | None:
-        return self._source.read(f"{spec.module}.bias") if f"{spec.module}.bias" in self._source.tensors else None
 
     def _sensitivity(self, name: str, kl: float) -> Sensitivity:
         spec, *others = self._specs[name]

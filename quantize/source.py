@@ -11,7 +11,7 @@ from qlocal.errors import FormatError, UnsupportedError
 from qlocal.formats.base import Checkpoint, GenerationDefaults, StoredTensor, TokenizerData
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.hf_checkpoint import HfCheckpoint
-from qlocal.models.base import Architecture, ModelConfig
+from qlocal.models.base import Architecture, ModelConfig, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,11 @@ class PaddedSource(Checkpoint):
         for part, half in zip(torch.split(data, CHECK_ROWS), torch.split(halves, CHECK_ROWS), strict=True):
             half.copy_(_in_range(part, name, self.file_of(name).name))
         return halves
+
+    def bias_of(self, spec: TensorSpec) -> DenseWeight | None:
+        """Return the bias of a linear, which no method changes."""
+        name = f"{spec.module}.bias"
+        return self.read(name) if name in self.tensors else None
 
     def tokenizer(self) -> TokenizerData:
         return self._checkpoint.tokenizer()

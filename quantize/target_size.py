@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from qlocal.formats.type_mix import choose_types
 from qlocal.ggml_types import GgmlType
 from quantize.assemble import gguf_file_bytes
 from quantize.options import GGUF_TYPES, Options
 from quantize.recipe import Recipe
-from quantize.sensitivity import OnLayer, measure
 from quantize.source import PaddedSource
 from quantize.type_choice import Sensitivity, check_room, choose
 
@@ -45,20 +41,13 @@ def choose_for_size(
     recipe: Recipe,
     source: PaddedSource,
     name: str,
-    options: Options,
-    ids: Tensor,
-    scratch: Path,
-    device: str,
-    on_layer: OnLayer,
+    target_size: int,
+    sensitivities: Sequence[Sensitivity],
 ) -> Sized:
-    """Measure the tensors and choose their types. recipe: of the smallest file; ids: (S, L) calibration windows."""
-    assert options.target_size is not None, "the caller has looked"
-    (smallest,) = recipe.targets
-    beside = gguf_file_bytes(recipe, source, name, smallest) - smallest.num_bytes  # metadata, which types do not change
-    fixed = smallest.num_bytes
-    sensitivities = measure(source, ids, scratch, device, on_layer)
-    fixed -= sum(s.num_bytes(s.measured) for s in sensitivities)
-    choice = choose(sensitivities, options.target_size - beside - fixed)
+    """Choose the types of measured tensors. recipe: of the smallest file, with which they were measured."""
+    smallest = gguf_file_bytes(recipe, source, name, recipe.targets[0])
+    fixed = smallest - sum(s.num_bytes(s.measured) for s in sensitivities)  # what types do not change
+    choice = choose(sensitivities, target_size - fixed)
     return Sized(choice.types, _sentence(recipe, sensitivities, choice.types))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qlocal.models.base import Role
 from quantize.calibration.hidden_states import HiddenStates
-from quantize.calibration.recorder import Key, Wanted, experts
+from quantize.calibration.recorder import Key, Wanted, all_inputs
 from quantize.estimate import DEFAULT_GRAM_BYTES
 from quantize.layer_run import LayerRun
 from quantize.methods.base import Statistics
@@ -123,9 +123,7 @@ def wanted_of_stream(source: PaddedSource, options: Options) -> dict[Key, Wanted
     formats = set(options.formats)
     wanted: dict[Key, Wanted] = {}
     if "gguf" in formats and options.measures_importance:
-        for role in (Role.Q, Role.O, Role.GATE, Role.DOWN):
-            in_experts = role in (Role.GATE, Role.DOWN)
-            wanted |= {(role, expert): Wanted() for expert in (experts(source.config) if in_experts else (None,))}
+        wanted = dict.fromkeys(all_inputs(source.config), Wanted())
     first = wanted.get((Role.Q, None), Wanted())
     if "awq" in formats:
         first |= awq.wanted_of(source, Role.Q)

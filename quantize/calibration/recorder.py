@@ -51,6 +51,11 @@ class Recorder:
             stats.add(x_TK, weights_T)
         return key[0] is self._last
 
+    def observe(self, role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> bool:
+        """Count inputs as an `Observe` that lets the whole block be computed, every token alike."""
+        self.record((role, expert), x_TK, None)
+        return False
+
     def finish(self) -> dict[Key, Statistics]:
         """Complete the sums and return them."""
         for stats in self.stats.values():
@@ -83,6 +88,12 @@ def batches(config: ModelConfig, wanted: dict[Key, Wanted], max_bytes: int) -> I
         used += size
     if batch:
         yield batch
+
+
+def all_inputs(config: ModelConfig) -> list[Key]:
+    """Return every input that the linears of a layer read, in the order in which they are computed."""
+    in_experts = [(role, expert) for role in (Role.GATE, Role.DOWN) for expert in experts(config)]
+    return [(Role.Q, None), (Role.O, None), *in_experts]
 
 
 def experts(config: ModelConfig) -> Iterable[int | None]:

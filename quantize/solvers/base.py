@@ -99,14 +99,6 @@ def effective_weight(weight: AffineWeight, scale_K: Tensor | None = None) -> Den
     return DenseWeight(torch.cat(parts))
 
 
-def bias_of(task: LayerTask, spec: TensorSpec) -> DenseWeight | None:
-    """Return the source's bias of a linear, which no method changes."""
-    for other in task.specs:
-        if other.is_bias and other.module == spec.module:
-            return task.source.read(other.name)
-    return None
-
-
 def record(
     task: LayerTask, wanted: dict[Key, Wanted], forward: Forward, *, at_once: bool = False
 ) -> Iterator[dict[Key, Statistics]]:

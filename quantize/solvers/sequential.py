@@ -21,7 +21,6 @@ from quantize.solvers.base import (
     LayerResult,
     LayerTask,
     affine_settings,
-    bias_of,
     effective_weight,
     record,
     stored_linear,
@@ -94,7 +93,7 @@ class SequentialLayer(ABC):
 
     def use(self, spec: TensorSpec, weight: Weight, loss: float) -> None:
         """Let the layer compute the next inputs with a solved weight; keep its loss."""
-        self._layer.replace(spec.role, spec.expert, weight, bias_of(self.task, spec))
+        self._layer.replace(spec.role, spec.expert, weight, self.task.source.bias_of(spec))
         self.result.losses[spec.module] = loss
         self.task.on_loss(spec.module, loss)
 

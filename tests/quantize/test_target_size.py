@@ -65,7 +65,7 @@ def test_what_was_measured_is_not_measured_again(
         patched.setattr(pipeline._Run, "solve", stop)
         with pytest.raises(AssertionError):
             run(tiny_checkpoint, *arguments, out="stopped.gguf")
-    monkeypatch.setattr(pipeline, "choose_for_size", stop)
+    monkeypatch.setattr(pipeline, "measure", stop)
     assert run(tiny_checkpoint, *arguments, out="stopped.gguf").read_bytes() == whole
 
 
