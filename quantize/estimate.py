@@ -43,7 +43,9 @@ def estimate(recipe: Recipe, options: Options) -> Estimate:
     tokens = calibration.num_samples * min(calibration.seq_len, config.max_position_embeddings)
     hidden = tokens * config.hidden_size * 4 if options.needs_calibration else 0
     sequential = _is_sequential(options)
-    activations = hidden * (3 if sequential else 2)  # inputs, outputs, and those between attention and FFN
+    activations = hidden * 2  # inputs and outputs of a layer
+    if sequential:  # and what attention gives `o`
+        activations += tokens * config.q_size * 4
     if options.target_size is not None:  # a stream for every tensor, before the layers are captured
         streams = len(recipe.targets[0].tensors) * MAX_WINDOWS * MAX_LENGTH
         activations = max(activations, streams * config.hidden_size * 4)

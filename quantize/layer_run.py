@@ -31,7 +31,7 @@ SMALLEST = 1e-12
 
 
 class LayerRun:
-    """Layer `index` of the source, with its inputs. `between` holds the residual stream after attention.
+    """Layer `index` of the source, with its inputs. What attention gives `o` is kept in the file `scratch`.
 
     The weights of tokens come from the first run of the `whole` layer, with the source's own weights: `mean_squares`,
     (S, L) f32 by role, which another LayerRun of the same inputs takes over.
@@ -50,7 +50,7 @@ class LayerRun:
         self._index = index
         self._inputs = inputs
         self._scratch = scratch
-        self._between: HiddenStates | None = None
+        self._attended: HiddenStates | None = None
         self._device = torch.device(device)
         samples, length, _ = inputs.shape
         self._at_once = min(samples, samples_at_once(source.config, length))
@@ -66,26 +66,28 @@ class LayerRun:
         """Run the whole layer and store its outputs; inputs are recorded without weights."""
 
         for samples in self._batches():
-            states = self._attended(layer, samples, recorder.observe)
+            states = self._states(samples)
+            states = layer.add_attended(states, self._attend(layer, samples, states, recorder.observe))
             self.mean_squares[Role.O][samples] = self._by_sample(states.square().mean(-1))
             states = layer.ffn_block(states, recorder.observe)
             self.mean_squares[Role.DOWN][samples] = self._by_sample(states.square().mean(-1))
             outputs[samples] = self._by_sample(states)
 
-    def attention(self, layer: DecoderLayer, recorder: Recorder | None, *, keep: bool) -> None:
-        """Run the attention block; `keep` stores its outputs for `ffn`."""
-        if keep and self._between is None:
-            self._between = HiddenStates(self._scratch, self._inputs.shape, create=True)
+    def attention(self, layer: DecoderLayer, recorder: Recorder) -> None:
+        """Run attention up to `o` and keep what `o` reads."""
+        if self._attended is None:
+            shape = (*self._inputs.shape[:2], self._source.config.q_size)
+            self._attended = HiddenStates(self._scratch, shape, create=True)
         for samples in self._batches():
-            states = self._attended(layer, samples, self._observer(recorder, samples))
-            if keep and self._between is not None:
-                self._between[samples] = self._by_sample(states)
+            attended = self._attend(layer, samples, self._states(samples), self._observer(recorder, samples))
+            self._attended[samples] = self._by_sample(attended)
 
     def ffn(self, layer: DecoderLayer, recorder: Recorder) -> None:
-        """Run the feed-forward block over what `attention` has kept."""
-        assert self._between is not None, "attention(keep=True) runs first"
+        """Run `o` and the feed-forward block over what `attention` has kept."""
+        assert self._attended is not None, "attention runs first"
         for samples in self._batches():
-            states = self._between[samples].flatten(0, 1).to(self._device)
+            attended = self._attended[samples].flatten(0, 1).to(self._device)
+            states = layer.add_attended(self._states(samples), attended)
             layer.ffn_block(states, self._observer(recorder, samples))
 
     def _batches(self) -> Iterator[slice]:
@@ -96,16 +98,16 @@ class LayerRun:
         """(B * L, ...) on the device to (B, L, ...) in host memory."""
         return values.cpu().view(-1, self._inputs.shape[1], *values.shape[1:])
 
-    def _attended(self, layer: DecoderLayer, samples: slice, observe: Observe | None) -> Tensor:
-        """Return the residual stream (B * L, D) after the attention block."""
-        states = self._inputs[samples].flatten(0, 1).to(self._device)
+    def _states(self, samples: slice) -> Tensor:
+        """Return the residual stream (B * L, D) before the layer."""
+        return self._inputs[samples].flatten(0, 1).to(self._device)
+
+    def _attend(self, layer: DecoderLayer, samples: slice, states: Tensor, observe: Observe) -> Tensor:
+        """Return the inputs of `o` (B * L, H * Dh)."""
         length, count = self._inputs.shape[1], samples.stop - samples.start
-        return layer.attention_block(states, self._rotation.first(len(states)), causal([length] * count), observe)
+        return layer.attended(states, self._rotation.first(len(states)), causal([length] * count), observe)
 
-    def _observer(self, recorder: Recorder | None, samples: slice) -> Observe | None:
-        if recorder is None:
-            return None
-
+    def _observer(self, recorder: Recorder, samples: slice) -> Observe:
         def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> bool:
             weights = None
             if role in self.mean_squares:
@@ -117,6 +119,6 @@ class LayerRun:
 
     def close(self) -> None:
         """Delete the scratch file."""
-        if self._between is not None:
-            self._between.remove()
-            self._between = None
+        if self._attended is not None:
+            self._attended.remove()
+            self._attended = None

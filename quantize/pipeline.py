@@ -238,7 +238,7 @@ class _Run:
         inputs = self._inputs(unit)
         if unit == HEAD_UNIT:
             return Job(unit, self._capture_head(inputs), importance=importance)
-        run = LayerRun(self._source, int(unit), inputs, self.folder / "between.tmp", self._device)
+        run = LayerRun(self._source, int(unit), inputs, self.folder / "attended.tmp", self._device)
         outputs = HiddenStates(self.folder / "outputs.tmp", inputs.shape, create=True)
         recorder = Recorder(self._recipe.config, wanted_of_stream(self._source, self._options))
         with torch.inference_mode():

@@ -86,7 +86,7 @@ class UnitSolver:
         if job.inputs is None:
             return None
         inputs = HiddenStates(self._folder / job.inputs.file, job.inputs.shape)
-        scratch = self._folder / f"between-{uuid.uuid4().hex}.tmp"  # another worker may have the same unit, given up
+        scratch = self._folder / f"attended-{uuid.uuid4().hex}.tmp"  # another worker may have the same unit, given up
         return LayerRun(self._source, int(job.unit), inputs, scratch, self._device, job.inputs.mean_squares)
 
     def _solve(self, job: Job, run: LayerRun | None, target: Target, on_loss: OnLoss) -> LayerResult:

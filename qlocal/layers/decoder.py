@@ -42,17 +42,27 @@ class DecoderLayer:
         self, hidden_states: Tensor, rotation: Rotation, attend: Attend, observe: Observe | None = None
     ) -> Tensor:
         """Add attention to the residual stream. hidden_states: (T, D) f32; returns the same."""
+        return self.add_attended(hidden_states, self.attended(hidden_states, rotation, attend, observe))
+
+    def attended(
+        self, hidden_states: Tensor, rotation: Rotation, attend: Attend, observe: Observe | None = None
+    ) -> Tensor:
+        """Return the input of `o`, (T, H * Dh) f32, for the residual stream (T, D) f32."""
         config, tokens = self.config, hidden_states.shape[0]
         heads = [config.num_attention_heads, config.num_key_value_heads]
         x = rms_norm(hidden_states, self.input_norm, config.rms_norm_eps)
-        if observe is not None and observe(Role.Q, None, x, None):
-            return hidden_states
+        if observe is not None:
+            observe(Role.Q, None, x, None)
         q, k, v = self.qkv(x)
         rotated = rotation.apply(torch.cat((q, k), dim=1).view(tokens, -1, config.head_dim))
         q, k = rotated.split_with_sizes(heads, dim=1)  # (T, H, Dh), (T, Hk, Dh)
         attended = attend(q, k, v.view(k.shape)).reshape(tokens, config.q_size)
-        if observe is not None and observe(Role.O, None, attended, None):
-            return hidden_states
+        if observe is not None:
+            observe(Role.O, None, attended, None)
+        return attended
+
+    def add_attended(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
+        """Add what `o` makes of its input to the residual stream. Returns (T, D) f32."""
         (out,) = self.o(attended)
         return hidden_states + out
 

@@ -14,7 +14,7 @@ from qlocal.models.base import ModelConfig, Role
 Observe = Callable[[Role, "int | None", Tensor, "Tensor | None"], bool]
 """Called with (role, expert, input, tokens) of every linear before it computes; once for linears that share an input.
 tokens: (T,) int64 which tokens an expert was given, or None for all of them. Returns whether that is enough: then the
-block computes no further, and its output means nothing."""
+feed-forward block computes no further, and its output means nothing."""
 
 
 class Ffn:

@@ -58,8 +58,7 @@ class SequentialLayer(ABC):
         """Solve the layer. The statistics of q/k/v's input are taken from `task.captured`."""
         run, layer, config = self._run, self._layer, self.task.source.config
         self.solve_inputs({(Role.Q, None): self.task.captured[Role.Q, None].copy()})  # other results need it too
-        self._stage([(Role.O, None)], lambda recorder: run.attention(layer, recorder, keep=False))
-        run.attention(layer, None, keep=True)
+        self._stage([(Role.O, None)], lambda recorder: run.attention(layer, recorder))
         first, second = ([(role, expert) for expert in experts(config)] for role in (Role.GATE, Role.DOWN))
         self._stage(first, lambda recorder: run.ffn(layer, recorder), together=self.experts_together)
         self._stage(second, lambda recorder: run.ffn(layer, recorder))
