@@ -1,6 +1,6 @@
 """Train a small Llama or Mixtral for a few minutes: quantizers then meet weights of these families that were learned.
 
-    train_tiny.py llama|mixtral OUT --tokenizer FOLDER --text FILE [FILE ...] [--minutes 4]
+    python -P benchmarks/train_tiny.py llama|mixtral OUT --tokenizer FOLDER --text FILE [FILE ...] [--minutes 4]
 
 FOLDER is any checkpoint with a tokenizer.json; the texts are read as one. Needs an interpreter with transformers, which
 this project does not depend on. OUT becomes a BF16 folder as `quantize` takes it; it is the same for the same number of

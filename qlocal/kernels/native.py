@@ -155,6 +155,8 @@ def _declare(functions: ctypes.CDLL) -> ctypes.CDLL:
         "qlocal_decode": ([i32, matrix, i64, i64, floats], None),
         "qlocal_quantize_blocks": ([i32, ctypes.c_void_p], None),
         "qlocal_feedback_blocks": ([i32, ctypes.c_void_p], None),
+        "qlocal_allow_tiles": ([], i32),
+        "qlocal_add_gram": ([ctypes.c_void_p, i64, i64, ctypes.c_void_p], i32),
     }
     for name, (arguments, result) in signatures.items():
         function = getattr(functions, name)

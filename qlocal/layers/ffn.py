@@ -31,7 +31,7 @@ class Ffn:
         if observe is not None and observe(Role.GATE, self._expert, x, tokens):
             return torch.zeros_like(x)
         gate, up = self.gate_up(x)
-        inner = F.silu(gate) * up  # (T, F)
+        inner = F.silu(gate, inplace=True).mul_(up)  # (T, F); both are this call's own
         if observe is not None and observe(Role.DOWN, self._expert, inner, tokens):
             return torch.zeros_like(x)
         (out,) = self.down(inner)

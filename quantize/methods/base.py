@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from qlocal.kernels.gram import add_gram, can_add_gram
 from qlocal.weights import AffineWeight, BlockWeight
 
 GRAM_BLOCK = 1024
@@ -65,19 +66,18 @@ class Statistics:
         """Count the inputs x (T, K), any float dtype. weights_T: (T,) f32 how much an error at each token matters, or
         None for 1."""
         rounded = x_TK.to(torch.bfloat16)
-        x = rounded.float()
-        self.tokens += len(x)
+        self.tokens += len(rounded)
         if self._means:  # one call's sums are exact enough in float32; across calls they are kept in float64
+            x = rounded.float()
             self._abs_sum_K += x.abs().sum(0).double().cpu()
             self._square_sum_K += x.square().sum(0).double().cpu()
         if weights_T is not None:
-            x = x * weights_T.sqrt().unsqueeze(1)
-            rounded = x.to(torch.bfloat16)
+            rounded = (rounded * weights_T.sqrt().unsqueeze(1)).to(torch.bfloat16)
         if self._sample_per_call:
             step = max(1, len(x) // self._sample_per_call)
             self._samples.append(rounded[::step][: self._sample_per_call].cpu().clone())
         if self.gram_KK is not None:
-            self._add_gram(x)
+            self._add_gram(rounded)
 
     @property
     def mean_abs_K(self) -> Tensor:
@@ -104,8 +104,12 @@ class Statistics:
         if self.gram_KK is not None:
             mirror_upper(self.gram_KK)
 
-    def _add_gram(self, x: Tensor) -> None:
+    def _add_gram(self, rounded: Tensor) -> None:
         assert self.gram_KK is not None, "the caller has looked"
+        if rounded.device.type == "cpu" and can_add_gram():
+            add_gram(rounded.contiguous(), self.gram_KK)
+            return
+        x = rounded.float()
         with exact_bf16_products():
             for start in range(0, self.columns, GRAM_BLOCK):
                 rows = x[:, start : start + GRAM_BLOCK]

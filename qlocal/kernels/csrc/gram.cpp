@@ -1,0 +1,63 @@
+// Gram matrices on the C interface: what ctypes calls (gram.py).
+
+#include "gram.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "thread_pool.h"
+#include "tiles.h"
+
+namespace {
+
+// Tokens packed at once: what a strip's columns take of them stays in the second-level cache.
+constexpr int64_t kTokens = 1024;
+
+struct Free {
+    void operator()(uint16_t* memory) const { std::free(memory); }
+};
+
+void run(int64_t total, const qlocal::GramJob& job, qlocal::RowsBody body) {
+    qlocal::parallel_rows(total, 1, body, const_cast<qlocal::GramJob*>(&job));
+}
+
+void add_tokens(const qlocal::GramJob& job, int64_t panels) {
+    run(panels, job, [](void* context, int64_t first, int64_t last) {
+        qlocal::amx_gram.pack(*static_cast<const qlocal::GramJob*>(context), first, last);
+    });
+    const int64_t strips = (job.columns + qlocal::kStripColumns - 1) / qlocal::kStripColumns;
+    run(strips, job, [](void* context, int64_t first, int64_t last) {
+        for (int64_t strip = first; strip < last; ++strip)
+            qlocal::amx_gram.add(*static_cast<const qlocal::GramJob*>(context), strip);
+    });
+}
+
+} // namespace
+
+extern "C" {
+
+// Whether qlocal_add_gram may be called: qlocal_cpu_features has AMX_BF16, and the system lets this process use it.
+int32_t qlocal_allow_tiles() { return qlocal::allow_tiles(); }
+
+// Add sum over t of x[t, i] x[t, j] to gram[i, j] for all j >= i; some elements below the diagonal become scratch.
+//   inputs: (tokens, columns) bf16, contiguous, 2-byte aligned. gram: (columns, columns) float32, contiguous.
+// Products are exact, sums float32, and the same for every number of threads. The caller checks. 0 when there was no
+// memory for 2,048 bytes a column.
+int32_t qlocal_add_gram(const uint16_t* inputs, int64_t tokens, int64_t columns, float* gram) {
+    const int64_t panels = (columns + 2 * qlocal::kPanelColumns - 1) / (2 * qlocal::kPanelColumns) * 2;
+    const int64_t most =
+        std::min((tokens + qlocal::kTileTokens - 1) / qlocal::kTileTokens * qlocal::kTileTokens, kTokens);
+    const std::unique_ptr<uint16_t, Free> packed(
+        static_cast<uint16_t*>(std::aligned_alloc(64, size_t(panels * most * qlocal::kPanelColumns * 2))));
+    if (tokens > 0 && !packed)
+        return 0;
+    for (int64_t start = 0; start < tokens; start += kTokens) {
+        const int64_t count = std::min(tokens - start, kTokens);
+        const int64_t tiles = (count + qlocal::kTileTokens - 1) / qlocal::kTileTokens;
+        add_tokens({inputs + start * columns, gram, packed.get(), count, columns, tiles}, panels);
+    }
+    return 1;
+}
+
+} // extern "C"

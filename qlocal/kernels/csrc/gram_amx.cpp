@@ -1,0 +1,148 @@
+// Gram matrices with AMX: 32 x 32 elements at a time in four tiles of sums.
+
+#include "gram.h"
+
+#include <immintrin.h>
+
+namespace {
+
+using qlocal::GramJob;
+using qlocal::kPanelColumns;
+using qlocal::kStripColumns;
+using qlocal::kTileElements;
+using qlocal::kTileTokens;
+
+constexpr int64_t kBlock = 2 * kPanelColumns;
+constexpr int kTileBytesARow = 64;
+
+// Eight tiles of 16 rows of 64 bytes.
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+
+    TileConfig() {
+        for (int tile = 0; tile < 8; ++tile) {
+            row_bytes[tile] = kTileBytesARow;
+            rows[tile] = 16;
+        }
+    }
+};
+
+// No template of the standard library: its code, made for this instruction set, could serve the whole library.
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// 16 columns of two tokens; `count` of the columns exist.
+__m512i token_pair(const uint16_t* first, const uint16_t* second, int64_t count) {
+    const __mmask16 there = __mmask16((1u << count) - 1);
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, first));
+    if (!second)
+        return low;
+    return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, second)), 16));
+}
+
+void pack_panel(const GramJob& job, int64_t panel) {
+    uint16_t* out = job.packed + panel * job.tiles * kTileElements;
+    const int64_t column = panel * kPanelColumns;
+    const int64_t count = column < job.columns ? least(job.columns - column, kPanelColumns) : 0;
+    for (int64_t token = 0; token < job.tiles * kTileTokens; token += 2, out += 2 * kPanelColumns) {
+        const uint16_t* at = job.inputs + token * job.columns + column;
+        const bool is_there = count > 0 && token < job.tokens, has_second = token + 1 < job.tokens;
+        const __m512i pair =
+            is_there ? token_pair(at, has_second ? at + job.columns : nullptr, count) : _mm512_setzero_si512();
+        _mm512_store_si512(out, pair);
+    }
+}
+
+void pack(const GramJob& job, int64_t first, int64_t last) {
+    for (int64_t panel = first; panel < last; ++panel)
+        pack_panel(job, panel);
+}
+
+// Transpose 16 x 16 elements of 32 bits: four steps, each exchanging halves twice as large between rows.
+void transpose(const uint16_t* from, uint16_t* to) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; ++i)
+        a[i] = _mm512_load_si512(from + i * 32);
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        for (int half = 0; half < 2; ++half) {
+            b[i + 8 * half] = _mm512_shuffle_i32x4(a[i + 8 * half], a[i + 4 + 8 * half], 0x88);
+            b[i + 4 + 8 * half] = _mm512_shuffle_i32x4(a[i + 8 * half], a[i + 4 + 8 * half], 0xdd);
+        }
+    }
+    for (int i = 0; i < 4; ++i) {
+        _mm512_store_si512(to + i * 32, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+        _mm512_store_si512(to + (i + 8) * 32, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+        _mm512_store_si512(to + (i + 4) * 32, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
+        _mm512_store_si512(to + (i + 12) * 32, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
+    }
+}
+
+// Sums of 32 x 32 products: `rows` are two transposed panels one after another, `columns` two as they are packed.
+void multiply(const uint16_t* rows, const uint16_t* columns, int64_t tiles, float* out) {
+    const uint16_t *rows_below = rows + tiles * kTileElements, *columns_right = columns + tiles * kTileElements;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t at = 0; at < tiles * kTileElements; at += kTileElements) {
+        _tile_loadd(4, rows + at, kTileBytesARow);
+        _tile_loadd(6, columns + at, kTileBytesARow);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, columns_right + at, kTileBytesARow);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, rows_below + at, kTileBytesARow);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    constexpr int64_t stride = kBlock * int64_t(sizeof(float));
+    _tile_stored(0, out, stride);
+    _tile_stored(1, out + kPanelColumns, stride);
+    _tile_stored(2, out + kPanelColumns * kBlock, stride);
+    _tile_stored(3, out + kPanelColumns * kBlock + kPanelColumns, stride);
+}
+
+// Add a block of sums to gram at (row, column), as far as that exists.
+void add_block(const GramJob& job, const float* sums, int64_t row, int64_t column) {
+    const int64_t rows = least(kBlock, job.columns - row), columns = least(kBlock, job.columns - column);
+    for (int64_t r = 0; r < rows; ++r) {
+        float* out = job.gram + (row + r) * job.columns + column;
+        for (int64_t c = 0; c < columns; ++c)
+            out[c] += sums[r * kBlock + c];
+    }
+}
+
+void add(const GramJob& job, int64_t strip) {
+    static const TileConfig config;
+    alignas(64) thread_local uint16_t rows[kStripColumns * 1024];
+    alignas(64) float sums[kBlock * kBlock];
+    const int64_t first = strip * kStripColumns, last = least(first + kStripColumns, job.columns);
+    const int64_t panel_elements = job.tiles * kTileElements;
+    const uint16_t* packed = job.packed + first / kPanelColumns * panel_elements;
+    const int64_t panels = (last - first + kBlock - 1) / kBlock * 2;
+    for (int64_t at = 0; at < panels * panel_elements; at += kTileElements)
+        transpose(packed + at, rows + at);
+    _tile_loadconfig(&config);
+    for (int64_t column = first; column < job.columns; column += kBlock) {
+        const uint16_t* columns = job.packed + column / kPanelColumns * panel_elements;
+        for (int64_t row = first; row < least(last, column + kBlock); row += kBlock) {
+            multiply(rows + (row - first) / kPanelColumns * panel_elements, columns, job.tiles, sums);
+            add_block(job, sums, row, column);
+        }
+    }
+    _tile_release();
+}
+
+} // namespace
+
+const qlocal::GramKernels qlocal::amx_gram = {pack, add};
