@@ -63,7 +63,7 @@ GEOMETRIES = {
         },
     ),
 }
-INTERVAL_S = 0.05
+INTERVAL_S = 0.2
 ROWS = 2048
 
 

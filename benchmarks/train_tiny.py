@@ -25,7 +25,7 @@ GEOMETRY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
 }
-BATCH, LENGTH = 16, 256
+BATCH, LENGTH = 8, 256
 PEAK_RATE, WARM_UP = 2e-3, 40
 
 
