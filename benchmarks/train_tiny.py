@@ -1,22 +1,23 @@
 """Train a small Llama or Mixtral for a few minutes: quantizers then meet weights of these families that were learned.
 
-    python -P benchmarks/train_tiny.py llama|mixtral OUT --tokenizer FOLDER --text FILE [FILE ...] [--minutes 4]
+    python -P benchmarks/train_tiny.py llama|mixtral OUT --text FILE [FILE ...] [--minutes 4]
 
-FOLDER is any checkpoint with a tokenizer.json; the texts are read as one. Needs an interpreter with transformers, which
-this project does not depend on. OUT becomes a BF16 folder as `quantize` takes it; it is the same for the same number of
-steps, which depends on the machine: the last line says how many.
+The texts are read as one; a small vocabulary is made from them. Needs an interpreter with transformers, which this
+project does not depend on. OUT becomes a BF16 folder as `quantize` takes it. The last line says how many steps there was
+time for.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
 import time
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 GEOMETRY = {
     "hidden_size": 256,
@@ -25,7 +26,9 @@ GEOMETRY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
 }
-BATCH, LENGTH = 8, 256
+VOCABULARY = 4096
+BEGIN, END = "<s>", "</s>"
+BATCH, LENGTH = 16, 256
 PEAK_RATE, WARM_UP = 2e-3, 40
 
 
@@ -34,25 +37,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=("llama", "mixtral"))
     parser.add_argument("out", type=Path)
-    parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--text", type=Path, nargs="+", required=True)
     parser.add_argument("--minutes", type=float, default=4.0)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in arguments.text)
-    tokens = torch.tensor(tokenizer(text)["input_ids"])
-    model = make_model(arguments.family, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    tokenizer = make_tokenizer(text)
+    tokens = torch.tensor(tokenizer.encode(text).ids)
+    model = make_model(arguments.family)
     steps, loss = train(model, tokens, arguments.minutes * 60)
     model.to(torch.bfloat16).save_pretrained(arguments.out)
-    for path in arguments.tokenizer.glob("*token*"):
-        shutil.copy(path, arguments.out)
+    tokenizer.save(str(arguments.out / "tokenizer.json"))
+    names = {"bos_token": BEGIN, "eos_token": END, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (arguments.out / "tokenizer_config.json").write_text(json.dumps(names))
     print(f"{steps} steps of {BATCH} x {LENGTH} tokens out of {len(tokens):,}, loss {loss:.3f}")
 
 
-def make_model(family: str, vocab: int, bos: int, eos: int) -> LlamaForCausalLM | MixtralForCausalLM:
+def make_tokenizer(text: str) -> Tokenizer:
+    """Return a byte-level BPE of the text; the two special tokens come first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[BEGIN, END], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+    return tokenizer
+
+
+def make_model(family: str) -> LlamaForCausalLM | MixtralForCausalLM:
     """Return the model with fresh weights: experts of a mixture are smaller, and two of eight are taken."""
-    common = {**GEOMETRY, "vocab_size": vocab, "bos_token_id": bos, "eos_token_id": eos}
+    common = {**GEOMETRY, "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
     if family == "llama":
         return LlamaForCausalLM(LlamaConfig(intermediate_size=768, tie_word_embeddings=True, **common))
     config = MixtralConfig(
