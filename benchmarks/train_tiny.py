@@ -3,8 +3,8 @@
     python -P benchmarks/train_tiny.py llama|mixtral OUT --text FILE [FILE ...] [--minutes 4]
 
 The texts are read as one; a small vocabulary is made from them. Needs an interpreter with transformers, which this
-project does not depend on. OUT becomes a BF16 folder as `quantize` takes it. The last line says how many steps there was
-time for.
+project does not depend on. OUT becomes a BF16 folder as `quantize` takes it. The last line says how many steps there
+was time for.
 """
 
 from __future__ import annotations
