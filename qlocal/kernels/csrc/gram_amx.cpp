@@ -91,6 +91,7 @@ void transpose(const uint16_t* from, uint16_t* to) {
 // Sums of 32 x 32 products: `rows` are two transposed panels one after another, `columns` two as they are packed.
 void multiply(const uint16_t* rows, const uint16_t* columns, int64_t tiles, float* out) {
     const uint16_t *rows_below = rows + tiles * kTileElements, *columns_right = columns + tiles * kTileElements;
+    __asm__ volatile("" ::: "memory"); // nor does it know that tiles are loaded from memory
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -132,6 +133,7 @@ void add(const GramJob& job, int64_t strip) {
     const int64_t panels = (last - first + kBlock - 1) / kBlock * 2;
     for (int64_t at = 0; at < panels * panel_elements; at += kTileElements)
         transpose(packed + at, rows + at);
+    __asm__ volatile("" ::"m"(config)); // GCC 12 takes the intrinsic to read eight bytes, and may drop the others
     _tile_loadconfig(&config);
     for (int64_t column = first; column < job.columns; column += kBlock) {
         const uint16_t* columns = job.packed + column / kPanelColumns * panel_elements;
