@@ -11,24 +11,53 @@ from torch import Tensor
 CACHE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
+KEY_TILE = 16
+"""Keys that lie beside each other; `kKeyTile` of csrc/step_ops.h. Smaller blocks are one tile."""
+
+
 @dataclass(frozen=True)
 class LayerCache:
-    """K (rotated) and V of one layer side by side: (P, 2, Hk, block_size, Dh) in the cache's dtype."""
+    """K (rotated) and V of one layer in the cache's dtype: (P, 2, Hk, block_size * Dh), K first.
+
+    V of a head lies as (block_size, Dh). K lies as (block_size / tile, Dh, tile), so that the CPU makes the scores of
+    `tile` keys in one register; torch reads it through a view.
+    """
 
     kv: Tensor
+    block_size: int
+
+    @property
+    def keys(self) -> Tensor:
+        """K as (P, Hk, block_size / tile, Dh, tile), a view."""
+        num_blocks, _, num_kv_heads, _ = self.kv.shape
+        tile = min(KEY_TILE, self.block_size)
+        return self.kv[:, 0].view(num_blocks, num_kv_heads, self.block_size // tile, -1, tile)
+
+    @property
+    def values(self) -> Tensor:
+        """V as (P, Hk, block_size, Dh), a view."""
+        num_blocks, _, num_kv_heads, _ = self.kv.shape
+        return self.kv[:, 1].view(num_blocks, num_kv_heads, self.block_size, -1)
 
     def write(self, blocks: Tensor, offsets: Tensor, k: Tensor, v: Tensor) -> None:
         """Store tokens. blocks, offsets: (T,) int64 where each goes; k, v: (T, Hk, Dh) f32."""
-        self.kv[blocks, :, :, offsets] = torch.stack((k, v), dim=1).to(self.kv.dtype)
+        keys = self.keys
+        tile = keys.shape[-1]
+        keys[blocks, :, offsets // tile, :, offsets % tile] = k.to(self.kv.dtype)
+        self.values[blocks, :, offsets] = v.to(self.kv.dtype)
 
     def read(self, block_table: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Return K and V of the first `num_tokens` of a sequence, each (Hk, S, Dh) f32."""
-        _, _, num_kv_heads, block_size, head_dim = self.kv.shape
-        num_blocks = block_table.shape[0]
-        gathered = torch.empty(2, num_kv_heads, num_blocks, block_size, head_dim, device=self.kv.device)
-        gathered.copy_(self.kv[block_table].permute(1, 2, 0, 3, 4))  # converts and reorders in one pass
-        k, v = gathered.view(2, num_kv_heads, num_blocks * block_size, head_dim)[:, :, :num_tokens]
-        return k, v
+        keys = self.keys[block_table].permute(1, 0, 2, 4, 3)  # (Hk, blocks, tiles, tile, Dh)
+        values = self.values[block_table].transpose(0, 1)  # (Hk, blocks, block_size, Dh)
+        return _flat(keys)[:, :num_tokens], _flat(values)[:, :num_tokens]
+
+
+def _flat(parts: Tensor) -> Tensor:
+    """(Hk, ..., Dh) of the cache's dtype -> (Hk, S, Dh) f32, converted and put in order in one pass."""
+    flat = torch.empty(parts.shape, device=parts.device)
+    flat.copy_(parts)
+    return flat.view(parts.shape[0], -1, parts.shape[-1])
 
 
 class KVStorage:
@@ -43,12 +72,16 @@ class KVStorage:
         head_dim: int,
         dtype: str,
     ) -> None:
-        shape = (num_blocks, 2, num_kv_heads, block_size, head_dim)
+        assert block_size % min(KEY_TILE, block_size) == 0, f"blocks of {block_size} tokens are not whole tiles"
+        shape = (num_blocks, 2, num_kv_heads, block_size * head_dim)
         self.layers = [
-            LayerCache(torch.zeros(shape, dtype=CACHE_DTYPES[dtype], device=device)) for device in layer_devices
+            LayerCache(torch.zeros(shape, dtype=CACHE_DTYPES[dtype], device=device), block_size)
+            for device in layer_devices
         ]
 
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one block to another, in every layer."""
         for layer in self.layers:
-            layer.kv[target, :, :, :num_tokens] = layer.kv[source, :, :, :num_tokens]
+            tiles = -(-num_tokens // layer.keys.shape[-1])
+            layer.keys[target, :, :tiles] = layer.keys[source, :, :tiles]
+            layer.values[target, :, :num_tokens] = layer.values[source, :, :num_tokens]
