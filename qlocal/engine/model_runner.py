@@ -8,6 +8,7 @@ from torch import Tensor
 from qlocal.cache.storage import KVStorage
 from qlocal.engine.scheduler import ScheduledRun
 from qlocal.layers.decoder import Decoder
+from qlocal.layers.native_decoder import MAX_TOKENS, native_decoder
 from qlocal.layers.paged_attention import PagedAttention, TokenRun
 
 
@@ -18,6 +19,7 @@ class ModelRunner:
         self._decoder = decoder
         self._storage = storage
         self._block_size = block_size
+        self._native = native_decoder(decoder, storage, block_size)
 
     def forward(self, batch: list[ScheduledRun]) -> Tensor:
         """Run all layers over the batch, whose runs stand one after another in T. Returns (T, D) f32."""
@@ -27,6 +29,8 @@ class ModelRunner:
             runs.append(TokenRun(run.length, run.start, run.sequence.table.blocks))
         attention = PagedAttention(runs, self._storage, self._block_size)
         input_ids = torch.tensor([token_id for run in batch for token_id in run.token_ids], dtype=torch.int64)
+        if self._native is not None and len(input_ids) <= MAX_TOKENS:
+            return self._native.forward(input_ids, attention.positions, runs)
         return self._decoder.forward(input_ids, attention.positions, attention.of_layer)
 
     def logits(self, hidden_states: Tensor) -> Tensor:

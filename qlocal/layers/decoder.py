@@ -110,15 +110,15 @@ class Decoder:
         self.config = config
         self.layers = layers
         self.held_head = held_head
-        self._embedding = embedding
-        self._rotary = Rotary(config)
+        self.embedding = embedding
+        self.rotary = Rotary(config)
         self._final_norm = norm
         self._head = head
 
     def forward(self, input_ids: Tensor, positions: Tensor, attend_of_layer: Callable[[int], Attend]) -> Tensor:
         """Run all layers. input_ids and positions: (T,) int64. Returns the residual stream (T, D) f32, unnormalized."""
-        hidden_states = self._embedding(input_ids)
-        rotation = self._rotary.at(positions)
+        hidden_states = self.embedding(input_ids)
+        rotation = self.rotary.at(positions)
         for index, layer in enumerate(self.layers):
             if hidden_states.device != layer.device:
                 hidden_states = hidden_states.to(layer.device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qlocal.kernels import dispatch
+from qlocal.kernels.native_step import Part
 from qlocal.layers.precision import compute_dtype
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
@@ -49,6 +50,10 @@ class QuantLinear:
     def num_calls(self) -> int:
         """Kernel calls that one product takes."""
         return len(self._groups)
+
+    def parts(self) -> list[Part]:
+        """Return the weights with their biases, as they are computed: neighbours may be joined."""
+        return [Part(group.prepared, group.bias) for group in self._groups if group is not None]
 
     def fill(self, weights: Sequence[Weight], biases: Sequence[DenseWeight | None]) -> None:
         """Set all parts at once; neighbours that can be are joined along N."""

@@ -33,7 +33,7 @@ def test_held_head_loses_little_and_only_in_the_product(choice: str, most: float
     assert 0 < held.held_head.loss < most
     wanted, found = (forward_logits(decoder, IDS) for decoder in (stored, held))
     assert 0 < float((wanted - found).square().sum() / wanted.square().sum()) < 2 * most
-    assert torch.equal(stored._embedding(torch.tensor(IDS)), held._embedding(torch.tensor(IDS)))
+    assert torch.equal(stored.embedding(torch.tensor(IDS)), held.embedding(torch.tensor(IDS)))
 
 
 @needs_native

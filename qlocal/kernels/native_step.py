@@ -1,0 +1,242 @@
+"""All decoder layers over a few tokens as one native call (`csrc/step.h`).
+
+Knows weights and memory, not models: `layers/native_decoder.py` says what to compute, in the words of this file. It
+checks what the C side takes for granted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qlocal.kernels import native
+from qlocal.kernels.dispatch import PreparedWeight
+
+KEY_TILE = 16
+_UNIT = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One prepared weight of a linear, and its bias (N,) f32 or None."""
+
+    weight: PreparedWeight
+    bias: Tensor | None = None
+
+
+Linear = Sequence[Part]
+"""Parts with one input, whose outputs stand one after another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What one decoder layer computes with. Norms: (D,) f32. feed_forwards: (gate and up, down), one an expert.
+
+    cache: K and V of the layer, as `cache/storage.py` lays them out, float16."""
+
+    input_norm: Tensor
+    post_attention_norm: Tensor
+    qkv: Linear
+    o: Linear
+    router: Linear
+    feed_forwards: Sequence[tuple[Linear, Linear]]
+    cache: Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes that all layers share. num_experts: 0 where there is no router."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_experts: int
+    experts_per_token: int
+    block_size: int
+    rms_norm_eps: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """`length` tokens of one sequence after `num_past`; table: its blocks, int64."""
+
+    length: int
+    num_past: int
+    table: Tensor
+
+
+def unsupported(geometry: Geometry) -> str | None:
+    """Return why these sizes have no native step, or None when they have one."""
+    for name, size, unit in (
+        ("hidden size", geometry.hidden_size, _UNIT),
+        ("intermediate size", geometry.intermediate_size, _UNIT),
+        ("head size", geometry.head_dim, _UNIT),
+        ("cache block", geometry.block_size, KEY_TILE),
+    ):
+        if size % unit != 0:
+            return f"its {name} {size} is no multiple of {unit}"
+    return None
+
+
+class _Part(ctypes.Structure):
+    _fields_ = (
+        ("matrix", native._Matrix),
+        ("column_order", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("rounds_to_bf16", ctypes.c_int32),
+    )
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (("parts", ctypes.POINTER(_Part)), ("num_parts", ctypes.c_int64))
+
+
+class _FeedForward(ctypes.Structure):
+    _fields_ = (("gate_up", _Linear), ("down", _Linear))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("input_norm", ctypes.c_void_p),
+        ("post_attention_norm", ctypes.c_void_p),
+        ("qkv", _Linear),
+        ("o", _Linear),
+        ("router", _Linear),
+        ("feed_forwards", ctypes.POINTER(_FeedForward)),
+        ("blocks", ctypes.c_void_p),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        ("num_layers", ctypes.c_int64),
+        ("hidden_size", ctypes.c_int64),
+        ("intermediate_size", ctypes.c_int64),
+        ("num_heads", ctypes.c_int64),
+        ("num_experts", ctypes.c_int64),
+        ("experts_per_token", ctypes.c_int64),
+        ("num_kv_heads", ctypes.c_int64),
+        ("block_size", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("rms_norm_eps", ctypes.c_float),
+    )
+
+
+class _Run(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_int64), ("num_past", ctypes.c_int64), ("table", ctypes.c_void_p))
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("hidden_states", ctypes.c_void_p),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("runs", ctypes.POINTER(_Run)),
+        ("num_runs", ctypes.c_int64),
+        ("num_tokens", ctypes.c_int64),
+    )
+
+
+class NativeStep:
+    """The layers of a model, described to the library once."""
+
+    def __init__(self, library: native.Library, geometry: Geometry, layers: Sequence[Layer]) -> None:
+        assert unsupported(geometry) is None, "the caller asks first"
+        self._library = library
+        self._geometry = geometry
+        self._keep: list[object] = [layers]  # the memory that the structs point to
+        described = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        self._keep.append(described)
+        self._model = _Model(
+            layers=described,
+            num_layers=len(layers),
+            hidden_size=geometry.hidden_size,
+            intermediate_size=geometry.intermediate_size,
+            num_heads=geometry.num_heads,
+            num_experts=geometry.num_experts,
+            experts_per_token=geometry.experts_per_token,
+            num_kv_heads=geometry.num_kv_heads,
+            block_size=geometry.block_size,
+            head_dim=geometry.head_dim,
+            rms_norm_eps=geometry.rms_norm_eps,
+        )
+        self._step = library.functions.qlocal_step
+        self._step.argtypes = [ctypes.c_int32, ctypes.POINTER(_Model), ctypes.POINTER(_Batch)]
+        self._step.restype = None
+
+    def run(self, hidden_states: Tensor, cos: Tensor, sin: Tensor, runs: Sequence[Run]) -> None:
+        """Replace embeddings by the residual stream after all layers, and store the tokens' keys and values.
+
+        hidden_states: (T, D) f32, T <= MAX_TOKENS. cos, sin: (T, Dh / 2) f32. The runs stand one after another in T.
+        """
+        tokens, block_size = hidden_states.shape[0], self._geometry.block_size
+        assert 1 <= tokens <= native.MAX_TOKENS and sum(run.length for run in runs) == tokens, "runs cover the tokens"
+        self._check(hidden_states, (tokens, self._geometry.hidden_size))
+        for angles in (cos, sin):
+            self._check(angles, (tokens, self._geometry.head_dim // 2))
+        for run in runs:
+            assert run.table.dtype == torch.int64 and run.table.is_contiguous(), "block tables are plain int64"
+            assert run.length >= 1 and run.num_past + run.length <= len(run.table) * block_size, "the table reaches"
+        described = (_Run * len(runs))(*(_Run(run.length, run.num_past, run.table.data_ptr()) for run in runs))
+        batch = _Batch(hidden_states.data_ptr(), cos.data_ptr(), sin.data_ptr(), described, len(runs), tokens)
+        self._step(self._library.isa, self._model, batch)
+
+    def _check(self, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        plain = tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.device.type == "cpu"
+        assert plain and tensor.shape == shape, f"a plain float32 {shape}, not {tuple(tensor.shape)} {tensor.dtype}"
+
+    def _layer(self, layer: Layer) -> _Layer:
+        geometry = self._geometry
+        hidden, wide = geometry.hidden_size, geometry.intermediate_size
+        q_size, kv_size = (heads * geometry.head_dim for heads in (geometry.num_heads, geometry.num_kv_heads))
+        for norm in (layer.input_norm, layer.post_attention_norm):
+            self._check(norm, (hidden,))
+        stored = (2, geometry.num_kv_heads, geometry.block_size * geometry.head_dim)
+        assert layer.cache.dtype == torch.float16 and layer.cache.is_contiguous(), "the step reads a float16 cache"
+        assert layer.cache.shape[1:] == stored, f"cache blocks are {stored}, not {tuple(layer.cache.shape[1:])}"
+        assert len(layer.feed_forwards) == max(geometry.num_experts, 1), "a feed-forward an expert, or one"
+        blocks = [
+            _FeedForward(self._linear(gate_up, hidden, 2 * wide), self._linear(down, wide, hidden))
+            for gate_up, down in layer.feed_forwards
+        ]
+        feed_forwards = (_FeedForward * len(blocks))(*blocks)
+        self._keep.append(feed_forwards)
+        return _Layer(
+            input_norm=layer.input_norm.data_ptr(),
+            post_attention_norm=layer.post_attention_norm.data_ptr(),
+            qkv=self._linear(layer.qkv, hidden, q_size + 2 * kv_size),
+            o=self._linear(layer.o, q_size, hidden),
+            router=self._linear(layer.router, hidden, geometry.num_experts),
+            feed_forwards=feed_forwards,
+            blocks=layer.cache.data_ptr(),
+        )
+
+    def _linear(self, linear: Linear, columns: int, rows: int) -> _Linear:
+        shapes = [part.weight.shape for part in linear]
+        fits = sum(n for n, _ in shapes) == rows and all(k == columns for _, k in shapes)
+        assert fits, f"parts of {shapes} for {rows} rows of {columns} columns"
+        parts = (_Part * len(linear))(*(self._part(part) for part in linear))
+        self._keep.append(parts)
+        return _Linear(parts, len(linear))
+
+    def _part(self, part: Part) -> _Part:
+        matrix = part.weight.matrix
+        assert matrix is not None, "the caller asks whether all weights are native"
+        order, bias = matrix.column_order, part.bias
+        if order is not None:
+            assert order.dtype == torch.int64 and order.is_contiguous(), "a column order is plain int64"
+        if bias is not None:
+            self._check(bias, (part.weight.shape[0],))
+        return _Part(
+            matrix=matrix.matrix,
+            column_order=None if order is None else order.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            rounds_to_bf16=part.weight.dtype == torch.bfloat16,
+        )

@@ -1,0 +1,108 @@
+"""The layers of a Decoder as one native call a step, where the machine, the weights and the sizes allow it.
+
+`decoder.py` is what it computes, in words that can be read; here the same layers are only described to the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qlocal.cache.storage import KVStorage
+from qlocal.kernels import native, native_step
+from qlocal.layers.decoder import Decoder, DecoderLayer
+from qlocal.layers.ffn import Ffn
+from qlocal.layers.linear import QuantLinear
+from qlocal.layers.moe import MoeFfn
+from qlocal.layers.paged_attention import TokenRun
+
+MAX_TOKENS = native.MAX_TOKENS
+"""Most tokens of one step."""
+
+
+class NativeDecoder:
+    """Runs all layers of `decoder` over the cache of `storage`. Made by `native_decoder`."""
+
+    def __init__(self, decoder: Decoder, step: native_step.NativeStep) -> None:
+        self._decoder = decoder
+        self._step = step
+
+    def forward(self, input_ids: Tensor, positions: Tensor, runs: Sequence[TokenRun]) -> Tensor:
+        """Do what `Decoder.forward` does over a block cache. input_ids and positions: (T,) int64, T <= MAX_TOKENS.
+
+        runs: stand one after another in T. Returns the residual stream (T, D) f32, unnormalized.
+        """
+        hidden_states = self._decoder.embedding(input_ids).contiguous()
+        rotation = self._decoder.rotary.at(positions)
+        described = [
+            native_step.Run(run.length, run.num_past, torch.tensor(run.blocks, dtype=torch.int64)) for run in runs
+        ]
+        cos, sin = (angles.squeeze(1).contiguous() for angles in (rotation.cos, rotation.sin))
+        self._step.run(hidden_states, cos, sin, described)
+        return hidden_states
+
+
+def native_decoder(decoder: Decoder, storage: KVStorage, block_size: int) -> NativeDecoder | None:
+    """Return the native way to run `decoder`, or None where there is none: then its own forward is the way.
+
+    A model that computes in float32 is one of these: it is there to be exact and easily followed.
+    """
+    linears = [linear for layer in decoder.layers for linear in _linears(layer)]
+    if any(part.weight.dtype != torch.bfloat16 for linear in linears for part in linear.parts()):
+        return None
+    return describe(decoder, storage, block_size)
+
+
+def describe(decoder: Decoder, storage: KVStorage, block_size: int) -> NativeDecoder | None:
+    """Describe `decoder` to the library, whatever it computes in. None where the library or a layout is missing."""
+    library, config = native.load(), decoder.config
+    if isinstance(library, native.Absent):
+        return None
+    geometry = native_step.Geometry(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        num_experts=config.num_experts,
+        experts_per_token=config.num_experts_per_tok,
+        block_size=block_size,
+        rms_norm_eps=config.rms_norm_eps,
+    )
+    has_layout = all(cache.kv.dtype == torch.float16 for cache in storage.layers) and all(
+        map(_has_layout, decoder.layers)
+    )
+    if native_step.unsupported(geometry) is not None or not has_layout:
+        return None
+    layers = [_describe(layer, cache.kv) for layer, cache in zip(decoder.layers, storage.layers, strict=True)]
+    return NativeDecoder(decoder, native_step.NativeStep(library, geometry, layers))
+
+
+def _has_layout(layer: DecoderLayer) -> bool:
+    """Whether every weight of a layer is one that the library reads."""
+    linears = _linears(layer) + ([layer.ffn.router] if isinstance(layer.ffn, MoeFfn) else [])
+    return all(part.weight.matrix is not None for linear in linears for part in linear.parts())
+
+
+def _linears(layer: DecoderLayer) -> list[QuantLinear]:
+    """Return all linears but the router, which is in float32 everywhere."""
+    return [layer.qkv, layer.o, *(linear for block in _blocks(layer) for linear in (block.gate_up, block.down))]
+
+
+def _blocks(layer: DecoderLayer) -> list[Ffn]:
+    return layer.ffn.experts if isinstance(layer.ffn, MoeFfn) else [layer.ffn]
+
+
+def _describe(layer: DecoderLayer, cache: Tensor) -> native_step.Layer:
+    router: QuantLinear | None = layer.ffn.router if isinstance(layer.ffn, MoeFfn) else None
+    return native_step.Layer(
+        input_norm=layer.input_norm,
+        post_attention_norm=layer.post_attention_norm,
+        qkv=layer.qkv.parts(),
+        o=layer.o.parts(),
+        router=[] if router is None else router.parts(),
+        feed_forwards=[(block.gate_up.parts(), block.down.parts()) for block in _blocks(layer)],
+        cache=cache,
+    )

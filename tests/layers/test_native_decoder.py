@@ -1,0 +1,158 @@
+"""The native step computes what the readable decoder computes, and leaves the same cache behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from qlocal.cache.storage import KVStorage
+from qlocal.ggml_types import GgmlType
+from qlocal.kernels import dispatch, native
+from qlocal.layers.decoder import Decoder
+from qlocal.layers.loader import load_embedding, load_head, load_layer
+from qlocal.layers.native_decoder import NativeDecoder, describe, native_decoder
+from qlocal.layers.paged_attention import PagedAttention, TokenRun
+from qlocal.models.base import Role, TensorSpec
+from qlocal.weights import DenseWeight, Weight
+from tests.kernels.weights import random_affine, random_blocks
+from tests.memory_checkpoint import MemoryCheckpoint, random_ids
+
+BLOCK, NUM_BLOCKS = 32, 32
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "vocab_size": 320}
+MODEL_TYPES = ("qwen2", "llama", "mixtral")
+LONG, SHORT = list(range(1, 23)), [23, 30, 25]
+"""Block tables of two sequences; the first is long enough for several threads."""
+
+MakeWeight = Callable[[TensorSpec, int], Weight]
+
+
+def _blocks_of(ggml_type: GgmlType, *, row_map: bool = False) -> MakeWeight:
+    return lambda spec, seed: random_blocks(ggml_type, *spec.shape, seed=seed, row_map=row_map)
+
+
+def _k_quants(spec: TensorSpec, seed: int) -> Weight:
+    """As llama-quantize mixes them: q and k are one kernel call, v another."""
+    return random_blocks(GgmlType.Q6_K if spec.role in (Role.V, Role.DOWN) else GgmlType.Q4_K, *spec.shape, seed=seed)
+
+
+KINDS: dict[str, MakeWeight | None] = {
+    "bf16": None,
+    "q4_0, rows permuted": _blocks_of(GgmlType.Q4_0, row_map=True),
+    "q8_0": _blocks_of(GgmlType.Q8_0),
+    "k-quants": _k_quants,
+    "awq": lambda spec, seed: random_affine(*spec.shape, 64, seed),
+    "gptq with act-order": lambda spec, seed: random_affine(*spec.shape, 64, seed, act_order=True),
+}
+
+
+def decoder_of(model_type: str, kind: str, dtype: str) -> Decoder:
+    checkpoint = MemoryCheckpoint(model_type, SIZES)
+    make = KINDS[kind]
+    for seed, spec in enumerate(checkpoint.architecture.tensors(checkpoint.config)):
+        if spec.is_quantized and make is not None:
+            checkpoint.weights[spec.name] = make(spec, seed)
+        elif len(spec.shape) == 2 and not spec.is_quantized:
+            checkpoint.weights[spec.name] = DenseWeight(checkpoint.values[spec.name])
+    layers = [load_layer(checkpoint, i, "cpu", dtype, join=True) for i in range(checkpoint.config.num_hidden_layers)]
+    return Decoder(checkpoint.config, load_embedding(checkpoint, "cpu"), layers, *load_head(checkpoint, "cpu", dtype))
+
+
+def storage_of(decoder: Decoder, dtype: str = "float16") -> KVStorage:
+    config = decoder.config
+    layers = ["cpu"] * config.num_hidden_layers
+    return KVStorage(layers, NUM_BLOCKS, BLOCK, config.num_key_value_heads, config.head_dim, dtype)
+
+
+def plain_forward(decoder: Decoder, storage: KVStorage, ids: list[int], runs: list[TokenRun]) -> Tensor:
+    attention = PagedAttention(runs, storage, BLOCK)
+    return decoder.forward(torch.tensor(ids), attention.positions, attention.of_layer)
+
+
+def native_forward(step: NativeDecoder, storage: KVStorage, ids: list[int], runs: list[TokenRun]) -> Tensor:
+    return step.forward(torch.tensor(ids), PagedAttention(runs, storage, BLOCK).positions, runs)
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Return the relative distance of two tensors, as one number."""
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(params=list(native.Isa), ids=lambda isa: isa.name.lower())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> native.Isa:
+    """Every instruction set that this CPU runs, for products and step alike."""
+    library = native.load()
+    assert isinstance(library, native.Library), "the tests run with the native library"
+    if request.param.needs not in library.features:
+        pytest.skip(f"this CPU has no {request.param.name}")
+    chosen = replace(library, isa=request.param)
+    monkeypatch.setattr(native, "load", lambda: chosen)
+    return chosen.isa
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_equals_the_plain_forward(isa: native.Isa, model_type: str, kind: str, threads: int) -> None:
+    decoder = decoder_of(model_type, kind, "float32")
+    plain, fast = storage_of(decoder), storage_of(decoder)
+    step = describe(decoder, fast, BLOCK)
+    assert step is not None
+    prompt = [TokenRun(len(LONG) * BLOCK - 40, 0, LONG), TokenRun(45, 0, SHORT)]
+    plain_forward(decoder, plain, random_ids(320, sum(run.length for run in prompt)), prompt)
+    for mine, theirs in zip(fast.layers, plain.layers, strict=True):
+        mine.kv.copy_(theirs.kv)
+    long, short = (run.length for run in prompt)
+    before = torch.get_num_threads()
+    dispatch.set_threads(threads)
+    try:
+        for runs in ([TokenRun(1, long, LONG)], [TokenRun(5, long + 1, LONG), TokenRun(3, short, SHORT)]):
+            ids = random_ids(320, sum(run.length for run in runs), seed=len(runs))
+            expected = plain_forward(decoder, plain, ids, runs)
+            # Keys and values are rounded to float16: one that falls to the other side is off by one part in 2048.
+            assert distance(native_forward(step, fast, ids, runs), expected) < 5e-4
+    finally:
+        dispatch.set_threads(before)
+    for mine, theirs in zip(fast.layers, plain.layers, strict=True):
+        assert distance(mine.kv.float(), theirs.kv.float()) < 5e-4
+
+
+def test_the_first_token_of_a_sequence_sees_itself_alone(isa: native.Isa) -> None:
+    decoder = decoder_of("qwen2", "bf16", "float32")
+    plain, fast = storage_of(decoder), storage_of(decoder)
+    for cache in fast.layers:
+        cache.kv.fill_(float("nan"))  # what was not written must not be read
+    step = describe(decoder, fast, BLOCK)
+    assert step is not None
+    runs = [TokenRun(1, 0, [4]), TokenRun(2, 0, [9])]
+    expected = plain_forward(decoder, plain, [1, 2, 3], runs)
+    torch.testing.assert_close(native_forward(step, fast, [1, 2, 3], runs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_rounding_to_bfloat16_is_that_of_the_plain_forward(isa: native.Isa) -> None:
+    decoder = decoder_of("llama", "bf16", "bfloat16")
+    plain, fast = storage_of(decoder), storage_of(decoder)
+    step = native_decoder(decoder, fast, BLOCK)
+    if step is None:
+        pytest.skip("this CPU multiplies in float32")
+    runs = [TokenRun(4, 0, [4])]
+    expected = plain_forward(decoder, plain, [1, 2, 3, 4], runs)
+    # A sum that rounds to the other side shifts an input by one part in 256, rarely.
+    assert distance(native_forward(step, fast, [1, 2, 3, 4], runs), expected) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype", "sizes"),
+    [("float32", "float16", {}), ("bfloat16", "float32", {}), ("bfloat16", "float16", {"intermediate_size": 272})],
+    ids=["float32 products", "float32 cache", "odd width"],
+)
+def test_what_has_no_native_step_keeps_the_plain_one(dtype: str, cache_dtype: str, sizes: dict[str, int]) -> None:
+    checkpoint = MemoryCheckpoint("llama", SIZES | sizes)
+    layers = [load_layer(checkpoint, i, "cpu", dtype, join=True) for i in range(2)]
+    decoder = Decoder(
+        checkpoint.config, load_embedding(checkpoint, "cpu"), layers, *load_head(checkpoint, "cpu", dtype)
+    )
+    assert native_decoder(decoder, storage_of(decoder, cache_dtype), BLOCK) is None
