@@ -29,11 +29,6 @@ def free_bytes(device: str) -> int:
     return _free_cuda_bytes(int(found[1]))
 
 
-def matmul_dtype(dtype: str, device: str) -> str:
-    """Return what `dtype` (bfloat16, float32) becomes on `device`: bf16 is never emulated."""
-    return "float32" if dtype == "bfloat16" and device == "cpu" and not cpu_has_bf16() else dtype
-
-
 @functools.cache
 def cpu_has_bf16() -> bool:
     """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX, or Arm's BF16)."""

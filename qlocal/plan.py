@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from qlocal.config import HEAD_CHOICES, STORED
-from qlocal.devices import free_bytes, matmul_dtype
+from qlocal.devices import free_bytes
 from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint, StoredTensor
 from qlocal.ggml_types import LAYOUTS, GgmlType, row_bytes
@@ -239,7 +239,7 @@ class _Draft:
         for stored in self.checkpoint.tensors.values():
             for device in set(self.devices):
                 key = (stored.spec.layer, device)
-                of_layer[key] = of_layer.get(key, 0) + self._prepared_bytes(stored, device)
+                of_layer[key] = of_layer.get(key, 0) + self._prepared_bytes(stored)
         weights = [sum(of_layer[layer, device] for layer in layers) for device, layers in self._shares]
         weights[-1] += self._head_bytes(self.devices[-1])
         if "cpu" in self.devices:
@@ -263,14 +263,14 @@ class _Draft:
         stored = head_of(self.checkpoint)
         held = _held_type(stored, self.head)
         if held is None:
-            return self._prepared_bytes(stored, device)
+            return self._prepared_bytes(stored)
         rows, columns = stored.shape
         return rows * row_bytes(held, columns)
 
     def _stored(self, role: Role) -> StoredTensor:
         return next(stored for stored in self.checkpoint.tensors.values() if stored.spec.role is role)
 
-    def _prepared_bytes(self, stored: StoredTensor, device: str) -> int:
+    def _prepared_bytes(self, stored: StoredTensor) -> int:
         """Bytes of a tensor once it is ready to compute: dense matrices in the matmul dtype, vectors in float32."""
         if stored.storage not in DENSE_STORAGE:
             return stored.num_bytes
@@ -278,7 +278,7 @@ class _Draft:
         for size in stored.shape:
             count *= size
         is_vector = len(stored.shape) == 1
-        return count * ITEM_BYTES["float32" if is_vector else matmul_dtype(self.dtype, device)]
+        return count * ITEM_BYTES["float32" if is_vector else self.dtype]
 
     def _block_bytes(self, layers: tuple[int, ...]) -> int:
         return 2 * len(layers) * self.block_size * self.checkpoint.config.kv_size * ITEM_BYTES[self.cache_dtype]

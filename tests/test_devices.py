@@ -43,13 +43,6 @@ def test_a_missing_gpu_is_said_in_one_sentence() -> None:
         devices.free_bytes("cuda:99")
 
 
-def test_bf16_is_never_asked_of_a_cpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
-    assert devices.matmul_dtype("bfloat16", "cpu") == "float32"
-    assert devices.matmul_dtype("bfloat16", "cuda:0") == "bfloat16"
-    assert devices.matmul_dtype("float32", "cpu") == "float32"
-
-
 def test_planning_needs_no_torch() -> None:
     code = "import sys, qlocal.plan, qlocal.devices, qlocal.engine.rank; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

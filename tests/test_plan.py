@@ -16,10 +16,9 @@ GIB = 1 << 30
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Free bytes by device name, for the test to set; bf16 is available."""
+    """Free bytes by device name, for the test to set."""
     sizes = {"cpu": 4 * GIB}
     monkeypatch.setattr(plan_module, "free_bytes", sizes.__getitem__)
-    monkeypatch.setattr(plan_module, "matmul_dtype", lambda dtype, device: dtype)
     return sizes
 
 

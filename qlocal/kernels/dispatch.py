@@ -1,8 +1,9 @@
 """Which kernel a weight gets, and the operations the layers call. The only door of this room beside `reference`.
 
-On the CPU: up to 8 tokens one pass over the weights as they are stored (native); more tokens: a tile of rows at a time
-is decoded into a panel that stays in the cache, and multiplied by torch. Elsewhere, and where the library is missing
-or cannot read a weight: the reference.
+On the CPU, the dtype says how a quantized weight is multiplied. float32: exactly, from the layout on disk; up to 8
+tokens in one pass over it (native), more tokens by torch, a tile of rows at a time decoded into a panel that stays in
+the cache. bfloat16, which allows roundings of that size: repacked at load into strips, and multiplied by the library
+alone. Elsewhere, and where the library is missing or cannot read a weight: the reference.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from qlocal.kernels import native, reference
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 KERNEL_CHOICES = ("auto", "reference")
+
+# Tokens up to which an exact product is one pass over the weight.
+_FEW_TOKENS = 8
 
 # float32 values of a panel: 8 MB, measured best on a CPU with 2 MB of second-level cache a core (4 to 16 are alike).
 _PANEL_ELEMENTS = 2 << 20
@@ -51,8 +55,8 @@ class KernelInfo:
 def prepare(weight: Weight, device: torch.device | str, dtype: torch.dtype, kernels: str = "auto") -> PreparedWeight:
     """Repack a weight once for the fastest kernel there is.
 
-    weight: (N, K); blocks and dense rows on the CPU are not copied, AffineWeight is (drop the original afterwards).
-    dtype: torch.bfloat16 or torch.float32. kernels: `auto`, or `reference` for plain torch.
+    weight: (N, K); dense rows on the CPU are not copied, nor are blocks for float32; everything else is (drop the
+    original afterwards). dtype: torch.bfloat16 or torch.float32. kernels: `auto`, or `reference` for plain torch.
     Raises UsageError for another `kernels`, or a QLOCAL_CPU_ISA that cannot be."""
     if kernels not in KERNEL_CHOICES:
         raise UsageError(f"there are no '{kernels}' kernels", hint=f"One of {', '.join(KERNEL_CHOICES)}.")
@@ -62,7 +66,10 @@ def prepare(weight: Weight, device: torch.device | str, dtype: torch.dtype, kern
     library = native.load()
     reason = _why_not_native(weight, device, kernels, library)
     if reason is None and isinstance(library, native.Library):
-        matrix = native.make_matrix(weight, library)
+        if dtype == torch.float32 or isinstance(weight, DenseWeight):
+            matrix = native.make_matrix(weight, library)
+        else:
+            matrix = native.make_strips(weight, library)
         return PreparedWeight((num_rows, columns), dtype, device, matrix=matrix)
     return PreparedWeight((num_rows, columns), dtype, device, weight=_move(weight, device), reason=reason)
 
@@ -99,28 +106,28 @@ def _move(weight: Weight, device: torch.device) -> Weight:
 def quant_matmul(x: Tensor, prepared: PreparedWeight) -> Tensor:
     """Multiply activations by a prepared weight.
 
-    x: (M, K), any float type, on the weight's device; rounded to bfloat16 first when that is the weight's dtype.
-    Returns (M, N) float32; products are added up in float32. With bfloat16 and more than 8 tokens the values of the
-    weight are rounded to bfloat16 too, where the CPU multiplies that; nowhere is it emulated."""
+    x: (M, K), any float type, on the weight's device. Returns (M, N) float32; products are added up in float32.
+    Where the dtype is bfloat16, x may be rounded: for strips to 16-bit fixed point (csrc/fixed_point.h), for the
+    reference, and with many tokens, to bfloat16; then so may the weight be, where the CPU multiplies bfloat16."""
     num_rows, columns = prepared.shape
     assert x.dim() == 2 and x.shape[1] == columns, f"activations {tuple(x.shape)} for a weight of {columns} columns"
-    inputs = x.to(prepared.dtype).float()
+    if len(x) == 0:
+        return torch.zeros((0, num_rows), device=x.device)
     matrix = prepared.matrix
+    if matrix is not None and (len(x) <= _FEW_TOKENS or not matrix.is_exact):
+        return native.matmul(x.float(), matrix)
+    inputs = x.to(prepared.dtype).float()
     if matrix is None:
         assert prepared.weight is not None, "prepare gives either a matrix or a weight"
         return reference.quant_matmul(inputs, prepared.weight)
     if matrix.column_order is not None:
         inputs = inputs[:, matrix.column_order]
-    if len(inputs) == 0:
-        return torch.zeros((0, num_rows))
-    if len(inputs) <= native.MAX_TOKENS:
-        return native.matmul(inputs, matrix)
     with _matmul_precision(prepared.dtype):
         return _panel_matmul(inputs, matrix)
 
 
 def _panel_matmul(x: Tensor, matrix: native.NativeMatrix) -> Tensor:
-    """Decode a tile of rows at a time and multiply it: (M, K) float32 -> (M, N) float32."""
+    """Decode a tile of rows at a time and multiply it: (M, K) float32 in `column_order` -> (M, N) float32."""
     num_rows, columns = matrix.shape
     rows = max(1, min(num_rows, _PANEL_ELEMENTS // max(1, columns)))
     panel = torch.empty((rows, columns))

@@ -22,10 +22,7 @@ from qlocal.kernels import affine_layout
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 ISA_VARIABLE = "QLOCAL_CPU_ISA"
-MAX_TOKENS = 8
-"""Most tokens that `matmul` takes at once."""
-
-_ABI = 1
+_ABI = 2
 _UNIT = 32  # columns that a kernel decodes at once
 
 
@@ -41,10 +38,11 @@ class CpuFeature(IntFlag):
 
 
 class Isa(IntEnum):
-    """Instruction sets that have kernels, the faster one last; the numbers of csrc/native.cpp."""
+    """Instruction sets that have kernels, the faster one last; the numbers of csrc/cpu.h."""
 
     AVX2 = 1
     AVX512 = 2
+    AVX512_VNNI = 3
 
     @property
     def needs(self) -> CpuFeature:
@@ -81,6 +79,7 @@ class _Matrix(ctypes.Structure):
         ("row_bytes", ctypes.c_int64),
         ("group_size", ctypes.c_int64),
         ("storage", ctypes.c_int32),
+        ("layout", ctypes.c_int32),
     )
 
 
@@ -88,7 +87,8 @@ class _Matrix(ctypes.Structure):
 class NativeMatrix:
     """A weight as the library reads it. `data` and `row_map` keep the memory that `matrix` points to alive.
 
-    shape: (N, K). column_order: (K,) int64, by which activations are gathered first, or None."""
+    shape: (N, K). column_order: (K,) int64, by which activations are gathered first, or None.
+    is_exact: products are made in float32; else in 16-bit fixed point, from strips (csrc/strip_layout.h)."""
 
     library: Library
     matrix: _Matrix
@@ -96,6 +96,10 @@ class NativeMatrix:
     data: Tensor
     row_map: Tensor | None = None
     column_order: Tensor | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        return bool(self.matrix.layout == _STORED_ROWS)
 
 
 @functools.cache
@@ -151,7 +155,9 @@ def _declare(functions: ctypes.CDLL) -> ctypes.CDLL:
         "qlocal_cpu_features": ([], ctypes.c_uint32),
         "qlocal_set_threads": ([i32], None),
         "qlocal_get_threads": ([], i32),
-        "qlocal_matmul": ([i32, matrix, floats, i64, i64, floats, i64], None),
+        "qlocal_bytes_of_strips": ([matrix], i64),
+        "qlocal_make_strips": ([matrix, ctypes.c_void_p], None),
+        "qlocal_matmul": ([i32, matrix, floats, i64, i64, ctypes.c_void_p, floats, i64], None),
         "qlocal_decode": ([i32, matrix, i64, i64, floats], None),
         "qlocal_quantize_blocks": ([i32, ctypes.c_void_p], None),
         "qlocal_feedback_blocks": ([i32, ctypes.c_void_p], None),
@@ -190,7 +196,7 @@ def unsupported(weight: Weight) -> str | None:
 def make_matrix(weight: Weight, library: Library) -> NativeMatrix:
     """Describe a weight on the CPU to the library; `unsupported(weight)` must be None.
 
-    Blocks and dense rows stay where they are (a mapped file); AffineWeight is repacked into new memory."""
+    Products with it are exact. Blocks and dense rows stay where they are (a mapped file); AffineWeight is repacked."""
     if isinstance(weight, AffineWeight):
         return _affine_matrix(weight, library)
     if isinstance(weight, DenseWeight):
@@ -204,6 +210,33 @@ def make_matrix(weight: Weight, library: Library) -> NativeMatrix:
     )
     return _row_matrix(rows, weight.columns, int(weight.ggml_type), weight.row_map, library)
 
+
+def make_strips(weight: BlockWeight | AffineWeight, library: Library) -> NativeMatrix:
+    """Copy a quantized weight into strips, for products in fixed point; `unsupported(weight)` must be None."""
+    stored = make_matrix(weight, library)
+    strips = _at_large_page(library.functions.qlocal_bytes_of_strips(stored.matrix))
+    library.functions.qlocal_make_strips(stored.matrix, strips.data_ptr())
+    matrix = _Matrix(
+        data=strips.data_ptr(),
+        row_map=None,
+        num_rows=stored.shape[0],
+        columns=stored.shape[1],
+        row_bytes=0,
+        group_size=stored.matrix.group_size,
+        storage=stored.matrix.storage,
+        layout=_STRIPS,
+    )
+    return NativeMatrix(library, matrix, stored.shape, strips, column_order=stored.column_order)
+
+
+def _at_large_page(num_bytes: int) -> Tensor:
+    """Return (num_bytes,) uint8 that starts where a page of 2 MB can: small matrices would have no such page else."""
+    memory = torch.empty(num_bytes + _LARGE_PAGE, dtype=torch.uint8)
+    return memory[-memory.data_ptr() % _LARGE_PAGE :][:num_bytes]
+
+
+_LARGE_PAGE = 2 << 20
+_STORED_ROWS, _STRIPS = 0, 1
 
 FLOAT_STORAGE = {
     torch.float32: int(GgmlType.F32),
@@ -247,24 +280,32 @@ def _row_matrix(
 
 
 def matmul(x: Tensor, weight: NativeMatrix) -> Tensor:
-    """Multiply few activations by a weight in one pass over it.
-
-    x: (M, K) float32, 1 <= M <= MAX_TOKENS, columns already in `column_order`. Returns (M, N) float32."""
+    """Multiply activations by a weight. x: (M, K) float32, M at least 1. Returns (M, N) float32."""
     num_rows, columns = weight.shape
     tokens = x.shape[0]
     assert x.dtype == torch.float32 and x.shape[1] == columns, "dispatch converts and checks the activations"
-    assert 1 <= tokens <= MAX_TOKENS, f"dispatch sends at most {MAX_TOKENS} tokens here"
+    assert tokens >= 1, "dispatch answers empty products"
     x = x.contiguous()
+    order = weight.column_order
     result = torch.empty((tokens, num_rows))
     weight.library.functions.qlocal_matmul(
-        weight.library.isa, weight.matrix, x.data_ptr(), columns, tokens, result.data_ptr(), num_rows
+        weight.library.isa,
+        weight.matrix,
+        x.data_ptr(),
+        columns,
+        tokens,
+        None if order is None else order.data_ptr(),
+        result.data_ptr(),
+        num_rows,
     )
     return result
 
 
 def decode(weight: NativeMatrix, first: int, last: int, panel: Tensor) -> None:
-    """Write the values of rows first..last, columns in `column_order`, to panel (last - first, K) float32."""
+    """Write the values of rows first..last of an exact matrix, columns in `column_order`, to panel (last - first, K)
+    float32."""
     num_rows, columns = weight.shape
+    assert weight.is_exact, "strips are never decoded to floats"
     assert 0 <= first <= last <= num_rows, f"rows {first}..{last} of {num_rows}"
     assert panel.shape == (last - first, columns) and panel.dtype == torch.float32 and panel.is_contiguous(), (
         "the panel has exactly the values of these rows"

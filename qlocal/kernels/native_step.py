@@ -16,6 +16,9 @@ from torch import Tensor
 from qlocal.kernels import native
 from qlocal.kernels.dispatch import PreparedWeight
 
+MAX_TOKENS = 8
+"""Most tokens of one step."""
+
 KEY_TILE = 16
 _UNIT = 32
 
@@ -89,7 +92,6 @@ class _Part(ctypes.Structure):
         ("matrix", native._Matrix),
         ("column_order", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        ("rounds_to_bf16", ctypes.c_int32),
     )
 
 
@@ -177,7 +179,7 @@ class NativeStep:
         hidden_states: (T, D) f32, T <= MAX_TOKENS. cos, sin: (T, Dh / 2) f32. The runs stand one after another in T.
         """
         tokens, block_size = hidden_states.shape[0], self._geometry.block_size
-        assert 1 <= tokens <= native.MAX_TOKENS and sum(run.length for run in runs) == tokens, "runs cover the tokens"
+        assert 1 <= tokens <= MAX_TOKENS and sum(run.length for run in runs) == tokens, "runs cover the tokens"
         self._check(hidden_states, (tokens, self._geometry.hidden_size))
         for angles in (cos, sin):
             self._check(angles, (tokens, self._geometry.head_dim // 2))
@@ -238,5 +240,4 @@ class NativeStep:
             matrix=matrix.matrix,
             column_order=None if order is None else order.data_ptr(),
             bias=None if bias is None else bias.data_ptr(),
-            rounds_to_bf16=part.weight.dtype == torch.bfloat16,
         )

@@ -43,7 +43,7 @@ class QuantLinear:
         self.in_features = in_features
         self.out_features = tuple(out_features)
         self._placement = placement
-        self._dtype = compute_dtype(placement.dtype, placement.device)
+        self._dtype = compute_dtype(placement.dtype)
         self._groups: list[_Group | None] = [None] * len(self.out_features)
 
     @property

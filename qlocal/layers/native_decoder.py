@@ -18,7 +18,7 @@ from qlocal.layers.linear import QuantLinear
 from qlocal.layers.moe import MoeFfn
 from qlocal.layers.paged_attention import TokenRun
 
-MAX_TOKENS = native.MAX_TOKENS
+MAX_TOKENS = native_step.MAX_TOKENS
 """Most tokens of one step."""
 
 

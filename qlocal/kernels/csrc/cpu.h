@@ -16,8 +16,8 @@ enum CpuFeature : uint32_t {
     CPU_AMX_INT8 = 32,   //
 };
 
-// Numbers of the instruction sets on the C interface; native.py has the same.
-enum Isa : int32_t { ISA_AVX2 = 1, ISA_AVX512 = 2 };
+// Numbers of the instruction sets on the C interface, each with all of those before it; native.py has the same.
+enum Isa : int32_t { ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_AVX512_VNNI = 3, ISA_AMX = 4 };
 
 // The instruction sets that may be used: by CPUID, and only where the system saves their registers (XCR0).
 uint32_t cpu_features();

@@ -1,4 +1,5 @@
-// What every kernel is given: one weight matrix, and the table of operations an instruction set offers.
+// What every kernel is given: one weight matrix, the activations it is multiplied with, and the tables of operations
+// that an instruction set offers. multiply.h puts them together.
 //
 // Plain data and no inline functions: this header is seen by files compiled for different instruction sets.
 
@@ -29,11 +30,15 @@ enum Storage : int32_t {
     AFFINE_BF16 = 101, // scales are bfloat16
 };
 
+// How the rows lie in memory: one after another as they are stored, or sixteen beside each other (strip_layout.h).
+enum Layout : int32_t { STORED_ROWS = 0, STRIPS = 1 };
+
 // A weight (num_rows, columns). Filled by Python (native.py, which checks everything below); layouts must match.
-//   data: row n of the model starts at data + (row_map ? row_map[n] : n) * row_bytes; any alignment.
+//   data: STORED_ROWS: row n of the model starts at data + (row_map ? row_map[n] : n) * row_bytes; any alignment.
+//     STRIPS: rows 16 s .. 16 s + 15 of the model start at data + s * strip_bytes; 64-byte aligned.
 //   columns: a multiple of the storage's block (32 or 256), of group_size for AFFINE_*, anything for floats.
 //   group_size: a multiple of 32 for AFFINE_*, else unused.
-//   row_map: (num_rows,) or null.
+//   row_map: (num_rows,) or null. row_bytes: of STORED_ROWS.
 struct Matrix {
     const uint8_t* data;
     const int64_t* row_map;
@@ -42,27 +47,64 @@ struct Matrix {
     int64_t row_bytes;
     int64_t group_size;
     int32_t storage;
+    int32_t layout;
 };
 
-// Activations of 1, 2, 4 or 8 tokens: vectors of `lanes` columns, the tokens of one vector beside each other:
-// packed[(k / lanes * tokens + m) * lanes + k % lanes], columns rounded up to 32 and filled with zeros.
+// Layouts of activations; `pack` of multiply.h makes them.
+//   PACKED_FLOATS: for STORED_ROWS, exact. Groups of 8 tokens, the last one of 1, 2, 4 or 8: vectors of `lanes`
+//   columns,
+//     the tokens of one vector beside each other, columns rounded up to 32 and filled with zeros.
+//   PACKED_FIXED: for STRIPS: 16-bit fixed point with one scale a token (fixed_point.h).
+//   PACKED_TILES: for STRIPS and many tokens: bfloat16 in the tiles of AMX (amx_tiles.h).
+enum Packing : int32_t { PACKED_FLOATS = 0, PACKED_FIXED = 1, PACKED_TILES = 2 };
+
+// packed: 64-byte aligned.
 struct Activations {
+    const void* packed;
+    int64_t tokens;
+    int64_t columns;
+    int32_t packing;
+};
+
+// One group of PACKED_FLOATS: packed[(k / lanes * tokens + m) * lanes + k % lanes]; 1, 2, 4 or 8 tokens.
+struct FloatGroup {
     const float* packed;
     int64_t tokens;
 };
 
-// The operations of one instruction set on rows first..last of a matrix. All are safe to call from several
-// threads on disjoint rows.
+// Rows as they are stored, in float32. All operations of these tables are safe to call from several threads on
+// disjoint rows.
 //   matmul: out[m * out_stride + n] = sum over k of x[m, k] * weight[n, k] in float32, for m < stored_tokens.
 //   decode: writes the values of rows first..last to out (last - first, columns), contiguous float32.
-struct Kernels {
+struct StoredRowKernels {
     int64_t lanes;
-    void (*matmul)(const Matrix&, const Activations&, float* out, int64_t out_stride, int64_t stored_tokens,
+    void (*matmul)(const Matrix&, const FloatGroup&, float* out, int64_t out_stride, int64_t stored_tokens,
                    int64_t first, int64_t last);
     void (*decode)(const Matrix&, float* out, int64_t first, int64_t last);
 };
 
-extern const Kernels avx2_kernels;
-extern const Kernels avx512_kernels;
+// Strips. first: a multiple of 16.
+//   pack: tokens first..last of x, rows x_stride floats apart, to PACKED_FIXED; order as in multiply.h.
+//   multiply: by PACKED_FIXED; out as in StoredRowKernels, all tokens.
+struct StripKernels {
+    void (*pack)(const float* x, int64_t x_stride, int64_t tokens, int64_t columns, const int64_t* order, void* packed,
+                 int64_t first, int64_t last);
+    void (*multiply)(const Matrix&, const Activations&, float* out, int64_t out_stride, int64_t first, int64_t last);
+};
+
+// Everything of one instruction set. tiles: null where PACKED_TILES does not exist.
+struct Kernels {
+    const StoredRowKernels* stored_rows;
+    const StripKernels* strips;
+    const StripKernels* tiles;
+};
+
+extern const StoredRowKernels avx2_stored_rows;
+extern const StoredRowKernels avx512_stored_rows;
+extern const StripKernels avx2_strips;
+extern const StripKernels avx512_strips;
+extern const StripKernels avx512_vnni_strips;
+extern const StripKernels amx_strips;
+extern const StripKernels amx_tiles;
 
 } // namespace qlocal

@@ -1,68 +1,69 @@
 // The plain C interface of the library: what ctypes calls (native.py). Checks that cost nothing are made there.
 
 #include <algorithm>
-#include <cstdlib>
-#include <vector>
+#include <sys/mman.h>
 
 #include "cpu.h"
-#include "matrix.h"
+#include "multiply.h"
+#include "scratch.h"
+#include "strip_make.h"
 #include "thread_pool.h"
 
 namespace {
 
+using qlocal::Activations;
+using qlocal::Kernels;
 using qlocal::Matrix;
 
-const qlocal::Kernels& kernels_of(int32_t isa) {
-    return isa == qlocal::ISA_AVX512 ? qlocal::avx512_kernels : qlocal::avx2_kernels;
-}
+struct PackLoop {
+    const Kernels& kernels;
+    int32_t packing;
+    const float* x;
+    int64_t x_stride, tokens, columns;
+    const int64_t* order;
+    void* packed;
+};
 
-// Rows a thread takes at once: enough work to be worth the hand-over, and about eight pieces a thread so that an
-// interrupted thread does not hold up the others. A multiple of the rows that take turns in a kernel.
-int64_t rows_a_piece(const Matrix& weight, int64_t rows) {
-    constexpr int64_t turn = 8, worthwhile_bytes = 32 << 10;
-    const int64_t even = rows / (int64_t(qlocal::get_threads()) * 8);
-    const int64_t least = worthwhile_bytes / std::max<int64_t>(weight.row_bytes, 1);
-    return (std::max(std::max(even, least), int64_t(1)) + turn - 1) / turn * turn;
-}
-
-// Tokens a kernel exists for: 1, 2, 4 or 8.
-int64_t padded_tokens(int64_t tokens) {
-    int64_t padded = 1;
-    while (padded < tokens)
-        padded *= 2;
-    return padded;
-}
-
-// Lay activations out as matrix.h says. x: (tokens, columns) float32, rows `stride` apart.
-void pack(const float* x, int64_t stride, int64_t tokens, int64_t columns, int64_t lanes, std::vector<float>& packed) {
-    const int64_t width = padded_tokens(tokens);
-    packed.assign(size_t((columns + 31) / 32 * 32 * width), 0.0f);
-    for (int64_t m = 0; m < tokens; ++m)
-        for (int64_t k = 0; k < columns; k += lanes)
-            std::copy_n(x + m * stride + k, std::min(lanes, columns - k), packed.data() + k * width + m * lanes);
-}
-
-struct MatmulLoop {
-    const qlocal::Kernels& kernels;
+struct MultiplyLoop {
+    const Kernels& kernels;
     const Matrix& weight;
-    qlocal::Activations x;
+    Activations x;
     float* out;
-    int64_t out_stride, tokens;
+    int64_t out_stride;
 };
 
 struct DecodeLoop {
-    const qlocal::Kernels& kernels;
+    const Kernels& kernels;
     const Matrix& weight;
     float* out;
     int64_t first;
 };
+
+struct StripLoop {
+    const Matrix& stored;
+    uint8_t* strips;
+};
+
+int64_t rows_a_piece(const Matrix& weight, int64_t rows, int64_t tokens) {
+    return qlocal::rows_a_piece(weight, rows, tokens, qlocal::get_threads());
+}
+
+// Pages of 2 MB where the system has them: those of 4 KB were measured three times slower to read through. A wish;
+// where it is not granted nothing is lost.
+void wish_for_large_pages(void* memory, int64_t bytes) {
+    constexpr uintptr_t page = 4096;
+    const uintptr_t start = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) / page * page;
+    if (end > start)
+        madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+}
 
 } // namespace
 
 extern "C" {
 
 // The version of this interface; native.py refuses another one.
-int32_t qlocal_abi() { return 1; }
+int32_t qlocal_abi() { return 2; }
 
 // Bits of CpuFeature.
 uint32_t qlocal_cpu_features() { return qlocal::cpu_features(); }
@@ -72,32 +73,56 @@ void qlocal_set_threads(int32_t count) { qlocal::set_threads(count); }
 
 int32_t qlocal_get_threads() { return qlocal::get_threads(); }
 
-// out[m, n] = sum over k of x[m, k] * weight[n, k], products and sums in float32.
-//   isa: one that qlocal_cpu_features allows. weight: as matrix.h says. x: (tokens, columns) float32, rows
-//   x_stride floats apart, 1 <= tokens <= 8. out: (tokens, num_rows) float32, rows out_stride floats apart; all of
-//   it is written. The caller checks; any alignment.
-void qlocal_matmul(int32_t isa, const Matrix* weight, const float* x, int64_t x_stride, int64_t tokens, float* out,
-                   int64_t out_stride) {
-    static thread_local std::vector<float> packed;
-    const qlocal::Kernels& kernels = kernels_of(isa);
-    pack(x, x_stride, tokens, weight->columns, kernels.lanes, packed);
-    MatmulLoop loop{kernels, *weight, {packed.data(), padded_tokens(tokens)}, out, out_stride, tokens};
+// Bytes of a weight as strips; 0 where it has none. stored: as matrix.h says.
+int64_t qlocal_bytes_of_strips(const Matrix* stored) { return qlocal::bytes_of_strips(*stored); }
+
+// Write the strips of a weight, on all threads. strips: qlocal_bytes_of_strips bytes, 64-byte aligned, never written to
+// before (so that its pages can still be large ones).
+void qlocal_make_strips(const Matrix* stored, uint8_t* strips) {
+    wish_for_large_pages(strips, qlocal::bytes_of_strips(*stored));
+    StripLoop loop{*stored, strips};
     const auto body = [](void* context, int64_t first, int64_t last) {
-        const auto& l = *static_cast<MatmulLoop*>(context);
-        l.kernels.matmul(l.weight, l.x, l.out, l.out_stride, l.tokens, first, last);
+        const auto& l = *static_cast<StripLoop*>(context);
+        qlocal::make_strips(l.stored, l.strips, first, last);
     };
-    qlocal::parallel_rows(weight->num_rows, rows_a_piece(*weight, weight->num_rows), body, &loop);
+    qlocal::parallel_rows((stored->num_rows + 15) / 16, 4, body, &loop);
 }
 
-// Write the values of rows first..last: out (last - first, columns), contiguous float32.
-// 0 <= first <= last <= num_rows. The caller checks; any alignment.
+// out[m, n] = sum over k of x[m, k] * weight[n, k]: rows as stored in float32, strips as matrix.h says of them.
+//   isa: one that qlocal_cpu_features allows. weight: as matrix.h says. x: (tokens, columns) float32, rows
+//   x_stride floats apart, tokens >= 1. order: (columns,) or null: column k of the weight is column order[k] of x.
+//   out: (tokens, num_rows) float32, rows out_stride floats apart; all of it is written. The caller checks; any
+//   alignment.
+void qlocal_matmul(int32_t isa, const Matrix* weight, const float* x, int64_t x_stride, int64_t tokens,
+                   const int64_t* order, float* out, int64_t out_stride) {
+    static thread_local qlocal::AlignedMemory memory;
+    const Kernels& kernels = qlocal::kernels_of(isa);
+    const int64_t columns = weight->columns;
+    const int32_t packing = qlocal::packing_of(kernels, *weight, tokens);
+    void* packed = memory.at_least(qlocal::packed_bytes(packing, tokens, columns));
+    PackLoop packs{kernels, packing, x, x_stride, tokens, columns, order, packed};
+    const auto pack = [](void* context, int64_t first, int64_t last) {
+        const auto& l = *static_cast<PackLoop*>(context);
+        qlocal::pack(l.kernels, l.packing, l.x, l.x_stride, l.tokens, l.columns, l.order, l.packed, first, last);
+    };
+    qlocal::parallel_rows(tokens, 16, pack, &packs);
+    MultiplyLoop products{kernels, *weight, {packed, tokens, columns, packing}, out, out_stride};
+    const auto multiply = [](void* context, int64_t first, int64_t last) {
+        const auto& l = *static_cast<MultiplyLoop*>(context);
+        qlocal::multiply(l.kernels, l.weight, l.x, l.out, l.out_stride, first, last);
+    };
+    qlocal::parallel_rows(weight->num_rows, rows_a_piece(*weight, weight->num_rows, tokens), multiply, &products);
+}
+
+// Write the values of rows first..last of a weight that is not in strips: out (last - first, columns), contiguous
+// float32. 0 <= first <= last <= num_rows. The caller checks; any alignment.
 void qlocal_decode(int32_t isa, const Matrix* weight, int64_t first, int64_t last, float* out) {
-    DecodeLoop loop{kernels_of(isa), *weight, out, first};
+    DecodeLoop loop{qlocal::kernels_of(isa), *weight, out, first};
     const auto body = [](void* context, int64_t begin, int64_t end) {
         const auto& l = *static_cast<DecodeLoop*>(context);
-        l.kernels.decode(l.weight, l.out + begin * l.weight.columns, l.first + begin, l.first + end);
+        l.kernels.stored_rows->decode(l.weight, l.out + begin * l.weight.columns, l.first + begin, l.first + end);
     };
-    qlocal::parallel_rows(last - first, rows_a_piece(*weight, last - first), body, &loop);
+    qlocal::parallel_rows(last - first, rows_a_piece(*weight, last - first, 1), body, &loop);
 }
 
 } // extern "C"

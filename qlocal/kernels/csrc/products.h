@@ -7,17 +7,16 @@
 #include <vector>
 
 #include "matrix.h"
+#include "scratch.h"
 
 namespace qlocal {
 
 // A weight and how its input is prepared. Filled by Python (native_step.py).
 //   column_order: (columns,) by which activations are gathered first, or null. bias: (num_rows,) or null.
-//   rounds_to_bf16: whether activations are rounded to bfloat16 first.
 struct Part {
     Matrix matrix;
     const int64_t* column_order;
     const float* bias;
-    int32_t rounds_to_bf16;
 };
 
 // Parts with one input; their outputs stand one after another.
@@ -42,16 +41,17 @@ class Products {
         const Part* part;
         Activations x;
         float* out;
-        int64_t out_stride, tokens, piece_rows, first_piece;
+        int64_t out_stride, piece_rows, first_piece;
     };
 
-    // Rounded, gathered, and packed as the kernels read it.
+    // Gathered and packed as the kernels read it.
     Activations pack(const Part& part, const float* x, int64_t tokens);
+    bool can_share(const Part& part, const Part& before, int64_t tokens) const;
     void work(int64_t piece) const;
 
     const Kernels& kernels_;
     std::vector<Item> items_;
-    std::vector<std::vector<float>> packed_; // kept, so that later steps find the memory
+    std::vector<AlignedMemory> packed_; // kept, so that later steps find the memory
     std::size_t num_packed_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// The kernels of one instruction set, for any vector type V: products with few tokens, and decoding to a panel.
+// Rows as they are stored, in float32, for any vector type V: products with few tokens, and decoding to a panel.
 //
 // V offers: F (a vector of `lanes` floats), parts = 32 / lanes, zero, set1, load, store, mul, fma(a, b, c) = a b + c,
 // sum, widen<part>(32 signed bytes), and load_bf16 / load_f16 of `lanes` stored values. Where looks_up_16: sub,
@@ -10,8 +10,7 @@
 
 namespace {
 
-using qlocal::Activations;
-using qlocal::Kernels;
+using qlocal::FloatGroup;
 using qlocal::Storage;
 
 // Rows that take turns, a chunk of columns each, so that a chunk of x is read from the nearest cache by all of them.
@@ -244,7 +243,7 @@ template <class Use> void with_rows(const Matrix& weight, const Use& use) {
 }
 
 template <class V>
-void matmul(const Matrix& weight, const Activations& x, float* out, int64_t out_stride, int64_t stored_tokens,
+void matmul(const Matrix& weight, const FloatGroup& x, float* out, int64_t out_stride, int64_t stored_tokens,
             int64_t first, int64_t last) {
     with_rows(weight, [&](const auto& rows) {
         const auto run = [&](auto m) {

@@ -41,4 +41,4 @@ struct Avx2 {
 
 } // namespace
 
-const qlocal::Kernels qlocal::avx2_kernels = {Avx2::lanes, matmul<Avx2>, decode<Avx2>};
+const qlocal::StoredRowKernels qlocal::avx2_stored_rows = {Avx2::lanes, matmul<Avx2>, decode<Avx2>};

@@ -42,4 +42,4 @@ struct Avx512 {
 
 } // namespace
 
-const qlocal::Kernels qlocal::avx512_kernels = {Avx512::lanes, matmul<Avx512>, decode<Avx512>};
+const qlocal::StoredRowKernels qlocal::avx512_stored_rows = {Avx512::lanes, matmul<Avx512>, decode<Avx512>};

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "multiply.h"
 #include "paged_attention.h"
 #include "thread_pool.h"
 
@@ -172,6 +173,6 @@ class Step {
 
 // Run all layers over at most 8 tokens. isa: one that qlocal_cpu_features allows. model, batch: as step.h says.
 extern "C" void qlocal_step(int32_t isa, const Model* model, const Batch* batch) {
-    const bool wide = isa == ISA_AVX512;
-    Step(wide ? avx512_kernels : avx2_kernels, wide ? avx512_step_ops : avx2_step_ops, *model, *batch).run();
+    const bool wide = isa >= ISA_AVX512;
+    Step(kernels_of(isa), wide ? avx512_step_ops : avx2_step_ops, *model, *batch).run();
 }

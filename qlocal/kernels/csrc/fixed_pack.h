@@ -1,0 +1,99 @@
+// Rounding activations to fixed point (fixed_point.h). Plain loops over 32 columns that the compiler turns into vectors
+// of whatever instruction set the including file is compiled for.
+
+#pragma once
+
+#include <cstring>
+
+#include "fixed_point.h"
+#include "scratch.h"
+
+namespace {
+
+// The bits of |x|; they are ordered as the values are, with infinity and then NaN behind all numbers.
+inline uint32_t magnitude_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits & 0x7fffffffu;
+}
+
+inline float largest_magnitude(const float* x, int64_t columns) {
+    uint32_t largest = 0;
+    for (int64_t k = 0; k < columns; ++k) {
+        const uint32_t bits = magnitude_bits(x[k]);
+        largest = bits > largest ? bits : largest;
+    }
+    float value;
+    std::memcpy(&value, &largest, sizeof value);
+    return value;
+}
+
+// One unit: x is 32 floats, planes 64 bytes.
+inline void pack_unit(const float* x, float per_scale, int8_t* planes, Sums& sums) {
+    constexpr float magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer, ties to even
+    int32_t codes[32];
+    for (int k = 0; k < 32; ++k) {
+        const float moved = x[k] * per_scale + magic;
+        int32_t bits;
+        std::memcpy(&bits, &moved, sizeof bits);
+        codes[k] = bits - 0x4b400000;
+    }
+    for (int k = 0; k < 32; ++k)
+        planes[k] = int8_t((codes[k] + 128) >> 8);
+    for (int k = 0; k < 32; ++k)
+        planes[32 + k] = int8_t(codes[k]); // what is left is the low byte, read as a signed one
+    for (int half = 0; half < 2; ++half) {
+        sums.half[half] = 0;
+        for (int k = 0; k < 16; ++k)
+            sums.half[half] += codes[16 * half + k];
+    }
+    sums.whole = sums.half[0] + sums.half[1];
+    sums.value = float(sums.whole);
+}
+
+// One token of a group. x: (columns,) in the order of the weight.
+inline void pack_token(const float* x, int64_t columns, const FixedLayout& layout, void* packed, int64_t token) {
+    auto* base = static_cast<uint8_t*>(packed);
+    const int64_t group = token / kGroupTokens, width = layout.width(group), m = token % kGroupTokens;
+    auto* planes = reinterpret_cast<int8_t*>(base + layout.planes(group));
+    auto* sums = reinterpret_cast<Sums*>(base + layout.sums(group));
+    const float largest = largest_magnitude(x, columns);
+    const bool is_finite = largest <= 3.402823466e38f;
+    // Below 1e-30 the scale could not be inverted: such a token counts as zero. One that is not finite gives NaN.
+    const float per_scale = is_finite && largest > 1e-30f ? float(kLargestFixed) / largest : 0.0f;
+    reinterpret_cast<float*>(base)[token] = is_finite ? largest / float(kLargestFixed) : largest - largest;
+    for (int64_t unit = 0; unit < layout.units; ++unit) {
+        float padded[32] = {};
+        const int64_t left = columns - unit * 32;
+        const float* from = x + unit * 32;
+        if (left < 32 || per_scale == 0.0f) {
+            if (left > 0 && per_scale != 0.0f)
+                std::memcpy(padded, from, size_t(left) * sizeof(float));
+            from = padded;
+        }
+        pack_unit(from, per_scale, planes + (unit * width + m) * 64, sums[unit * width + m]);
+    }
+}
+
+// StripKernels::pack. Tokens that pad the last group are zero.
+inline void pack_fixed(const float* x, int64_t x_stride, int64_t tokens, int64_t columns, const int64_t* order,
+                       void* packed, int64_t first, int64_t last) {
+    const FixedLayout layout(tokens, columns);
+    float* gathered = order ? static_cast<float*>(qlocal::thread_scratch(columns * int64_t(sizeof(float)))) : nullptr;
+    for (int64_t token = first; token < last; ++token) {
+        const float* row = x + token * x_stride;
+        if (order) {
+            for (int64_t k = 0; k < columns; ++k)
+                gathered[k] = row[order[k]];
+            row = gathered;
+        }
+        pack_token(row, columns, layout, packed, token);
+    }
+    if (last != tokens)
+        return;
+    const int64_t group = layout.num_groups() - 1, end = group * kGroupTokens + layout.width(group);
+    for (int64_t token = tokens; token < end; ++token)
+        pack_token(nullptr, 0, layout, packed, token);
+}
+
+} // namespace

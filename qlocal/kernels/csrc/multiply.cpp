@@ -1,0 +1,89 @@
+#include "multiply.h"
+
+#include <algorithm>
+
+#include "cpu.h"
+#include "fixed_point.h"
+#include "strip_layout.h"
+
+namespace {
+
+using qlocal::Kernels;
+
+constexpr Kernels kAvx2{&qlocal::avx2_stored_rows, &qlocal::avx2_strips, nullptr};
+constexpr Kernels kAvx512{&qlocal::avx512_stored_rows, &qlocal::avx512_strips, nullptr};
+constexpr Kernels kAvx512Vnni{&qlocal::avx512_stored_rows, &qlocal::avx512_vnni_strips, nullptr};
+
+// --- PACKED_FLOATS: groups of eight tokens.
+
+int64_t rounded_columns(int64_t columns) { return (columns + 31) / 32 * 32; }
+
+void pack_floats(int64_t lanes, const float* x, int64_t x_stride, int64_t tokens, int64_t columns, const int64_t* order,
+                 float* packed, int64_t first, int64_t last) {
+    const int64_t rounded = rounded_columns(columns);
+    const int64_t end = last < tokens ? last : (tokens - 1) / kGroupTokens * kGroupTokens + kGroupTokens;
+    for (int64_t token = first; token < end; ++token) {
+        const int64_t group = token / kGroupTokens, m = token % kGroupTokens;
+        const int64_t width = padded_tokens(std::min(tokens - group * kGroupTokens, kGroupTokens));
+        if (m >= width)
+            return;
+        float* to = packed + group * kGroupTokens * rounded;
+        for (int64_t k = 0; k < rounded; ++k) {
+            const bool is_there = token < tokens && k < columns;
+            to[(k / lanes * width + m) * lanes + k % lanes] =
+                is_there ? x[token * x_stride + (order ? order[k] : k)] : 0;
+        }
+    }
+}
+
+void multiply_floats(const qlocal::StoredRowKernels& kernels, const qlocal::Matrix& weight,
+                     const qlocal::Activations& x, float* out, int64_t out_stride, int64_t first, int64_t last) {
+    const auto* packed = static_cast<const float*>(x.packed);
+    for (int64_t token = 0; token < x.tokens; token += kGroupTokens) {
+        const int64_t count = std::min(x.tokens - token, kGroupTokens);
+        const qlocal::FloatGroup group{packed + token * rounded_columns(x.columns), padded_tokens(count)};
+        kernels.matmul(weight, group, out + token * out_stride, out_stride, count, first, last);
+    }
+}
+
+} // namespace
+
+const Kernels& qlocal::kernels_of(int32_t isa) {
+    return isa >= ISA_AVX512_VNNI ? kAvx512Vnni : isa == ISA_AVX512 ? kAvx512 : kAvx2;
+}
+
+int32_t qlocal::packing_of(const Kernels&, const Matrix& weight, int64_t) {
+    return weight.layout == STORED_ROWS ? PACKED_FLOATS : PACKED_FIXED;
+}
+
+int64_t qlocal::packed_bytes(int32_t packing, int64_t tokens, int64_t columns) {
+    if (packing == PACKED_FIXED)
+        return FixedLayout(tokens, columns).bytes();
+    const int64_t last = (tokens - 1) / kGroupTokens * kGroupTokens;
+    return (last + padded_tokens(tokens - last)) * rounded_columns(columns) * int64_t(sizeof(float));
+}
+
+void qlocal::pack(const Kernels& kernels, int32_t packing, const float* x, int64_t x_stride, int64_t tokens,
+                  int64_t columns, const int64_t* order, void* packed, int64_t first, int64_t last) {
+    if (packing == PACKED_FIXED)
+        return kernels.strips->pack(x, x_stride, tokens, columns, order, packed, first, last);
+    pack_floats(kernels.stored_rows->lanes, x, x_stride, tokens, columns, order, static_cast<float*>(packed), first,
+                last);
+}
+
+void qlocal::multiply(const Kernels& kernels, const Matrix& weight, const Activations& x, float* out,
+                      int64_t out_stride, int64_t first, int64_t last) {
+    if (x.packing == PACKED_FIXED)
+        return kernels.strips->multiply(weight, x, out, out_stride, first, last);
+    multiply_floats(*kernels.stored_rows, weight, x, out, out_stride, first, last);
+}
+
+int64_t qlocal::row_step(const Matrix& weight) { return weight.layout == STORED_ROWS ? 8 : kStripRows; }
+
+int64_t qlocal::rows_a_piece(const Matrix& weight, int64_t rows, int64_t tokens, int64_t threads) {
+    constexpr int64_t worthwhile_bytes = 64 << 10; // of weights, for one token
+    const bool is_stored = weight.layout == STORED_ROWS;
+    const int64_t row_bytes = is_stored ? weight.row_bytes : strip_bytes(weight) / kStripRows;
+    const int64_t least = worthwhile_bytes / std::max<int64_t>(row_bytes * tokens, 1), step = row_step(weight);
+    return (std::max({rows / (threads * 8), least, int64_t(1)}) + step - 1) / step * step;
+}

@@ -1,0 +1,20 @@
+// Strips on AVX-512 with VNNI: four products and their sum in one instruction.
+
+#include "strip_lanes_avx512.h"
+#include "strip_multiply.h"
+
+namespace {
+
+struct Avx512VnniStrips : Avx512Rows {
+    template <int Largest, int Lines, int First> static QLOCAL_INLINE I dot(const B (&w)[8], const uint8_t* planes) {
+        I sum = _mm512_setzero_si512();
+        repeat<Lines>([&](auto line) QLOCAL_INLINE_LAMBDA {
+            sum = _mm512_dpbusd_epi32(sum, w[First + line.value], set1_four(planes + 4 * line.value));
+        });
+        return sum;
+    }
+};
+
+} // namespace
+
+const qlocal::StripKernels qlocal::avx512_vnni_strips = {pack_fixed, multiply_strips<Avx512VnniStrips>};

@@ -1,0 +1,55 @@
+"""Activations in 16-bit fixed point: what rounding costs, seen through products with a weight that changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qlocal.ggml_types import GgmlType
+from qlocal.kernels import dispatch
+from qlocal.weights import BlockWeight
+
+COLUMNS = 256
+LARGEST_FIXED = 32512
+
+
+def identity() -> BlockWeight:
+    """Return Q8_0 blocks of the identity matrix."""
+    blocks = torch.zeros((COLUMNS, COLUMNS // 32, 34), dtype=torch.uint8)
+    blocks[:, :, :2] = torch.tensor([1.0], dtype=torch.float16).view(torch.uint8)
+    rows = torch.arange(COLUMNS)
+    blocks[rows, rows // 32, 2 + rows % 32] = 1
+    return BlockWeight(blocks.flatten(1), GgmlType.Q8_0, COLUMNS)
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    return dispatch.quant_matmul(x, dispatch.prepare(identity(), "cpu", torch.bfloat16))
+
+
+@pytest.mark.parametrize("outlier", [1.0, 180.0, 1e5])
+def test_rounding_costs_no_more_than_its_share_of_the_energy(isa: str, outlier: float) -> None:
+    """The share is columns / (12 * 32512^2), doubled here because its mean is promised, not each case."""
+    x = torch.randn((8, COLUMNS), generator=torch.Generator().manual_seed(1))
+    x[:, 37] = outlier * x.abs().median()
+    lost = (rounded(x) - x).double().pow(2).sum(1) / x.double().pow(2).sum(1)
+    assert lost.max() <= 2 * COLUMNS / (12 * LARGEST_FIXED**2)
+
+
+def test_every_element_is_within_half_a_step(isa: str) -> None:
+    x = torch.randn((3, COLUMNS), generator=torch.Generator().manual_seed(2))
+    step = x.abs().amax(1, keepdim=True) / LARGEST_FIXED
+    assert bool(((rounded(x) - x).abs() <= step * 0.5001).all())
+
+
+@pytest.mark.parametrize("largest", [0.0, 1e-38, 3e38])
+def test_tokens_of_any_size_have_finite_products(isa: str, largest: float) -> None:
+    x = torch.full((2, COLUMNS), largest)
+    torch.testing.assert_close(rounded(x), x, rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_stays_visible(isa: str, value: float) -> None:
+    x = torch.ones((2, COLUMNS))
+    x[1, 200] = value
+    result = rounded(x)
+    assert bool(result[1].isnan().all()) and bool(result[0].isfinite().all())
