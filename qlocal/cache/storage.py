@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +63,18 @@ def _flat(parts: Tensor) -> Tensor:
     return flat.view(parts.shape[0], -1, parts.shape[-1])
 
 
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeroed memory; on Linux's CPU in pages of 2 MB, which are read through several times faster."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE") or num_bytes == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # A kernel without such pages refuses; small ones are as correct.
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
 class KVStorage:
     """Blocks of every layer. Zeroed memory is not touched before it is written, so unused blocks cost nothing."""
 
@@ -75,8 +90,7 @@ class KVStorage:
         assert block_size % min(KEY_TILE, block_size) == 0, f"blocks of {block_size} tokens are not whole tiles"
         shape = (num_blocks, 2, num_kv_heads, block_size * head_dim)
         self.layers = [
-            LayerCache(torch.zeros(shape, dtype=CACHE_DTYPES[dtype], device=device), block_size)
-            for device in layer_devices
+            LayerCache(_zeros(shape, CACHE_DTYPES[dtype], torch.device(device)), block_size) for device in layer_devices
         ]
 
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
