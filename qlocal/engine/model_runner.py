@@ -8,7 +8,7 @@ from torch import Tensor
 from qlocal.cache.storage import KVStorage
 from qlocal.engine.scheduler import ScheduledRun
 from qlocal.layers.decoder import Decoder
-from qlocal.layers.native_decoder import MAX_TOKENS, native_decoder
+from qlocal.layers.native_decoder import native_decoder
 from qlocal.layers.paged_attention import PagedAttention, TokenRun
 
 
@@ -29,7 +29,7 @@ class ModelRunner:
             runs.append(TokenRun(run.length, run.start, run.sequence.table.blocks))
         attention = PagedAttention(runs, self._storage, self._block_size)
         input_ids = torch.tensor([token_id for run in batch for token_id in run.token_ids], dtype=torch.int64)
-        if self._native is not None and len(input_ids) <= MAX_TOKENS:
+        if self._native is not None and self._native.takes(len(input_ids)):
             return self._native.forward(input_ids, attention.positions, runs)
         return self._decoder.forward(input_ids, attention.positions, attention.of_layer)
 

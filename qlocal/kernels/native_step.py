@@ -1,4 +1,4 @@
-"""All decoder layers over a few tokens as one native call (`csrc/step.h`).
+"""All decoder layers over the tokens of a step as one native call (`csrc/step.h`).
 
 Knows weights and memory, not models: `layers/native_decoder.py` says what to compute, in the words of this file. It
 checks what the C side takes for granted.
@@ -15,9 +15,6 @@ from torch import Tensor
 
 from qlocal.kernels import native
 from qlocal.kernels.dispatch import PreparedWeight
-
-MAX_TOKENS = 8
-"""Most tokens of one step."""
 
 KEY_TILE = 16
 _UNIT = 32
@@ -176,10 +173,10 @@ class NativeStep:
     def run(self, hidden_states: Tensor, cos: Tensor, sin: Tensor, runs: Sequence[Run]) -> None:
         """Replace embeddings by the residual stream after all layers, and store the tokens' keys and values.
 
-        hidden_states: (T, D) f32, T <= MAX_TOKENS. cos, sin: (T, Dh / 2) f32. The runs stand one after another in T.
+        hidden_states: (T, D) f32, T >= 1. cos, sin: (T, Dh / 2) f32. The runs stand one after another in T.
         """
         tokens, block_size = hidden_states.shape[0], self._geometry.block_size
-        assert 1 <= tokens <= MAX_TOKENS and sum(run.length for run in runs) == tokens, "runs cover the tokens"
+        assert tokens >= 1 and sum(run.length for run in runs) == tokens, "runs cover the tokens"
         self._check(hidden_states, (tokens, self._geometry.hidden_size))
         for angles in (cos, sin):
             self._check(angles, (tokens, self._geometry.head_dim // 2))

@@ -18,8 +18,8 @@ from qlocal.layers.linear import QuantLinear
 from qlocal.layers.moe import MoeFfn
 from qlocal.layers.paged_attention import TokenRun
 
-MAX_TOKENS = native_step.MAX_TOKENS
-"""Most tokens of one step."""
+FEW_TOKENS = 8
+"""Up to so many, unquantized weights are passed over once natively; with more, torch is quicker."""
 
 
 class NativeDecoder:
@@ -28,9 +28,15 @@ class NativeDecoder:
     def __init__(self, decoder: Decoder, step: native_step.NativeStep) -> None:
         self._decoder = decoder
         self._step = step
+        parts = [p for layer in decoder.layers for linear in _linears(layer) for p in linear.parts()]
+        self._takes_prompts = all(p.weight.matrix is not None and not p.weight.matrix.is_exact for p in parts)
+
+    def takes(self, num_tokens: int) -> bool:
+        """Say whether this is the way for a step of so many tokens."""
+        return self._takes_prompts or num_tokens <= FEW_TOKENS
 
     def forward(self, input_ids: Tensor, positions: Tensor, runs: Sequence[TokenRun]) -> Tensor:
-        """Do what `Decoder.forward` does over a block cache. input_ids and positions: (T,) int64, T <= MAX_TOKENS.
+        """Do what `Decoder.forward` does over a block cache. input_ids and positions: (T,) int64.
 
         runs: stand one after another in T. Returns the residual stream (T, D) f32, unnormalized.
         """

@@ -132,16 +132,34 @@ def test_the_first_token_of_a_sequence_sees_itself_alone(isa: native.Isa) -> Non
     torch.testing.assert_close(native_forward(step, fast, [1, 2, 3], runs), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_rounding_to_bfloat16_is_that_of_the_plain_forward(isa: native.Isa) -> None:
-    decoder = decoder_of("llama", "bf16", "bfloat16")
-    plain, fast = storage_of(decoder), storage_of(decoder)
-    step = native_decoder(decoder, fast, BLOCK)
-    if step is None:
-        pytest.skip("this CPU multiplies in float32")
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("kind", ["k-quants", "gptq with act-order"])
+def test_prompts_of_quantized_models_go_the_same_way(isa: native.Isa, model_type: str, kind: str) -> None:
+    exact, fast = decoder_of(model_type, kind, "float32"), decoder_of(model_type, kind, "bfloat16")
+    plain_cache, fast_cache = storage_of(exact), storage_of(fast)
+    step = native_decoder(fast, fast_cache, BLOCK)
+    assert step is not None
+    for runs in (
+        [TokenRun(70, 0, LONG), TokenRun(9, 0, SHORT)],
+        [TokenRun(300, 70, LONG)],
+        [TokenRun(1, 9, SHORT), TokenRun(40, 370, LONG)],
+    ):
+        ids = random_ids(320, sum(run.length for run in runs), seed=runs[0].num_past)
+        assert step.takes(len(ids))
+        expected = plain_forward(exact, plain_cache, ids, runs)
+        assert distance(native_forward(step, fast_cache, ids, runs), expected) < 5e-3
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_unquantized_models_decode_natively_and_read_prompts_by_torch(isa: native.Isa, model_type: str) -> None:
+    exact, fast = decoder_of(model_type, "bf16", "float32"), decoder_of(model_type, "bf16", "bfloat16")
+    plain_cache, fast_cache = storage_of(exact), storage_of(fast)
+    step = native_decoder(fast, fast_cache, BLOCK)
+    assert step is not None
+    assert step.takes(4) and not step.takes(9)
     runs = [TokenRun(4, 0, [4])]
-    expected = plain_forward(decoder, plain, [1, 2, 3, 4], runs)
-    # A sum that rounds to the other side shifts an input by one part in 256, rarely.
-    assert distance(native_forward(step, fast, [1, 2, 3, 4], runs), expected) < 2e-3
+    expected = plain_forward(exact, plain_cache, [1, 2, 3, 4], runs)
+    assert distance(native_forward(step, fast_cache, [1, 2, 3, 4], runs), expected) < 2e-3
 
 
 @pytest.mark.parametrize(

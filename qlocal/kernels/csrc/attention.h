@@ -1,6 +1,9 @@
-// Attention over the block cache for any vector type V: the query heads of a KV head together, keys 32 at a time.
+// Attention over the block cache for any vector type V: rows of queries together that share a KV head (tokens of
+// a prompt, heads of a token), keys 32 at a time.
 
 #pragma once
+
+#include <immintrin.h>
 
 #include "norm.h"
 
@@ -9,6 +12,8 @@ namespace {
 using qlocal::AttendJob;
 using qlocal::CacheLayout;
 using qlocal::kKeyTile;
+using qlocal::kNothingSeen;
+using qlocal::kScoreRun;
 
 constexpr int64_t kKeyPair = 2 * kKeyTile;
 // Tokens whose values stay in the nearest cache while the dimensions take turns.
@@ -35,6 +40,8 @@ template <int N, class Body> inline void with_count(int64_t count, const Body& b
         with_count<N - 1>(count, body);
     }
 }
+
+inline int64_t padded_keys(int64_t count) { return (count + kKeyPair - 1) / kKeyPair * kKeyPair; }
 
 inline int64_t part_size(const CacheLayout& layout) { return layout.block_size * layout.head_dim; }
 
@@ -75,16 +82,24 @@ void append(const CacheLayout& layout, uint16_t* blocks, const int64_t* table, i
     }
 }
 
-// Scores of N heads with the 32 keys of two tiles.
+// Ask for line `line` of what lies behind `from`: it arrives while the arithmetic goes on. Past the end of the cache
+// this does nothing.
+inline void prefetch(const uint16_t* from, int64_t line) {
+    _mm_prefetch(reinterpret_cast<const char*>(from) + 64 * line, _MM_HINT_T0);
+}
+
+// Scores of N rows with the 32 keys of two tiles. The next two tiles usually lie behind the second one.
 template <class V, int N>
 inline void score_pair(const float* queries, const uint16_t* first, const uint16_t* second, int64_t head_dim,
-                       float* scores, int64_t stride) {
+                       float* scores) {
     constexpr int vectors = int(kKeyTile / V::lanes); // of one tile
     typename V::F sums[N][2 * vectors];
     for (int n = 0; n < N; ++n)
         for (int i = 0; i < 2 * vectors; ++i)
             sums[n][i] = V::zero();
+    const uint16_t* next = second + head_dim * kKeyTile;
     for (int64_t d = 0; d < head_dim; ++d, first += kKeyTile, second += kKeyTile) {
+        prefetch(next, d);
         typename V::F keys[2 * vectors];
         for (int i = 0; i < vectors; ++i) {
             keys[i] = V::load_f16(first + i * V::lanes);
@@ -98,32 +113,37 @@ inline void score_pair(const float* queries, const uint16_t* first, const uint16
     }
     for (int n = 0; n < N; ++n)
         for (int i = 0; i < 2 * vectors; ++i)
-            V::store(scores + n * stride + i * V::lanes, sums[n][i]);
+            V::store(scores + n * kScoreRun + i * V::lanes, sums[n][i]);
 }
 
-// Scores of all heads with the keys from..to; what lies behind the last key is minus infinity.
-template <class V> void score(const CacheLayout& layout, const AttendJob& job, int64_t stride) {
-    for (int64_t at = job.from; at < job.to; at += kKeyPair) {
+// Scores of all rows with the keys from..to, kScoreRun apart; of keys that a row does not see: kNothingSeen.
+template <class V> void score(const CacheLayout& layout, const AttendJob& job, int64_t from, int64_t to) {
+    const int64_t rows = job.num_tokens * job.heads, padded = padded_keys(to - from);
+    for (int64_t at = from; at < to; at += kKeyPair) {
         const uint16_t* first = key_tile(layout, job, at);
-        const uint16_t* second = at + kKeyTile < job.to ? key_tile(layout, job, at + kKeyTile) : first;
-        for (int64_t head = 0; head < job.num_heads; head += V::head_tile) {
-            const float* queries = job.queries + head * layout.head_dim;
-            float* scores = job.scores + head * stride + (at - job.from);
-            with_count<V::head_tile>(least(job.num_heads - head, V::head_tile), [&](auto n) {
-                score_pair<V, decltype(n)::value>(queries, first, second, layout.head_dim, scores, stride);
+        const uint16_t* second = at + kKeyTile < to ? key_tile(layout, job, at + kKeyTile) : first;
+        for (int64_t row = 0; row < rows; row += V::row_tile) {
+            const float* queries = job.queries + row * layout.head_dim;
+            float* scores = job.scores + row * kScoreRun + (at - from);
+            with_count<V::row_tile>(least(rows - row, V::row_tile), [&](auto n) {
+                score_pair<V, decltype(n)::value>(queries, first, second, layout.head_dim, scores);
             });
         }
     }
-    for (int64_t head = 0; head < job.num_heads; ++head)
-        for (int64_t i = job.to - job.from; i < stride; ++i)
-            job.scores[head * stride + i] = -INFINITY;
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t seen = least(job.first_seen + row / job.heads, to) - from;
+        for (int64_t i = seen > 0 ? seen : 0; i < padded; ++i)
+            job.scores[row * kScoreRun + i] = kNothingSeen;
+    }
 }
 
-// Scores of one head to exp(score - largest), in place.
-template <class V> void exponentiate(float* scores, int64_t length, float& largest, float& total) {
-    typename V::F most = V::load(scores);
-    for (int64_t i = V::lanes; i < length; i += V::lanes)
+// Scores of one row to exp(score - largest), in place; what was summed before is brought to the new largest.
+template <class V>
+void exponentiate(float* scores, int64_t length, float* out, int64_t head_dim, float& largest, float& total) {
+    typename V::F most = V::set1(largest);
+    for (int64_t i = 0; i < length; i += V::lanes)
         most = V::max(most, V::load(scores + i));
+    const float before = largest;
     largest = V::largest(most);
     typename V::F sum = V::zero();
     for (int64_t i = 0; i < length; i += V::lanes) {
@@ -131,23 +151,28 @@ template <class V> void exponentiate(float* scores, int64_t length, float& large
         V::store(scores + i, value);
         sum = V::add(sum, value);
     }
-    total = V::sum(sum);
+    const float kept = std::exp(before - largest);
+    total = total * kept + V::sum(sum);
+    if (kept != 1.0f)
+        for (int64_t d = 0; d < head_dim; d += V::lanes)
+            V::store(out + d, V::mul(V::load(out + d), V::set1(kept)));
 }
 
-// Add probability * value of `count` tokens to N heads, 32 (AVX2: 16) dimensions at a time.
+// Add probability * value of `count` tokens to N rows, 32 (AVX2: 16) dimensions at a time.
 template <class V, int N>
-inline void add_values(const uint16_t* values, int64_t count, int64_t head_dim, const float* scores, int64_t stride,
-                       float* out) {
+inline void add_values(const uint16_t* values, int64_t count, int64_t head_dim, const float* scores, float* out) {
     for (int64_t d = 0; d < head_dim; d += 2 * V::lanes) {
         typename V::F sums[N][2];
         for (int n = 0; n < N; ++n)
             for (int i = 0; i < 2; ++i)
                 sums[n][i] = V::load(out + n * head_dim + d + i * V::lanes);
         for (int64_t token = 0; token < count; ++token) {
+            if (d % 32 == 0) // a line of every 32 dimensions
+                prefetch(values + kValueRun * head_dim, d / 32 * kValueRun + token);
             const uint16_t* row = values + token * head_dim + d;
             const typename V::F first = V::load_f16(row), second = V::load_f16(row + V::lanes);
             for (int n = 0; n < N; ++n) {
-                const typename V::F weight = V::set1(scores[n * stride + token]);
+                const typename V::F weight = V::set1(scores[n * kScoreRun + token]);
                 sums[n][0] = V::fma(weight, first, sums[n][0]);
                 sums[n][1] = V::fma(weight, second, sums[n][1]);
             }
@@ -158,23 +183,36 @@ inline void add_values(const uint16_t* values, int64_t count, int64_t head_dim, 
     }
 }
 
-template <class V> void attend(const CacheLayout& layout, const AttendJob& job) {
-    const int64_t stride = (job.to - job.from + kKeyPair - 1) / kKeyPair * kKeyPair;
-    score<V>(layout, job, stride);
-    for (int64_t head = 0; head < job.num_heads; ++head)
-        exponentiate<V>(job.scores + head * stride, stride, job.largest[head], job.total[head]);
-    clear<V>(job.out, job.num_heads * layout.head_dim);
-    for (int64_t at = job.from; at < job.to;) {
-        const int64_t count = least(least(kValueRun, layout.block_size - at % layout.block_size), job.to - at);
+template <class V> void add_all_values(const CacheLayout& layout, const AttendJob& job, int64_t from, int64_t to) {
+    const int64_t rows = job.num_tokens * job.heads;
+    for (int64_t at = from; at < to;) {
+        const int64_t count = least(least(kValueRun, layout.block_size - at % layout.block_size), to - at);
         const uint16_t* values = value_row(layout, job, at);
-        for (int64_t head = 0; head < job.num_heads; head += V::head_tile) {
-            const float* scores = job.scores + head * stride + (at - job.from);
-            float* out = job.out + head * layout.head_dim;
-            with_count<V::head_tile>(least(job.num_heads - head, V::head_tile), [&](auto n) {
-                add_values<V, decltype(n)::value>(values, count, layout.head_dim, scores, stride, out);
+        for (int64_t row = 0; row < rows; row += V::row_tile) {
+            const float* scores = job.scores + row * kScoreRun + (at - from);
+            float* out = job.out + row * layout.head_dim;
+            with_count<V::row_tile>(least(rows - row, V::row_tile), [&](auto n) {
+                add_values<V, decltype(n)::value>(values, count, layout.head_dim, scores, out);
             });
         }
         at += count;
+    }
+}
+
+template <class V> void attend(const CacheLayout& layout, const AttendJob& job) {
+    const int64_t rows = job.num_tokens * job.heads, head_dim = layout.head_dim;
+    clear<V>(job.out, rows * head_dim);
+    for (int64_t row = 0; row < rows; ++row) {
+        job.largest[row] = kNothingSeen;
+        job.total[row] = 0.0f;
+    }
+    for (int64_t from = job.from; from < job.to; from += kScoreRun) {
+        const int64_t to = least(from + kScoreRun, job.to);
+        score<V>(layout, job, from, to);
+        for (int64_t row = 0; row < rows; ++row)
+            exponentiate<V>(job.scores + row * kScoreRun, padded_keys(to - from), job.out + row * head_dim, head_dim,
+                            job.largest[row], job.total[row]);
+        add_all_values<V>(layout, job, from, to);
     }
 }
 
@@ -197,7 +235,7 @@ void combine(const float* parts, const float* largest, const float* total, int64
 }
 
 template <class V>
-constexpr qlocal::StepOps step_ops = {rms_norm<V>, add<V>,    silu_multiply<V>, rotate<V>,
-                                      append<V>,   attend<V>, combine<V>};
+constexpr qlocal::StepOps step_ops = {rms_norm<V>, add_scaled<V>, silu_multiply<V>, rotate<V>,
+                                      append<V>,   attend<V>,     combine<V>};
 
 } // namespace

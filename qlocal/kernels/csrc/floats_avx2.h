@@ -10,7 +10,7 @@ namespace {
 struct Avx2Floats {
     using F = __m256;
     static constexpr int64_t lanes = 8;
-    static constexpr int head_tile = 4; // heads whose sums stay in registers together
+    static constexpr int row_tile = 4; // rows of queries whose sums stay in registers together
 
     static inline F zero() { return _mm256_setzero_ps(); }
     static inline F set1(float value) { return _mm256_set1_ps(value); }

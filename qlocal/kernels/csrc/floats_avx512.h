@@ -10,7 +10,7 @@ namespace {
 struct Avx512Floats {
     using F = __m512;
     static constexpr int64_t lanes = 16;
-    static constexpr int head_tile = 8; // heads whose sums stay in registers together
+    static constexpr int row_tile = 8; // rows of queries whose sums stay in registers together
 
     static inline F zero() { return _mm512_setzero_ps(); }
     static inline F set1(float value) { return _mm512_set1_ps(value); }

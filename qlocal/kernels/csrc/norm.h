@@ -37,9 +37,9 @@ template <class V> void rms_norm(const float* x, const float* weight, float* out
         V::store(out + i, V::mul(V::mul(V::load(x + i), scale), V::load(weight + i)));
 }
 
-template <class V> void add(float* x, const float* y, int64_t length) {
+template <class V> void add_scaled(float* x, const float* y, float scale, int64_t length) {
     for (int64_t i = 0; i < length; i += V::lanes)
-        V::store(x + i, V::add(V::load(x + i), V::load(y + i)));
+        V::store(x + i, V::fma(V::set1(scale), V::load(y + i), V::load(x + i)));
 }
 
 template <class V> void silu_multiply(const float* gate, const float* up, float* out, int64_t length) {

@@ -7,69 +7,91 @@
 
 namespace {
 
+// Rows of queries that go over the keys together: enough to use a key many times while it is in the cache, few enough
+// that their scores stay there as well.
+constexpr int64_t kRowsTogether = 96;
+
 // Keys that a thread takes at once: few enough that threads share one sequence, many enough to be worth adding up.
-// Scores of that many stay in the cache beside the queries.
-int64_t chunk_length(int64_t context) {
-    constexpr int64_t least = 256, most = 1024, chunks_a_thread = 4;
-    const int64_t even = context / (chunks_a_thread * qlocal::get_threads());
-    return std::min(std::max(even, least), most) / qlocal::kKeyTile * qlocal::kKeyTile;
+int64_t keys_a_part(int64_t context, int64_t groups) {
+    constexpr int64_t least = 256, pieces_a_thread = 4;
+    const int64_t pieces = std::max<int64_t>(pieces_a_thread * qlocal::get_threads() / groups, 1);
+    return (std::max(context / pieces, least) + qlocal::kKeyTile - 1) / qlocal::kKeyTile * qlocal::kKeyTile;
 }
 
 } // namespace
 
-void qlocal::PagedAttention::run(const Batch& batch, const uint16_t* blocks, float* queries, int64_t stride,
+void qlocal::PagedAttention::run(const Batch& batch, const uint16_t* blocks, const float* queries, int64_t stride,
                                  float* out) {
-    const float scale = 1.0f / std::sqrt(float(model_.cache.head_dim));
-    for (int64_t token = 0; token < batch.num_tokens; ++token)
-        for (int64_t i = 0; i < model_.num_heads * model_.cache.head_dim; ++i)
-            queries[token * stride + i] *= scale;
-    plan(batch, queries, stride);
     blocks_ = blocks;
-    const auto body = [](void* context, int64_t first, int64_t last) {
-        auto& attention = *static_cast<PagedAttention*>(context);
+    queries_ = queries;
+    stride_ = stride;
+    out_ = out;
+    plan(batch);
+    parallel(int64_t(group_of_item_.size()), 1, [this](int64_t first, int64_t last) {
         for (int64_t item = first; item < last; ++item)
-            attention.attend(attention.blocks_, item);
-    };
-    parallel_rows(int64_t(items_.size()), 1, body, this);
-    combine(out);
+            attend(item);
+    });
+    parallel(int64_t(groups_.size()), 8, [this](int64_t first, int64_t last) {
+        for (int64_t group = first; group < last; ++group)
+            combine(groups_[size_t(group)]);
+    });
 }
 
-void qlocal::PagedAttention::plan(const Batch& batch, const float* queries, int64_t stride) {
-    items_.clear();
+void qlocal::PagedAttention::plan(const Batch& batch) {
     groups_.clear();
-    const int64_t group_size = heads_a_group() * model_.cache.head_dim;
-    for (const Run* run = batch.runs; run < batch.runs + batch.num_runs; ++run)
-        for (int64_t token = 0; token < run->length; ++token, queries += stride) {
-            const int64_t context = run->num_past + token + 1, chunk = chunk_length(context);
+    group_of_item_.clear();
+    rows_before_item_.clear();
+    const int64_t heads = heads_a_group(), together = std::max<int64_t>(kRowsTogether / heads, 1);
+    int64_t first = 0, rows = 0;
+    for (const Run* run = batch.runs; run < batch.runs + batch.num_runs; first += run->length, ++run)
+        for (int64_t token = 0; token < run->length; token += together)
             for (int64_t head = 0; head < model_.cache.num_kv_heads; ++head) {
-                groups_.push_back({int64_t(items_.size()), (context + chunk - 1) / chunk});
-                for (int64_t from = 0; from < context; from += chunk)
-                    items_.push_back(
-                        {run->table, queries + head * group_size, head, from, std::min(from + chunk, context)});
+                const int64_t count = std::min(together, run->length - token);
+                groups_.push_back({run, first + token, token, count, head, 0, 0, 0});
             }
+    const int64_t num_groups = int64_t(groups_.size());
+    for (int64_t i = num_groups - 1; i >= 0; --i) { // the last tokens have most to read: they begin
+        Group& group = groups_[size_t(i)];
+        const int64_t context = group.run->num_past + group.first + group.num_tokens;
+        group.part_keys = keys_a_part(context, num_groups);
+        group.parts = (context + group.part_keys - 1) / group.part_keys;
+        group.first_part = int64_t(group_of_item_.size());
+        for (int64_t part = 0; part < group.parts; ++part, rows += group.num_tokens * heads) {
+            group_of_item_.push_back(i);
+            rows_before_item_.push_back(rows);
         }
-    const size_t heads = items_.size() * size_t(heads_a_group());
-    parts_.resize(heads * size_t(model_.cache.head_dim));
-    largest_.resize(heads);
-    totals_.resize(heads);
+    }
+    parts_.resize(size_t(rows * model_.cache.head_dim));
+    largest_.resize(size_t(rows));
+    totals_.resize(size_t(rows));
 }
 
-void qlocal::PagedAttention::attend(const uint16_t* blocks, int64_t item) {
-    static thread_local std::vector<float> scores;
-    const Item& i = items_[size_t(item)];
-    const int64_t heads = heads_a_group();
-    scores.resize(size_t(heads * (i.to - i.from + 2 * kKeyTile)));
-    float* out = parts_.data() + item * heads * model_.cache.head_dim;
-    ops_.attend(model_.cache, {i.queries, blocks, i.table, heads, i.kv_head, i.from, i.to, scores.data(), out,
-                               largest_.data() + item * heads, totals_.data() + item * heads});
+void qlocal::PagedAttention::attend(int64_t item) {
+    static thread_local std::vector<float> scores, queries;
+    const Group& group = groups_[size_t(group_of_item_[size_t(item)])];
+    const int64_t heads = heads_a_group(), head_dim = model_.cache.head_dim, width = heads * head_dim;
+    scores.resize(size_t(group.num_tokens * heads * kScoreRun));
+    queries.resize(size_t(group.num_tokens * width));
+    const float scale = 1.0f / std::sqrt(float(head_dim));
+    for (int64_t token = 0; token < group.num_tokens; ++token) {
+        const float* row = queries_ + (group.token + token) * stride_ + group.kv_head * width;
+        std::transform(row, row + width, queries.data() + token * width, [=](float value) { return value * scale; });
+    }
+    const int64_t past = group.run->num_past + group.first, rows = rows_before_item_[size_t(item)];
+    const int64_t from = (item - group.first_part) * group.part_keys;
+    const int64_t to = std::min(from + group.part_keys, past + group.num_tokens);
+    ops_.attend(model_.cache,
+                {queries.data(), blocks_, group.run->table, group.num_tokens, heads, group.kv_head, past + 1, from, to,
+                 scores.data(), parts_.data() + rows * head_dim, largest_.data() + rows, totals_.data() + rows});
 }
 
-void qlocal::PagedAttention::combine(float* out) const {
-    const int64_t heads = heads_a_group(), head_dim = model_.cache.head_dim;
-    for (const Group& group : groups_)
-        for (int64_t head = 0; head < heads; ++head, out += head_dim) {
-            const int64_t first = group.first * heads + head;
-            ops_.combine(parts_.data() + first * head_dim, largest_.data() + first, totals_.data() + first, group.count,
-                         heads * head_dim, heads, out, head_dim);
-        }
+void qlocal::PagedAttention::combine(const Group& group) {
+    const int64_t heads = heads_a_group(), head_dim = model_.cache.head_dim, rows = group.num_tokens * heads;
+    const int64_t first = rows_before_item_[size_t(group.first_part)];
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t token = group.token + row / heads, head = group.kv_head * heads + row % heads;
+        ops_.combine(parts_.data() + (first + row) * head_dim, largest_.data() + first + row,
+                     totals_.data() + first + row, group.parts, rows * head_dim, rows,
+                     out_ + (token * model_.num_heads + head) * head_dim, head_dim);
+    }
 }

@@ -12,32 +12,32 @@ class PagedAttention {
   public:
     PagedAttention(const StepOps& ops, const Model& model) : ops_(ops), model_(model) {}
 
-    // queries: (T, H, head_dim) rotated, rows `stride` floats apart; scaled in place. out: (T, H * head_dim).
-    // The tokens' own keys and values are in the cache already.
-    void run(const Batch& batch, const uint16_t* blocks, float* queries, int64_t stride, float* out);
+    // queries: (T, H, head_dim) rotated, rows `stride` floats apart. out: (T, H * head_dim). The tokens' own keys and
+    // values are in the cache already.
+    void run(const Batch& batch, const uint16_t* blocks, const float* queries, int64_t stride, float* out);
 
   private:
-    // One token with one chunk of its context, for the heads of one KV head.
-    struct Item {
-        const int64_t* table;
-        const float* queries;
-        int64_t kv_head, from, to;
-    };
-    // The chunks of one token and KV head: items first..first + count.
+    // Neighbouring tokens of a run with the heads of one KV head. parts: into how many its context is divided; they are
+    // the items first_part and following.
     struct Group {
-        int64_t first, count;
+        const Run* run;
+        int64_t token, first, num_tokens, kv_head, part_keys, parts, first_part;
     };
 
     int64_t heads_a_group() const { return model_.num_heads / model_.cache.num_kv_heads; }
-    void plan(const Batch& batch, const float* queries, int64_t stride);
-    void attend(const uint16_t* blocks, int64_t item);
-    void combine(float* out) const;
+    void plan(const Batch& batch);
+    void attend(int64_t item);
+    void combine(const Group& group);
 
     const StepOps& ops_;
     const Model& model_;
     const uint16_t* blocks_ = nullptr;
-    std::vector<Item> items_;
+    const float* queries_ = nullptr;
+    float* out_ = nullptr;
+    int64_t stride_ = 0;
     std::vector<Group> groups_;
+    std::vector<int64_t> group_of_item_;
+    std::vector<int64_t> rows_before_item_;
     std::vector<float> parts_, largest_, totals_;
 };
 

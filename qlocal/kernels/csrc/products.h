@@ -1,4 +1,4 @@
-// Products of several weights as one parallel loop: q, k and v, or gate and up of all the experts a token was given.
+// Products of several weights as one parallel loop: q, k and v, or gate and up of all the experts that tokens go to.
 
 #pragma once
 
@@ -11,8 +11,8 @@
 
 namespace qlocal {
 
-// A weight and how its input is prepared. Filled by Python (native_step.py).
-//   column_order: (columns,) by which activations are gathered first, or null. bias: (num_rows,) or null.
+// A weight of a linear. Filled by Python (native_step.py).
+//   column_order: (columns,) by which activations are gathered, or null. bias: (num_rows,) or null.
 struct Part {
     Matrix matrix;
     const int64_t* column_order;
@@ -29,30 +29,37 @@ class Products {
   public:
     explicit Products(const Kernels& kernels) : kernels_(kernels) {}
 
-    // Note out = x W^T + b for all parts. x: (tokens, columns), contiguous; it is read at once. out: (tokens, sum of
-    // rows), contiguous; written by `run`.
+    // Note out = x W^T + b for all parts. x: (tokens, columns), contiguous. out: (tokens, sum of rows), contiguous.
     void add(const Linear& linear, const float* x, int64_t tokens, float* out);
 
     // Compute what was noted, on all threads.
     void run();
 
   private:
+    // Activations that wait to be packed; parts that want the same share them.
+    struct Input {
+        const float* x;
+        const int64_t* order;
+        int64_t tokens, columns, first_piece;
+        int32_t packing;
+        void* packed;
+    };
     struct Item {
         const Part* part;
-        Activations x;
+        size_t input;
         float* out;
         int64_t out_stride, piece_rows, first_piece;
     };
 
-    // Gathered and packed as the kernels read it.
-    Activations pack(const Part& part, const float* x, int64_t tokens);
-    bool can_share(const Part& part, const Part& before, int64_t tokens) const;
-    void work(int64_t piece) const;
+    size_t input_of(const Part& part, const float* x, int64_t tokens);
+    void pack_all();
+    void pack(int64_t piece);
+    void multiply(int64_t piece);
 
     const Kernels& kernels_;
+    std::vector<Input> inputs_;
     std::vector<Item> items_;
-    std::vector<AlignedMemory> packed_; // kept, so that later steps find the memory
-    std::size_t num_packed_ = 0;
+    std::vector<AlignedMemory> memory_; // of the inputs; kept from one run to the next
 };
 
 } // namespace qlocal

@@ -1,4 +1,5 @@
-// All decoder layers over the few tokens of a decoding step in one call: the same computation as layers/decoder.py.
+// All decoder layers over the tokens of a step, decoding or reading prompts, in one call: the same computation as
+// layers/decoder.py.
 //
 // The structs are filled by Python (native_step.py, which checks everything below); layouts must match.
 

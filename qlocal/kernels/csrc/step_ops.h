@@ -20,23 +20,28 @@ struct CacheLayout {
 
 constexpr int64_t kKeyTile = 16;
 
-// Queries that share a KV head, against the keys from..to of one sequence.
-//   queries: (num_heads, head_dim), rotated and scaled. table: the sequence's blocks. from: a multiple of kKeyTile.
-//   scores: scratch of num_heads * (to - from rounded up to 2 * kKeyTile).
-//   out: (num_heads, head_dim), sums of exp(score - largest) * value. largest, total: (num_heads,).
+// Tokens of one sequence, one after another, with all query heads of one KV head, against its keys from..to.
+//   queries: (num_tokens, heads, head_dim), rotated and scaled, a row a token and head. Token t sees the keys before
+//   first_seen + t. table: the sequence's blocks. from: a multiple of kKeyTile.
+//   scores: scratch of num_tokens * heads * kScoreRun.
+//   out: as queries, sums of exp(score - largest) * value. largest, total: a row each. A row that sees none of the keys
+//   has kNothingSeen for its largest.
 struct AttendJob {
     const float* queries;
     const uint16_t* blocks;
     const int64_t* table;
-    int64_t num_heads, kv_head, from, to;
+    int64_t num_tokens, heads, kv_head, first_seen, from, to;
     float* scores;
     float* out;
     float* largest;
     float* total;
 };
 
+constexpr int64_t kScoreRun = 512; // keys whose scores are held at once
+constexpr float kNothingSeen = -1e30f;
+
 // Lengths are multiples of 32. All are safe to call from several threads on disjoint outputs.
-//   rms_norm: out = x / sqrt(mean(x²) + eps) * weight. add: x += y.
+//   rms_norm: out = x / sqrt(mean(x²) + eps) * weight. add_scaled: x += scale * y.
 //   silu_multiply: out = gate / (1 + exp(-gate)) * up; out may be gate.
 //   rotate: (num_heads, head_dim) in place; cos and sin (head_dim / 2), for the halves of a head.
 //   append: one token's k and v, (num_kv_heads, head_dim), to position `at` of the sequence.
@@ -45,7 +50,7 @@ struct AttendJob {
 //   sums; largest and total `stat_stride` apart.
 struct StepOps {
     void (*rms_norm)(const float* x, const float* weight, float* out, int64_t length, float eps);
-    void (*add)(float* x, const float* y, int64_t length);
+    void (*add_scaled)(float* x, const float* y, float scale, int64_t length);
     void (*silu_multiply)(const float* gate, const float* up, float* out, int64_t length);
     void (*rotate)(float* heads, int64_t num_heads, int64_t head_dim, const float* cos, const float* sin);
     void (*append)(const CacheLayout&, uint16_t* blocks, const int64_t* table, int64_t at, const float* k,

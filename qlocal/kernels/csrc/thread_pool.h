@@ -18,4 +18,12 @@ int32_t get_threads();
 // several threads take turns. In a child of fork, the threads are started anew.
 void parallel_rows(int64_t total, int64_t step, RowsBody body, void* context);
 
+// The same for anything that can be called with (first, last).
+template <class Body> void parallel(int64_t total, int64_t step, const Body& body) {
+    const auto call = [](void* context, int64_t first, int64_t last) {
+        (*static_cast<const Body*>(context))(first, last);
+    };
+    parallel_rows(total, step, call, const_cast<Body*>(&body));
+}
+
 } // namespace qlocal
