@@ -43,9 +43,12 @@ class Isa(IntEnum):
     AVX2 = 1
     AVX512 = 2
     AVX512_VNNI = 3
+    AMX = 4
 
     @property
     def needs(self) -> CpuFeature:
+        if self is Isa.AMX:
+            return CpuFeature.AVX512_VNNI | CpuFeature.AMX_BF16 | CpuFeature.AMX_INT8
         return CpuFeature[self.name]
 
 

@@ -62,7 +62,7 @@ def test_native_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, fresh
 
 def test_an_instruction_set_without_kernels_is_refused(monkeypatch: pytest.MonkeyPatch, fresh_load: None) -> None:
     monkeypatch.setenv(native.ISA_VARIABLE, "sse9")
-    with pytest.raises(UsageError, match=r"QLOCAL_CPU_ISA=sse9 .* One of avx2, avx512, avx512_vnni, none"):
+    with pytest.raises(UsageError, match=r"QLOCAL_CPU_ISA=sse9 .* One of avx2, avx512, avx512_vnni, amx, none"):
         native.load()
 
 

@@ -1,8 +1,8 @@
 """Every native kernel against the reference: all storages, numbers of tokens on both sides of every limit, odd shapes.
 
-Stated tolerances. float32: 2e-6 of the sum of |x| |w| (what rounding errors grow with). bfloat16, quantized weights:
-that, and half a step of fixed point (max |x| / 32512) for every |w|. bfloat16, float weights: float32 up to 8 tokens;
-above, inputs and weights are rounded by 2^-8 each: 2^-7 of the sum of |x| |w|.
+Stated tolerances. float32: 2e-6 of the sum of |x| |w| (what rounding errors grow with). bfloat16: that, and half a step
+of fixed point (max |x| / 32512) for every |w|. Above 8 tokens, float weights and AMX round inputs and weights by up to
+2^-8 each: 2^-7 of the sum of |x| |w|.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ LARGEST_FIXED = 32512
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+def has_tiles() -> bool:
+    library = native.load()
+    return isinstance(library, native.Library) and library.isa is native.Isa.AMX
+
+
 def assert_products_agree(weight: Weight, dtype: torch.dtype, tokens: tuple[int, ...] = TOKENS) -> None:
     num_rows, columns = weight.shape
     prepared = dispatch.prepare(weight, "cpu", dtype)
@@ -33,9 +38,9 @@ def assert_products_agree(weight: Weight, dtype: torch.dtype, tokens: tuple[int,
     for count in tokens:
         x = torch.randn((count, columns), generator=torch.Generator().manual_seed(count))
         inputs = x.double()
-        is_rounded = dtype == torch.bfloat16 and isinstance(weight, DenseWeight) and count > 8
-        limit = (2**-7 if is_rounded else 2e-6) * (inputs.abs() @ values.abs().T)
-        if dtype == torch.bfloat16 and not isinstance(weight, DenseWeight):
+        in_bf16 = dtype == torch.bfloat16 and count > 8 and (isinstance(weight, DenseWeight) or has_tiles())
+        limit = (2**-7 if in_bf16 else 2e-6) * (inputs.abs() @ values.abs().T)
+        if dtype == torch.bfloat16 and not in_bf16:
             limit += inputs.abs().amax(1, keepdim=True) / LARGEST_FIXED / 2 * values.abs().sum(1)
         found = dispatch.quant_matmul(x, prepared)
         assert found.shape == (count, num_rows) and found.dtype == torch.float32
@@ -69,6 +74,18 @@ def test_affine_groups_multiply_as_the_reference(
 ) -> None:
     weight = random_affine(29, columns, group_size, act_order=act_order, scale_dtype=scale_dtype)
     assert_products_agree(weight, dtype, (1, 3, 8, 17))
+
+
+@pytest.mark.parametrize("storage", [GgmlType.Q8_0, GgmlType.Q6_K, None])
+@pytest.mark.parametrize(("num_rows", "columns"), [(1, 1280), (48, 768), (545, 1024)])
+def test_prompts_multiply_as_the_reference(isa: str, storage: GgmlType | None, num_rows: int, columns: int) -> None:
+    """On both sides of what a tile, a panel, a chunk of columns and a block of rows hold."""
+    weight = random_affine(num_rows, columns, 128) if storage is None else random_blocks(storage, num_rows, columns)
+    assert_products_agree(weight, torch.bfloat16, (16, 31, 130))
+
+
+def test_more_tokens_than_a_block_holds(isa: str) -> None:
+    assert_products_agree(random_blocks(GgmlType.Q4_0, 33, 96), torch.bfloat16, (512, 513, 600))
 
 
 def test_scales_of_one_group_may_be_a_transposed_view(isa: str) -> None:
@@ -187,7 +204,7 @@ def at_the_end(tensor: torch.Tensor, memory: memoryview) -> torch.Tensor:
 def test_threads_do_not_change_the_result(isa: str) -> None:
     weight = random_blocks(GgmlType.Q6_K, 1021, 512)
     prepared = dispatch.prepare(weight, "cpu", torch.bfloat16)
-    inputs = [torch.randn(count, 512) for count in (1, 4, 20)]
+    inputs = [torch.randn(count, 512) for count in (1, 4, 20, 70)]
     native.set_threads(1)
     alone = [dispatch.quant_matmul(x, prepared) for x in inputs]
     try:

@@ -1,6 +1,8 @@
 #include "cpu.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 namespace {
 
@@ -26,6 +28,12 @@ uint64_t saved_states(const Registers& basic) {
     return uint64_t(high) << 32 | low;
 }
 
+// Linux gives a process the registers of AMX when it asks, all its threads at once.
+bool may_use_tiles() {
+    constexpr long request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
 } // namespace
 
 uint32_t qlocal::cpu_features() {
@@ -46,7 +54,7 @@ uint32_t qlocal::cpu_features() {
         features |= CPU_AVX512_VNNI;
     if (bit(more.eax, 5))
         features |= CPU_AVX512_BF16;
-    const bool tiles = (saved & amx_state) == amx_state && bit(extended.edx, 24);
+    const bool tiles = (saved & amx_state) == amx_state && bit(extended.edx, 24) && may_use_tiles();
     if (tiles && bit(extended.edx, 22))
         features |= CPU_AMX_BF16;
     if (tiles && bit(extended.edx, 25))

@@ -5,8 +5,8 @@
 
 #include <cstring>
 
+#include "column_order.h"
 #include "fixed_point.h"
-#include "scratch.h"
 
 namespace {
 
@@ -79,16 +79,8 @@ inline void pack_token(const float* x, int64_t columns, const FixedLayout& layou
 inline void pack_fixed(const float* x, int64_t x_stride, int64_t tokens, int64_t columns, const int64_t* order,
                        void* packed, int64_t first, int64_t last) {
     const FixedLayout layout(tokens, columns);
-    float* gathered = order ? static_cast<float*>(qlocal::thread_scratch(columns * int64_t(sizeof(float)))) : nullptr;
-    for (int64_t token = first; token < last; ++token) {
-        const float* row = x + token * x_stride;
-        if (order) {
-            for (int64_t k = 0; k < columns; ++k)
-                gathered[k] = row[order[k]];
-            row = gathered;
-        }
-        pack_token(row, columns, layout, packed, token);
-    }
+    for (int64_t token = first; token < last; ++token)
+        pack_token(in_order(x + token * x_stride, columns, order), columns, layout, packed, token);
     if (last != tokens)
         return;
     const int64_t group = layout.num_groups() - 1, end = group * kGroupTokens + layout.width(group);

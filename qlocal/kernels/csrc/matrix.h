@@ -55,7 +55,7 @@ struct Matrix {
 //   columns,
 //     the tokens of one vector beside each other, columns rounded up to 32 and filled with zeros.
 //   PACKED_FIXED: for STRIPS: 16-bit fixed point with one scale a token (fixed_point.h).
-//   PACKED_TILES: for STRIPS and many tokens: bfloat16 in the tiles of AMX (amx_tiles.h).
+//   PACKED_TILES: for STRIPS and many tokens: bfloat16 in the tiles of AMX (amx_layout.h).
 enum Packing : int32_t { PACKED_FLOATS = 0, PACKED_FIXED = 1, PACKED_TILES = 2 };
 
 // packed: 64-byte aligned.
@@ -104,7 +104,6 @@ extern const StoredRowKernels avx512_stored_rows;
 extern const StripKernels avx2_strips;
 extern const StripKernels avx512_strips;
 extern const StripKernels avx512_vnni_strips;
-extern const StripKernels amx_strips;
 extern const StripKernels amx_tiles;
 
 } // namespace qlocal

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "amx_layout.h"
 #include "cpu.h"
 #include "fixed_point.h"
 #include "strip_layout.h"
@@ -13,10 +14,16 @@ using qlocal::Kernels;
 constexpr Kernels kAvx2{&qlocal::avx2_stored_rows, &qlocal::avx2_strips, nullptr};
 constexpr Kernels kAvx512{&qlocal::avx512_stored_rows, &qlocal::avx512_strips, nullptr};
 constexpr Kernels kAvx512Vnni{&qlocal::avx512_stored_rows, &qlocal::avx512_vnni_strips, nullptr};
+constexpr Kernels kAmx{&qlocal::avx512_stored_rows, &qlocal::avx512_vnni_strips, &qlocal::amx_tiles};
+
+// Tokens from which turning weights into tiles pays.
+constexpr int64_t kManyTokens = 9;
+
+int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // --- PACKED_FLOATS: groups of eight tokens.
 
-int64_t rounded_columns(int64_t columns) { return (columns + 31) / 32 * 32; }
+int64_t rounded_columns(int64_t columns) { return rounded_up(columns, 32); }
 
 void pack_floats(int64_t lanes, const float* x, int64_t x_stride, int64_t tokens, int64_t columns, const int64_t* order,
                  float* packed, int64_t first, int64_t last) {
@@ -49,16 +56,29 @@ void multiply_floats(const qlocal::StoredRowKernels& kernels, const qlocal::Matr
 } // namespace
 
 const Kernels& qlocal::kernels_of(int32_t isa) {
-    return isa >= ISA_AVX512_VNNI ? kAvx512Vnni : isa == ISA_AVX512 ? kAvx512 : kAvx2;
+    switch (isa) {
+    case ISA_AMX:
+        return kAmx;
+    case ISA_AVX512_VNNI:
+        return kAvx512Vnni;
+    case ISA_AVX512:
+        return kAvx512;
+    default:
+        return kAvx2;
+    }
 }
 
-int32_t qlocal::packing_of(const Kernels&, const Matrix& weight, int64_t) {
-    return weight.layout == STORED_ROWS ? PACKED_FLOATS : PACKED_FIXED;
+int32_t qlocal::packing_of(const Kernels& kernels, const Matrix& weight, int64_t tokens) {
+    if (weight.layout == STORED_ROWS)
+        return PACKED_FLOATS;
+    return kernels.tiles && tokens >= kManyTokens ? PACKED_TILES : PACKED_FIXED;
 }
 
 int64_t qlocal::packed_bytes(int32_t packing, int64_t tokens, int64_t columns) {
     if (packing == PACKED_FIXED)
         return FixedLayout(tokens, columns).bytes();
+    if (packing == PACKED_TILES)
+        return TileLayout(tokens, columns).bytes();
     const int64_t last = (tokens - 1) / kGroupTokens * kGroupTokens;
     return (last + padded_tokens(tokens - last)) * rounded_columns(columns) * int64_t(sizeof(float));
 }
@@ -67,6 +87,8 @@ void qlocal::pack(const Kernels& kernels, int32_t packing, const float* x, int64
                   int64_t columns, const int64_t* order, void* packed, int64_t first, int64_t last) {
     if (packing == PACKED_FIXED)
         return kernels.strips->pack(x, x_stride, tokens, columns, order, packed, first, last);
+    if (packing == PACKED_TILES)
+        return kernels.tiles->pack(x, x_stride, tokens, columns, order, packed, first, last);
     pack_floats(kernels.stored_rows->lanes, x, x_stride, tokens, columns, order, static_cast<float*>(packed), first,
                 last);
 }
@@ -75,6 +97,8 @@ void qlocal::multiply(const Kernels& kernels, const Matrix& weight, const Activa
                       int64_t out_stride, int64_t first, int64_t last) {
     if (x.packing == PACKED_FIXED)
         return kernels.strips->multiply(weight, x, out, out_stride, first, last);
+    if (x.packing == PACKED_TILES)
+        return kernels.tiles->multiply(weight, x, out, out_stride, first, last);
     multiply_floats(*kernels.stored_rows, weight, x, out, out_stride, first, last);
 }
 
@@ -82,8 +106,16 @@ int64_t qlocal::row_step(const Matrix& weight) { return weight.layout == STORED_
 
 int64_t qlocal::rows_a_piece(const Matrix& weight, int64_t rows, int64_t tokens, int64_t threads) {
     constexpr int64_t worthwhile_bytes = 64 << 10; // of weights, for one token
-    const bool is_stored = weight.layout == STORED_ROWS;
-    const int64_t row_bytes = is_stored ? weight.row_bytes : strip_bytes(weight) / kStripRows;
-    const int64_t least = worthwhile_bytes / std::max<int64_t>(row_bytes * tokens, 1), step = row_step(weight);
-    return (std::max({rows / (threads * 8), least, int64_t(1)}) + step - 1) / step * step;
+    constexpr int64_t most_rows_of_many = 512;     // that tiles of many tokens are multiplied with at once
+    if (weight.layout == STORED_ROWS) {
+        const int64_t least = worthwhile_bytes / std::max<int64_t>(weight.row_bytes * tokens, 1);
+        return rounded_up(std::max({rows / (threads * 8), least, int64_t(1)}), row_step(weight));
+    }
+    constexpr int64_t step = 2 * kStripRows; // as wide as a panel of tiles
+    if (tokens >= kManyTokens) {
+        const int64_t turns = (rows + threads * most_rows_of_many - 1) / (threads * most_rows_of_many);
+        return rounded_up((rows + threads * turns - 1) / (threads * turns), step);
+    }
+    const int64_t least = worthwhile_bytes * kStripRows / strip_bytes(weight) / tokens;
+    return rounded_up(std::max({rows / (threads * 8), least, int64_t(1)}), step);
 }
