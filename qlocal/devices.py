@@ -15,6 +15,7 @@ from qlocal.errors import UsageError
 LARGEST_KEPT_BYTES = 128 << 20
 KEPT_BYTES = 512 << 20
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUS = Path("/sys/devices/system/cpu")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's malloc.h."""
 
@@ -38,6 +39,37 @@ def cpu_has_bf16() -> bool:
         return False
     flags = {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split()}
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def default_threads() -> int:
+    """Return how many threads compute best: one a physical core of those that this process may use.
+
+    A second thread on a core shares its arithmetic units and caches, and every loop waits for the slowest thread. A
+    container's quota of processor time counts as so many cores, rounded down, since threads beyond it are put to sleep.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return max(1, psutil.cpu_count(logical=False) or 1)
+    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    quota = _cgroup_cpus()
+    return max(1, len(cores) if quota is None else min(len(cores), int(quota)))
+
+
+def _siblings(cpu: int) -> str:
+    """Return the logical CPUs that share a core with `cpu`, as the kernel writes them; alone where it does not say."""
+    path = _CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return str(cpu)
+
+
+def _cgroup_cpus() -> float | None:
+    """Return the quota of processor time as a number of CPUs, or None where there is none."""
+    try:
+        quota, period = (_CGROUP / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 
 
 def keep_threads_calm() -> None:

@@ -48,6 +48,34 @@ def test_planning_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.fixture
+def hyperthreads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine of four cores with two threads each, and no container; returns the folder of its cgroup."""
+    for cpu in range(8):
+        topology = tmp_path / "cpu" / f"cpu{cpu}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    monkeypatch.setattr(devices, "_CPUS", tmp_path / "cpu")
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    return tmp_path
+
+
+def test_a_thread_a_physical_core_is_the_default(hyperthreads: Path) -> None:
+    assert devices.default_threads() == 4
+
+
+def test_threads_keep_to_the_cores_that_a_process_may_use(hyperthreads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4})
+    assert devices.default_threads() == 2
+
+
+@pytest.mark.parametrize(("quota", "threads"), [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 4)])
+def test_a_containers_quota_limits_threads(hyperthreads: Path, quota: str, threads: int) -> None:
+    (hyperthreads / "cpu.max").write_text(f"{quota}\n")
+    assert devices.default_threads() == threads
+
+
 def test_the_users_own_thread_setting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     devices.keep_threads_calm()

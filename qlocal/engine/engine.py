@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qlocal.cache.block_manager import BlockManager
 from qlocal.cache.storage import KVStorage
+from qlocal.devices import default_threads
 from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.requests import refusal
 from qlocal.engine.sampler import Choice, prompt_logprobs, sample
@@ -56,8 +57,7 @@ class Engine:
     def load(cls, load: Load, on_progress: Callable[[Progress], None]) -> Engine:
         """Open, plan and load what `load` names. Raises a QLocalError when the file or the machine cannot."""
         start = time.perf_counter()
-        if load.threads is not None:
-            dispatch.set_threads(load.threads)
+        dispatch.set_threads(load.threads or default_threads())
         checkpoint = open_checkpoint(Path(load.path))
         plan = make_plan(
             checkpoint, load.devices, load.max_context, load.slots, load.dtype, load.max_memory, head=load.head

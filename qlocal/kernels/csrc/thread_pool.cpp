@@ -40,12 +40,9 @@ class Pool {
         total_ = total;
         step_ = step;
         next_ = 0;
-        {
-            const std::lock_guard<std::mutex> lock(sleep_);
-            open_ = true;
-            ++generation_;
-        }
-        wake_.notify_all();
+        open_ = true;
+        ++generation_;
+        wake_sleepers();
         take_pieces();
         // A worker first counts itself as active and then looks whether the loop is open; here it is closed first
         // and then the active ones are awaited. So a late worker either is awaited or finds the loop closed.
@@ -60,6 +57,17 @@ class Pool {
     }
 
   private:
+    // A worker counts itself as asleep and then looks for a new generation; here the generation is new before anybody
+    // is looked for. So nobody sleeps through a loop, and while all are awake no lock is taken.
+    void wake_sleepers() {
+        if (sleepers_ == 0)
+            return;
+        {
+            const std::lock_guard<std::mutex> lock(sleep_);
+        } // one that has counted itself is waiting now
+        wake_.notify_all();
+    }
+
     void take_pieces() {
         for (int64_t first; (first = next_.fetch_add(step_)) < total_;)
             body_(context_, first, first + step_ < total_ ? first + step_ : total_);
@@ -84,7 +92,9 @@ class Pool {
             _mm_pause();
         }
         std::unique_lock<std::mutex> lock(sleep_);
+        ++sleepers_;
         wake_.wait(lock, [&] { return generation_ != seen || stop_; });
+        --sleepers_;
         return !stop_;
     }
 
@@ -96,6 +106,7 @@ class Pool {
     std::atomic<bool> stop_{false};
     std::atomic<bool> open_{false};
     std::atomic<int32_t> active_{0};
+    std::atomic<int32_t> sleepers_{0};
     std::atomic<int64_t> next_{0};
     // Written while the loop is closed, read while it is open.
     qlocal::RowsBody body_ = nullptr;
