@@ -12,13 +12,14 @@ from torch import Tensor
 from qlocal.cache.storage import KVStorage
 from qlocal.ggml_types import GgmlType
 from qlocal.kernels import dispatch, native
+from qlocal.kernels.quantize_blocks import Fit, quantize_blocks
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.loader import load_embedding, load_head, load_layer
 from qlocal.layers.native_decoder import NativeDecoder, describe, native_decoder
 from qlocal.layers.paged_attention import PagedAttention, TokenRun
 from qlocal.models.base import Role, TensorSpec
-from qlocal.weights import DenseWeight, Weight
-from tests.kernels.weights import random_affine, random_blocks
+from qlocal.weights import BlockWeight, Weight
+from tests.kernels.weights import random_affine
 from tests.memory_checkpoint import MemoryCheckpoint, random_ids
 
 BLOCK, NUM_BLOCKS = 32, 32
@@ -27,25 +28,28 @@ MODEL_TYPES = ("qwen2", "llama", "mixtral")
 LONG, SHORT = list(range(1, 23)), [23, 30, 25]
 """Block tables of two sequences; the first is long enough for several threads."""
 
-MakeWeight = Callable[[TensorSpec, int], Weight]
+MakeWeight = Callable[[TensorSpec, Tensor, int], Weight]
 
 
-def _blocks_of(ggml_type: GgmlType, *, row_map: bool = False) -> MakeWeight:
-    return lambda spec, seed: random_blocks(ggml_type, *spec.shape, seed=seed, row_map=row_map)
+def _quantized(values: Tensor, ggml_type: GgmlType, row_map: Tensor | None = None) -> Weight:
+    library = native.load()
+    assert isinstance(library, native.Library), "the tests run with the native library"
+    blocks, _ = quantize_blocks(library, values.float(), ggml_type, Fit.PLAIN)
+    return BlockWeight(blocks, ggml_type, values.shape[1], row_map)
 
 
-def _k_quants(spec: TensorSpec, seed: int) -> Weight:
+def _k_quants(spec: TensorSpec, values: Tensor, _: int) -> Weight:
     """As llama-quantize mixes them: q and k are one kernel call, v another."""
-    return random_blocks(GgmlType.Q6_K if spec.role in (Role.V, Role.DOWN) else GgmlType.Q4_K, *spec.shape, seed=seed)
+    return _quantized(values, GgmlType.Q6_K if spec.role in (Role.V, Role.DOWN) else GgmlType.Q4_K)
 
 
 KINDS: dict[str, MakeWeight | None] = {
     "bf16": None,
-    "q4_0, rows permuted": _blocks_of(GgmlType.Q4_0, row_map=True),
-    "q8_0": _blocks_of(GgmlType.Q8_0),
+    "q4_0, rows permuted": lambda _, values, __: _quantized(values, GgmlType.Q4_0, torch.randperm(len(values))),
+    "q8_0": lambda _, values, __: _quantized(values, GgmlType.Q8_0),
     "k-quants": _k_quants,
-    "awq": lambda spec, seed: random_affine(*spec.shape, 64, seed),
-    "gptq with act-order": lambda spec, seed: random_affine(*spec.shape, 64, seed, act_order=True),
+    "awq": lambda spec, _, seed: random_affine(*spec.shape, 64, seed),
+    "gptq with act-order": lambda spec, _, seed: random_affine(*spec.shape, 64, seed, act_order=True),
 }
 
 
@@ -54,9 +58,7 @@ def decoder_of(model_type: str, kind: str, dtype: str) -> Decoder:
     make = KINDS[kind]
     for seed, spec in enumerate(checkpoint.architecture.tensors(checkpoint.config)):
         if spec.is_quantized and make is not None:
-            checkpoint.weights[spec.name] = make(spec, seed)
-        elif len(spec.shape) == 2 and not spec.is_quantized:
-            checkpoint.weights[spec.name] = DenseWeight(checkpoint.values[spec.name])
+            checkpoint.weights[spec.name] = make(spec, checkpoint.values[spec.name], seed)
     layers = [load_layer(checkpoint, i, "cpu", dtype, join=True) for i in range(checkpoint.config.num_hidden_layers)]
     return Decoder(checkpoint.config, load_embedding(checkpoint, "cpu"), layers, *load_head(checkpoint, "cpu", dtype))
 
@@ -136,7 +138,7 @@ def test_the_first_token_of_a_sequence_sees_itself_alone(isa: native.Isa) -> Non
 @pytest.mark.parametrize("kind", ["k-quants", "gptq with act-order"])
 def test_prompts_of_quantized_models_go_the_same_way(isa: native.Isa, model_type: str, kind: str) -> None:
     exact, fast = decoder_of(model_type, kind, "float32"), decoder_of(model_type, kind, "bfloat16")
-    plain_cache, fast_cache = storage_of(exact), storage_of(fast)
+    exact_cache, plain_cache, fast_cache = storage_of(exact), storage_of(fast), storage_of(fast)
     step = native_decoder(fast, fast_cache, BLOCK)
     assert step is not None
     for runs in (
@@ -146,8 +148,10 @@ def test_prompts_of_quantized_models_go_the_same_way(isa: native.Isa, model_type
     ):
         ids = random_ids(320, sum(run.length for run in runs), seed=runs[0].num_past)
         assert step.takes(len(ids))
-        expected = plain_forward(exact, plain_cache, ids, runs)
-        assert distance(native_forward(step, fast_cache, ids, runs), expected) < 5e-3
+        expected = plain_forward(exact, exact_cache, ids, runs)
+        lost_by_plain = distance(plain_forward(fast, plain_cache, ids, runs), expected)
+        lost = distance(native_forward(step, fast_cache, ids, runs), expected)
+        assert lost < 1.1 * lost_by_plain + 1e-3 < 0.1  # bfloat16 may send a token to another expert
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

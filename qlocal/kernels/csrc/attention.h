@@ -116,9 +116,9 @@ inline void score_pair(const float* queries, const uint16_t* first, const uint16
             V::store(scores + n * kScoreRun + i * V::lanes, sums[n][i]);
 }
 
-// Scores of all rows with the keys from..to, kScoreRun apart; of keys that a row does not see: kNothingSeen.
+// Scores of all rows with the keys from..to, kScoreRun apart.
 template <class V> void score(const CacheLayout& layout, const AttendJob& job, int64_t from, int64_t to) {
-    const int64_t rows = job.num_tokens * job.heads, padded = padded_keys(to - from);
+    const int64_t rows = job.num_tokens * job.heads;
     for (int64_t at = from; at < to; at += kKeyPair) {
         const uint16_t* first = key_tile(layout, job, at);
         const uint16_t* second = at + kKeyTile < to ? key_tile(layout, job, at + kKeyTile) : first;
@@ -130,9 +130,13 @@ template <class V> void score(const CacheLayout& layout, const AttendJob& job, i
             });
         }
     }
-    for (int64_t row = 0; row < rows; ++row) {
+}
+
+// Scores of keys that a row does not see, and of what fills the last pair: kNothingSeen.
+inline void mask(const AttendJob& job, int64_t from, int64_t to) {
+    for (int64_t row = 0; row < job.num_tokens * job.heads; ++row) {
         const int64_t seen = least(job.first_seen + row / job.heads, to) - from;
-        for (int64_t i = seen > 0 ? seen : 0; i < padded; ++i)
+        for (int64_t i = seen > 0 ? seen : 0; i < padded_keys(to - from); ++i)
             job.scores[row * kScoreRun + i] = kNothingSeen;
     }
 }
@@ -199,19 +203,27 @@ template <class V> void add_all_values(const CacheLayout& layout, const AttendJo
     }
 }
 
-template <class V> void attend(const CacheLayout& layout, const AttendJob& job) {
-    const int64_t rows = job.num_tokens * job.heads, head_dim = layout.head_dim;
-    clear<V>(job.out, rows * head_dim);
-    for (int64_t row = 0; row < rows; ++row) {
+inline void reset_rows(const AttendJob& job) {
+    for (int64_t row = 0; row < job.num_tokens * job.heads; ++row) {
         job.largest[row] = kNothingSeen;
         job.total[row] = 0.0f;
     }
+}
+
+template <class V> void exponentiate_rows(const AttendJob& job, int64_t head_dim, int64_t keys) {
+    for (int64_t row = 0; row < job.num_tokens * job.heads; ++row)
+        exponentiate<V>(job.scores + row * kScoreRun, padded_keys(keys), job.out + row * head_dim, head_dim,
+                        job.largest[row], job.total[row]);
+}
+
+template <class V> void attend(const CacheLayout& layout, const AttendJob& job) {
+    clear<V>(job.out, job.num_tokens * job.heads * layout.head_dim);
+    reset_rows(job);
     for (int64_t from = job.from; from < job.to; from += kScoreRun) {
         const int64_t to = least(from + kScoreRun, job.to);
         score<V>(layout, job, from, to);
-        for (int64_t row = 0; row < rows; ++row)
-            exponentiate<V>(job.scores + row * kScoreRun, padded_keys(to - from), job.out + row * head_dim, head_dim,
-                            job.largest[row], job.total[row]);
+        mask(job, from, to);
+        exponentiate_rows<V>(job, layout.head_dim, to - from);
         add_all_values<V>(layout, job, from, to);
     }
 }
@@ -234,8 +246,8 @@ void combine(const float* parts, const float* largest, const float* total, int64
         V::store(out + d, V::mul(V::load(out + d), scale));
 }
 
-template <class V>
+template <class V, void (*Attend)(const CacheLayout&, const AttendJob&)>
 constexpr qlocal::StepOps step_ops = {rms_norm<V>, add_scaled<V>, silu_multiply<V>, rotate<V>,
-                                      append<V>,   attend<V>,     combine<V>};
+                                      append<V>,   Attend,        combine<V>};
 
 } // namespace

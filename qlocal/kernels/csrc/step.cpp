@@ -156,9 +156,15 @@ class Step {
     std::vector<float> normed_, qkv_, attended_, scores_, gathered_, wide_, inner_, out_;
 };
 
+const StepOps& ops_of(int32_t isa) {
+    if (isa >= ISA_AMX)
+        return amx_step_ops;
+    return isa >= ISA_AVX512 ? avx512_step_ops : avx2_step_ops;
+}
+
 } // namespace
 
 // Run all layers over a batch. isa: one that qlocal_cpu_features allows. model, batch: as step.h says.
 extern "C" void qlocal_step(int32_t isa, const Model* model, const Batch* batch) {
-    Step(kernels_of(isa), isa >= ISA_AVX512 ? avx512_step_ops : avx2_step_ops, *model, *batch).run();
+    Step(kernels_of(isa), ops_of(isa), *model, *batch).run();
 }

@@ -3,4 +3,4 @@
 #include "attention.h"
 #include "floats_avx512.h"
 
-const qlocal::StepOps qlocal::avx512_step_ops = step_ops<Avx512Floats>;
+const qlocal::StepOps qlocal::avx512_step_ops = step_ops<Avx512Floats, attend<Avx512Floats>>;

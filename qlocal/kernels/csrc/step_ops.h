@@ -62,5 +62,6 @@ struct StepOps {
 
 extern const StepOps avx2_step_ops;
 extern const StepOps avx512_step_ops;
+extern const StepOps amx_step_ops;
 
 } // namespace qlocal
