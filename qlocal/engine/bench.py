@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,6 +65,19 @@ def bytes_per_token(checkpoint: Checkpoint) -> float:
         stored.num_bytes * (1.0 if stored.spec.expert is None else routed)
         for stored in checkpoint.tensors.values()
         if stored.spec.role is not unused
+    )
+
+
+def operations_per_token(checkpoint: Checkpoint) -> float:
+    """Return what a token of a prompt multiplies and adds, two a product: the layers' linears, routed experts alone.
+
+    The head is computed for the last token only, and attention grows with the prompt: neither is counted."""
+    config = checkpoint.config
+    routed = config.num_experts_per_tok / config.num_experts if config.num_experts else 1.0
+    return sum(
+        2 * math.prod(stored.spec.shape) * (1.0 if stored.spec.expert is None else routed)
+        for stored in checkpoint.tensors.values()
+        if stored.spec.is_quantized
     )
 
 

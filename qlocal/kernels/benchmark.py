@@ -5,6 +5,7 @@ A library for `qlocal bench` and `benchmarks/kernels.py`; prints nothing.
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ DEFAULT_STORAGES = (
 _GROUP_SIZE = 128
 # Weights of one kind lie one after another and take turns, so that none is found in a cache.
 _COLD_BYTES = 512 << 20
+# Turns of the loop of `csrc/peak.h`: some milliseconds.
+_PEAK_ROUNDS = 50_000
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,35 @@ def read_bandwidth(num_bytes: int = _COLD_BYTES) -> float:
     else:
         read = data.sum
     return data.nbytes / min(_time(read) for _ in range(5))
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Operations a second in registers, two a product, on all threads of the kernels."""
+
+    int8: float
+    bf16: float
+
+
+def peak_operations() -> Peaks | None:
+    """Return what the CPU multiplies at most with the instruction sets in use, the best of five tries a kind.
+
+    None without the native library."""
+    library = native.load()
+    if isinstance(library, native.Absent):
+        return None
+    peak = library.functions.qlocal_peak
+    peak.argtypes, peak.restype = [ctypes.c_int32, ctypes.c_int32, ctypes.c_int64], ctypes.c_int64
+
+    def best(kind: int) -> float:
+        rates = []
+        for _ in range(5):
+            start = time.perf_counter()
+            operations = peak(library.isa, kind, _PEAK_ROUNDS)
+            rates.append(operations / (time.perf_counter() - start))
+        return float(max(rates))
+
+    return Peaks(int8=best(0), bf16=best(1))
 
 
 def make_weight(storage: str, num_rows: int, columns: int, generator: torch.Generator) -> Weight:
