@@ -9,7 +9,6 @@ import torch
 import qlocal
 from qlocal.devices import cpu_has_bf16
 from qlocal.kernels import native
-from qlocal.kernels.gram import can_add_gram
 
 _VENDOR_FIELDS = ("vendor_id", "CPU implementer")
 
@@ -22,7 +21,6 @@ def arithmetic(device: str) -> dict[str, str]:
         "torch": torch.__version__,
         "processor": f"{_vendor()} {torch.backends.cpu.get_cpu_capability()}{' bf16' if cpu_has_bf16() else ''}",
         "native kernels": library.isa.name.lower() if isinstance(library, native.Library) else "none",
-        "Gram matrices": "amx" if can_add_gram() else "torch",
         "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(device),
     }
 

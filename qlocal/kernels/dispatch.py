@@ -67,7 +67,7 @@ def prepare(weight: Weight, device: torch.device | str, dtype: torch.dtype, kern
     reason = _why_not_native(weight, device, kernels, library)
     if reason is None and isinstance(library, native.Library):
         if dtype == torch.float32 or isinstance(weight, DenseWeight):
-            matrix = native.make_matrix(weight, library)
+            matrix = native.make_matrix(weight, library, is_exact=dtype == torch.float32)
         else:
             matrix = native.make_strips(weight, library)
         return PreparedWeight((num_rows, columns), dtype, device, matrix=matrix)

@@ -91,7 +91,8 @@ class NativeMatrix:
     """A weight as the library reads it. `data` and `row_map` keep the memory that `matrix` points to alive.
 
     shape: (N, K). column_order: (K,) int64, by which activations are gathered first, or None.
-    is_exact: products are made in float32; else in 16-bit fixed point, from strips (csrc/strip_layout.h)."""
+    is_exact: all products are made in float32; else from strips (csrc/strip_layout.h) in 16-bit fixed point, or with
+    many tokens in bfloat16."""
 
     library: Library
     matrix: _Matrix
@@ -164,7 +165,6 @@ def _declare(functions: ctypes.CDLL) -> ctypes.CDLL:
         "qlocal_decode": ([i32, matrix, i64, i64, floats], None),
         "qlocal_quantize_blocks": ([i32, ctypes.c_void_p], None),
         "qlocal_feedback_blocks": ([i32, ctypes.c_void_p], None),
-        "qlocal_allow_tiles": ([], i32),
         "qlocal_add_gram": ([ctypes.c_void_p, i64, i64, ctypes.c_void_p], i32),
     }
     for name, (arguments, result) in signatures.items():
@@ -196,15 +196,19 @@ def unsupported(weight: Weight) -> str | None:
     return None
 
 
-def make_matrix(weight: Weight, library: Library) -> NativeMatrix:
+def make_matrix(weight: Weight, library: Library, *, is_exact: bool = True) -> NativeMatrix:
     """Describe a weight on the CPU to the library; `unsupported(weight)` must be None.
 
-    Products with it are exact. Blocks and dense rows stay where they are (a mapped file); AffineWeight is repacked."""
+    Blocks and dense rows stay where they are (a mapped file); AffineWeight is repacked. Products with it are exact;
+    unless is_exact, those of BF16 with many tokens round these to bfloat16, where AMX multiplies that."""
     if isinstance(weight, AffineWeight):
         return _affine_matrix(weight, library)
     if isinstance(weight, DenseWeight):
         rows = weight.data if weight.data.stride(1) == 1 else weight.data.contiguous()
-        return _row_matrix(rows, weight.shape[1], FLOAT_STORAGE[rows.dtype], weight.row_map, library)
+        made = _row_matrix(rows, weight.shape[1], FLOAT_STORAGE[rows.dtype], weight.row_map, library)
+        if rows.dtype == torch.bfloat16 and library.isa >= Isa.AMX and not is_exact:
+            made.matrix.layout = _BF16_ROWS
+        return made
     rows = weight.blocks if weight.blocks.stride(1) == 1 else weight.blocks.contiguous()
     layout = LAYOUTS[weight.ggml_type]
     whole = weight.columns % layout.block_size == 0
@@ -239,7 +243,7 @@ def _at_large_page(num_bytes: int) -> Tensor:
 
 
 _LARGE_PAGE = 2 << 20
-_STORED_ROWS, _STRIPS = 0, 1
+_STORED_ROWS, _STRIPS, _BF16_ROWS = 0, 1, 2
 
 FLOAT_STORAGE = {
     torch.float32: int(GgmlType.F32),
@@ -308,7 +312,7 @@ def decode(weight: NativeMatrix, first: int, last: int, panel: Tensor) -> None:
     """Write the values of rows first..last of an exact matrix, columns in `column_order`, to panel (last - first, K)
     float32."""
     num_rows, columns = weight.shape
-    assert weight.is_exact, "strips are never decoded to floats"
+    assert weight.is_exact, "strips are never decoded to floats, and bfloat16 need not be"
     assert 0 <= first <= last <= num_rows, f"rows {first}..{last} of {num_rows}"
     assert panel.shape == (last - first, columns) and panel.dtype == torch.float32 and panel.is_contiguous(), (
         "the panel has exactly the values of these rows"

@@ -8,7 +8,7 @@ import torch
 from qlocal.kernels import native
 from qlocal.kernels.gram import add_gram, can_add_gram
 
-needs_amx = pytest.mark.skipif(not can_add_gram(), reason="this machine has no AMX for bf16, or lacks leave to use it")
+needs_amx = pytest.mark.skipif(not can_add_gram(), reason="this machine has no AMX, or it is turned off")
 
 
 @needs_amx

@@ -156,7 +156,8 @@ def test_nothing_is_written_beside_the_result(isa: str) -> None:
     library = native.load()
     assert isinstance(library, native.Library)
     weight = random_blocks(GgmlType.Q5_0, 31, 64)
-    for matrix in (native.make_matrix(weight, library), native.make_strips(weight, library)):
+    dense = native.make_matrix(DenseWeight(torch.randn(31, 64).bfloat16()), library, is_exact=False)
+    for matrix in (native.make_matrix(weight, library), native.make_strips(weight, library), dense):
         for count in (1, 2, 3, 8, 9, 16, 17, 40):
             out = torch.full((count + 2, 40), -7.0)
             x, at = torch.randn(count, 64), out[1:, 4:].data_ptr()
@@ -192,7 +193,8 @@ def test_nothing_is_read_past_the_last_float(
     isa: str, stored: torch.dtype, columns: int, before_a_hole: memoryview
 ) -> None:
     data = at_the_end(torch.randn(9, columns).to(stored), before_a_hole)
-    assert_products_agree(DenseWeight(data), torch.float32, (1, 8, 9))
+    for dtype in DTYPES:
+        assert_products_agree(DenseWeight(data), dtype, (1, 8, 9))
 
 
 def at_the_end(tensor: torch.Tensor, memory: memoryview) -> torch.Tensor:

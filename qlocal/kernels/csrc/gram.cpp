@@ -7,7 +7,6 @@
 #include <memory>
 
 #include "thread_pool.h"
-#include "tiles.h"
 
 namespace {
 
@@ -37,13 +36,10 @@ void add_tokens(const qlocal::GramJob& job, int64_t panels) {
 
 extern "C" {
 
-// Whether qlocal_add_gram may be called: qlocal_cpu_features has AMX_BF16, and the system lets this process use it.
-int32_t qlocal_allow_tiles() { return qlocal::allow_tiles(); }
-
 // Add sum over t of x[t, i] x[t, j] to gram[i, j] for all j >= i; some elements below the diagonal become scratch.
 //   inputs: (tokens, columns) bf16, contiguous, 2-byte aligned. gram: (columns, columns) float32, contiguous.
-// Products are exact, sums float32, and the same for every number of threads. The caller checks. 0 when there was no
-// memory for 2,048 bytes a column.
+// Products are exact, sums float32, and the same for every number of threads. For ISA_AMX alone; the caller checks. 0
+// when there was no memory for 2,048 bytes a column.
 int32_t qlocal_add_gram(const uint16_t* inputs, int64_t tokens, int64_t columns, float* gram) {
     const int64_t panels = (columns + 2 * qlocal::kPanelColumns - 1) / (2 * qlocal::kPanelColumns) * 2;
     const int64_t most =

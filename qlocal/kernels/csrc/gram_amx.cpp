@@ -2,7 +2,7 @@
 
 #include "gram.h"
 
-#include <immintrin.h>
+#include "use_tiles.h"
 
 namespace {
 
@@ -14,20 +14,6 @@ using qlocal::kTileTokens;
 
 constexpr int64_t kBlock = 2 * kPanelColumns;
 constexpr int kTileBytesARow = 64;
-
-// Eight tiles of 16 rows of 64 bytes.
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-
-    TileConfig() {
-        for (int tile = 0; tile < 8; ++tile) {
-            row_bytes[tile] = kTileBytesARow;
-            rows[tile] = 16;
-        }
-    }
-};
 
 // No template of the standard library: its code, made for this instruction set, could serve the whole library.
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -59,33 +45,13 @@ void pack(const GramJob& job, int64_t first, int64_t last) {
         pack_panel(job, panel);
 }
 
-// Transpose 16 x 16 elements of 32 bits: four steps, each exchanging halves twice as large between rows.
-void transpose(const uint16_t* from, uint16_t* to) {
-    __m512i a[16], b[16];
+void transpose_tile(const uint16_t* from, uint16_t* to) {
+    __m512i rows[16];
     for (int i = 0; i < 16; ++i)
-        a[i] = _mm512_load_si512(from + i * 32);
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        for (int half = 0; half < 2; ++half) {
-            b[i + 8 * half] = _mm512_shuffle_i32x4(a[i + 8 * half], a[i + 4 + 8 * half], 0x88);
-            b[i + 4 + 8 * half] = _mm512_shuffle_i32x4(a[i + 8 * half], a[i + 4 + 8 * half], 0xdd);
-        }
-    }
-    for (int i = 0; i < 4; ++i) {
-        _mm512_store_si512(to + i * 32, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-        _mm512_store_si512(to + (i + 8) * 32, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
-        _mm512_store_si512(to + (i + 4) * 32, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
-        _mm512_store_si512(to + (i + 12) * 32, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
-    }
+        rows[i] = _mm512_load_si512(from + i * 32);
+    transpose(rows);
+    for (int i = 0; i < 16; ++i)
+        _mm512_store_si512(to + i * 32, rows[i]);
 }
 
 // Sums of 32 x 32 products: `rows` are two transposed panels one after another, `columns` two as they are packed.
@@ -124,7 +90,6 @@ void add_block(const GramJob& job, const float* sums, int64_t row, int64_t colum
 }
 
 void add(const GramJob& job, int64_t strip) {
-    static const TileConfig config;
     alignas(64) thread_local uint16_t rows[kStripColumns * 1024];
     alignas(64) float sums[kBlock * kBlock];
     const int64_t first = strip * kStripColumns, last = least(first + kStripColumns, job.columns);
@@ -132,9 +97,8 @@ void add(const GramJob& job, int64_t strip) {
     const uint16_t* packed = job.packed + first / kPanelColumns * panel_elements;
     const int64_t panels = (last - first + kBlock - 1) / kBlock * 2;
     for (int64_t at = 0; at < panels * panel_elements; at += kTileElements)
-        transpose(packed + at, rows + at);
-    __asm__ volatile("" ::"m"(config)); // GCC 12 takes the intrinsic to read eight bytes, and may drop the others
-    _tile_loadconfig(&config);
+        transpose_tile(packed + at, rows + at);
+    const UseTiles use;
     for (int64_t column = first; column < job.columns; column += kBlock) {
         const uint16_t* columns = job.packed + column / kPanelColumns * panel_elements;
         for (int64_t row = first; row < least(last, column + kBlock); row += kBlock) {
@@ -142,7 +106,6 @@ void add(const GramJob& job, int64_t strip) {
             add_block(job, sums, row, column);
         }
     }
-    _tile_release();
 }
 
 } // namespace

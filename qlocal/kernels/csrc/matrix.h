@@ -31,14 +31,16 @@ enum Storage : int32_t {
 };
 
 // How the rows lie in memory: one after another as they are stored, or sixteen beside each other (strip_layout.h).
-enum Layout : int32_t { STORED_ROWS = 0, STRIPS = 1 };
+// BF16_ROWS: BF16 as stored, where products with many tokens may round these to bfloat16 too.
+enum Layout : int32_t { STORED_ROWS = 0, STRIPS = 1, BF16_ROWS = 2 };
 
 // A weight (num_rows, columns). Filled by Python (native.py, which checks everything below); layouts must match.
-//   data: STORED_ROWS: row n of the model starts at data + (row_map ? row_map[n] : n) * row_bytes; any alignment.
+//   data: STORED_ROWS, BF16_ROWS: row n of the model starts at data + (row_map ? row_map[n] : n) * row_bytes; any
+//   alignment.
 //     STRIPS: rows 16 s .. 16 s + 15 of the model start at data + s * strip_bytes; 64-byte aligned.
 //   columns: a multiple of the storage's block (32 or 256), of group_size for AFFINE_*, anything for floats.
 //   group_size: a multiple of 32 for AFFINE_*, else unused.
-//   row_map: (num_rows,) or null. row_bytes: of STORED_ROWS.
+//   row_map: (num_rows,) or null. row_bytes: of STORED_ROWS and BF16_ROWS.
 struct Matrix {
     const uint8_t* data;
     const int64_t* row_map;
@@ -51,11 +53,11 @@ struct Matrix {
 };
 
 // Layouts of activations; `pack` of multiply.h makes them.
-//   PACKED_FLOATS: for STORED_ROWS, exact. Groups of 8 tokens, the last one of 1, 2, 4 or 8: vectors of `lanes`
-//   columns,
+//   PACKED_FLOATS: for STORED_ROWS and BF16_ROWS, exact. Groups of 8 tokens, the last one of 1, 2, 4 or 8: vectors of
+//   `lanes` columns,
 //     the tokens of one vector beside each other, columns rounded up to 32 and filled with zeros.
 //   PACKED_FIXED: for STRIPS: 16-bit fixed point with one scale a token (fixed_point.h).
-//   PACKED_TILES: for STRIPS and many tokens: bfloat16 in the tiles of AMX (amx_layout.h).
+//   PACKED_TILES: for STRIPS, BF16_ROWS and many tokens: bfloat16 in the tiles of AMX (amx_layout.h).
 enum Packing : int32_t { PACKED_FLOATS = 0, PACKED_FIXED = 1, PACKED_TILES = 2 };
 
 // packed: 64-byte aligned.

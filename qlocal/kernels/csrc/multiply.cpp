@@ -69,9 +69,9 @@ const Kernels& qlocal::kernels_of(int32_t isa) {
 }
 
 int32_t qlocal::packing_of(const Kernels& kernels, const Matrix& weight, int64_t tokens) {
-    if (weight.layout == STORED_ROWS)
-        return PACKED_FLOATS;
-    return kernels.tiles && tokens >= kManyTokens ? PACKED_TILES : PACKED_FIXED;
+    if (kernels.tiles && tokens >= kManyTokens && weight.layout != STORED_ROWS)
+        return PACKED_TILES;
+    return weight.layout == STRIPS ? PACKED_FIXED : PACKED_FLOATS;
 }
 
 int64_t qlocal::packed_bytes(int32_t packing, int64_t tokens, int64_t columns) {
@@ -102,12 +102,12 @@ void qlocal::multiply(const Kernels& kernels, const Matrix& weight, const Activa
     multiply_floats(*kernels.stored_rows, weight, x, out, out_stride, first, last);
 }
 
-int64_t qlocal::row_step(const Matrix& weight) { return weight.layout == STORED_ROWS ? 8 : kStripRows; }
+int64_t qlocal::row_step(const Matrix& weight) { return weight.layout == STRIPS ? kStripRows : 8; }
 
 int64_t qlocal::rows_a_piece(const Matrix& weight, int64_t rows, int64_t tokens, int64_t threads) {
     constexpr int64_t worthwhile_bytes = 64 << 10; // of weights, for one token
     constexpr int64_t most_rows_of_many = 512;     // that tiles of many tokens are multiplied with at once
-    if (weight.layout == STORED_ROWS) {
+    if (weight.layout != STRIPS && (weight.layout == STORED_ROWS || tokens < kManyTokens)) {
         const int64_t least = worthwhile_bytes / std::max<int64_t>(weight.row_bytes * tokens, 1);
         return rounded_up(std::max({rows / (threads * 8), least, int64_t(1)}), row_step(weight));
     }

@@ -1,4 +1,4 @@
-// Products of strips and many tokens on AMX: a panel of weights, two strips wide, is turned into bfloat16 once and
+// Products of weights and many tokens on AMX: a panel of weights, two strips wide, is turned into bfloat16 once and
 // multiplied with all tokens while it lies in the first-level cache.
 //
 // Loops from the outside: 512 tokens; 512 rows, whose sums are 1 MB; chunks of 512 columns, of which the tokens are 512
@@ -8,6 +8,7 @@
 #include "amx_layout.h"
 #include "column_order.h"
 #include "strip_tiles.h"
+#include "use_tiles.h"
 
 namespace {
 
@@ -16,24 +17,6 @@ using qlocal::Activations;
 constexpr int64_t kBlockTokens = 512;
 constexpr int64_t kBlockStrips = 32;
 constexpr int64_t kChunkUnits = 16;
-
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Tiles of this thread while it exists. GCC 12 believes that loading reads 8 bytes and would drop the rest of the
-// configuration.
-class UseTiles {
-  public:
-    UseTiles() {
-        const TileConfig config;
-        __asm__ volatile("" ::"m"(config));
-        _tile_loadconfig(&config);
-    }
-    ~UseTiles() { _tile_release(); }
-};
 
 // --- Activations
 
@@ -70,17 +53,51 @@ void pack_tiles(const float* x, int64_t x_stride, int64_t tokens, int64_t column
 
 // --- Weights
 
-// Units first..last of one strip, whole records, as tiles.
-template <class T>
-void decode_strip(const uint8_t* strip, const StripLayout& layout, int64_t first, int64_t last, uint8_t* tiles) {
-    const uint8_t* record = strip + first / layout.units * layout.record_bytes();
-    for (int64_t start = first; start < last; start += layout.units, record += layout.record_bytes()) {
-        const typename T::template Scales<Avx512Rows> scales(record, 0);
-        const uint8_t* codes = record + layout.scale_bytes;
-        for (int64_t unit = 0; unit < layout.units && start + unit < last; ++unit, tiles += kTileBytes)
-            unit_to_tile<T>(codes + unit * layout.unit_bytes, scales, unit, tiles);
+// Quantized strips. units: of a row; chunk: units that are decoded at once, whole records.
+template <class T> struct StripWeight {
+    const Matrix& weight;
+    StripLayout layout = strip_layout(weight.storage, weight.group_size);
+    int64_t units = strip_records(weight) * layout.units;
+    int64_t chunk = layout.units < kChunkUnits ? kChunkUnits / layout.units * layout.units : layout.units;
+
+    // Units first..last of 16 rows as tiles.
+    void decode(int64_t row, int64_t first, int64_t last, uint8_t* tiles) const {
+        const uint8_t* strip = weight.data + row / kStripRows * strip_bytes(weight);
+        const uint8_t* record = strip + first / layout.units * layout.record_bytes();
+        for (int64_t start = first; start < last; start += layout.units, record += layout.record_bytes()) {
+            const typename T::template Scales<Avx512Rows> scales(record, 0);
+            const uint8_t* codes = record + layout.scale_bytes;
+            for (int64_t unit = 0; unit < layout.units && start + unit < last; ++unit, tiles += kTileBytes)
+                unit_to_tile<T>(codes + unit * layout.unit_bytes, scales, unit, tiles);
+        }
     }
-}
+};
+
+// Rows of bfloat16 as they are stored.
+struct RowWeight {
+    const Matrix& weight;
+    int64_t units = (weight.columns + kUnitColumns - 1) / kUnitColumns;
+    int64_t chunk = kChunkUnits;
+
+    void decode(int64_t row, int64_t first, int64_t last, uint8_t* tiles) const {
+        const int64_t rows = weight.num_rows - row < kStripRows ? weight.num_rows - row : kStripRows;
+        for (int64_t unit = first; unit < last; ++unit, tiles += kTileBytes) {
+            const int64_t left = weight.columns - unit * kUnitColumns;
+            const __mmask32 is_there = left >= kUnitColumns ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+            __m512i lines[kTileRows];
+            for (int64_t r = 0; r < kTileRows; ++r)
+                lines[r] = r < rows ? _mm512_maskz_loadu_epi16(is_there, start_of(row + r) + unit * kLineBytes)
+                                    : _mm512_setzero_si512();
+            transpose(lines);
+            for (int64_t r = 0; r < kTileRows; ++r)
+                _mm512_store_si512(tiles + r * kLineBytes, lines[r]);
+        }
+    }
+
+    const uint8_t* start_of(int64_t row) const {
+        return weight.data + (weight.row_map ? weight.row_map[row] : row) * weight.row_bytes;
+    }
+};
 
 // --- Products
 
@@ -181,14 +198,11 @@ struct TokenBlock {
     }
 };
 
-template <class T>
-void multiply_block(const Matrix& weight, const Activations& x, int64_t first_token, int64_t first, int64_t last,
+template <class Weight>
+void multiply_block(const Weight& weight, const Activations& x, int64_t first_token, int64_t first, int64_t last,
                     float* out, int64_t out_stride) {
-    const StripLayout layout = strip_layout(weight.storage, weight.group_size);
     const TileLayout tiles(x.tokens, x.columns);
-    const int64_t stored_units = strip_records(weight) * layout.units;
-    const int64_t units = tiles.units < stored_units ? tiles.units : stored_units;
-    const int64_t chunk = layout.units < kChunkUnits ? kChunkUnits / layout.units * layout.units : layout.units;
+    const int64_t units = tiles.units < weight.units ? tiles.units : weight.units, chunk = weight.chunk;
     const int64_t tokens = x.tokens - first_token < kBlockTokens ? x.tokens - first_token : kBlockTokens;
     const int64_t sum_bytes = (tokens + 31) / 32 * kSumBytes; // of a panel
     const int64_t num_panels = (last - first + 2 * kStripRows - 1) / (2 * kStripRows);
@@ -202,8 +216,7 @@ void multiply_block(const Matrix& weight, const Activations& x, int64_t first_to
             const int64_t row = first + p * 2 * kStripRows;
             const int64_t rows = last - row < 2 * kStripRows ? last - row : 2 * kStripRows;
             for (int64_t strip = 0; strip * kStripRows < rows; ++strip)
-                decode_strip<T>(weight.data + (row / kStripRows + strip) * strip_bytes(weight), layout, unit, end,
-                                panel_tiles + strip * panel.units * kTileBytes);
+                weight.decode(row + strip * kStripRows, unit, end, panel_tiles + strip * panel.units * kTileBytes);
             if (end + panel.units <= units)
                 block.prefetch_next(panel.units, p, num_panels);
             block.multiply(panel, rows, panel_tiles + 2 * chunk * kTileBytes + p * sum_bytes,
@@ -212,15 +225,24 @@ void multiply_block(const Matrix& weight, const Activations& x, int64_t first_to
     }
 }
 
+template <class Weight>
+void multiply_all(const Weight& weight, const Activations& x, float* out, int64_t out_stride, int64_t first,
+                  int64_t last) {
+    for (int64_t token = 0; token < x.tokens; token += kBlockTokens)
+        for (int64_t row = first; row < last; row += kBlockStrips * kStripRows) {
+            const int64_t end = row + kBlockStrips * kStripRows < last ? row + kBlockStrips * kStripRows : last;
+            multiply_block(weight, x, token, row, end, out, out_stride);
+        }
+}
+
 void multiply(const Matrix& weight, const Activations& x, float* out, int64_t out_stride, int64_t first, int64_t last) {
     const UseTiles tiles;
-    with_strip_type(weight.storage, [&](auto type) {
-        for (int64_t token = 0; token < x.tokens; token += kBlockTokens)
-            for (int64_t row = first; row < last; row += kBlockStrips * kStripRows) {
-                const int64_t end = row + kBlockStrips * kStripRows < last ? row + kBlockStrips * kStripRows : last;
-                multiply_block<decltype(type)>(weight, x, token, row, end, out, out_stride);
-            }
-    });
+    if (weight.layout == qlocal::BF16_ROWS)
+        multiply_all(RowWeight{weight}, x, out, out_stride, first, last);
+    else
+        with_strip_type(weight.storage, [&](auto type) {
+            multiply_all(StripWeight<decltype(type)>{weight}, x, out, out_stride, first, last);
+        });
     _mm_sfence(); // store_sums
 }
 
