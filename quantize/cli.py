@@ -93,6 +93,7 @@ def build_parser() -> Parser:
         "--no-imatrix", dest="imatrix", action="store_false", default=None, help="GGUF: look at weights alone"
     )
     add("--quantize-head", action="store_true", help="AWQ, GPTQ: the output head in 4 bits too")
+    add("--learn", type=int, default=0, metavar="STEPS", help="AWQ, GPTQ: steps of descent after a layer is solved")
     add("--rtn", action="store_true", help="plain rounding, for comparison")
     add("--pad-ffn", default="auto", metavar="auto|none|N", help="pad the FFN with zeros to a multiple of 256")
     add("--max-memory", metavar="SIZE", help="refuse what would take more memory, such as 20GB")
@@ -155,6 +156,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         imatrix_file=parsed.imatrix if isinstance(parsed.imatrix, Path) else None,
         hessian=parsed.hessian,
         quantize_head=parsed.quantize_head,
+        learn=parsed.learn,
         rtn=parsed.rtn,
         pad_ffn=parsed.pad_ffn,
         max_memory=parse_size(parsed.max_memory, "--max-memory") if parsed.max_memory else None,

@@ -16,6 +16,8 @@ from quantize.type_choice import MAX_LENGTH, MAX_WINDOWS
 BASE_BYTES = (700 << 20) + KEPT_BYTES
 """The interpreter with torch and its thread pools, and what is freed and kept."""
 DEFAULT_GRAM_BYTES = 4 << 30
+LEARNED_TOKENS = 2048
+"""Tokens of a step of --learn, or those of one sample where it is longer."""
 HEAD_STRIP_ELEMENTS = 1 << 25
 """Elements of a head that are solved at once: 128 MB in float32."""
 SCRATCH_BYTES = 512 << 20
@@ -46,11 +48,14 @@ def estimate(recipe: Recipe, options: Options) -> Estimate:
     activations = hidden * 2  # inputs and outputs of a layer
     if sequential:  # and what attention gives `o`
         activations += tokens * config.q_size * 4
+    if options.learn:  # what the source's own layer makes
+        activations += hidden
     if options.target_size is not None:  # a stream for every tensor, before the layers are captured
         streams = len(recipe.targets[0].tensors) * MAX_WINDOWS * MAX_LENGTH
         activations = max(activations, streams * config.hidden_size * 4)
     result = options.target_size or sum(target.num_bytes for target in recipe.targets)
-    memory = BASE_BYTES + _solver_bytes(recipe, options) + _forward_bytes(config, options)
+    solving = _solver_bytes(recipe, options) + _forward_bytes(config, options)
+    memory = BASE_BYTES + max(solving, _learning_bytes(recipe, options))
     return Estimate(memory, activations, result + activations, result)
 
 
@@ -59,7 +64,7 @@ def check_memory(needed: Estimate, options: Options) -> None:
     if options.max_memory is not None and needed.memory > options.max_memory:
         raise PlanError(
             f"this takes {_gb(needed.memory)} of memory at its peak, --max-memory is {_gb(options.max_memory)}",
-            hint="Allow more, or quantize to GGUF alone with --no-hessian: the matrices of inputs take the most.",
+            hint="Allow more, leave out --learn, or make GGUF alone with --no-hessian, without matrices of inputs.",
         )
 
 
@@ -106,6 +111,21 @@ def _head_unit_bytes(config: ModelConfig, options: Options) -> int:
     codes = 2 * table * 5 // 8  # with scales, before and after the strips are joined
     matrices = 2 * 4 * config.hidden_size**2  # one is the factor, the other what the next result needs
     return 2 * table + codes + matrices + 4 * 4 * HEAD_STRIP_ELEMENTS
+
+
+def _learning_bytes(recipe: Recipe, options: Options) -> int:
+    """Return what a layer takes while it learns: codes as bytes, values in bf16, and packed as it was and was best; the
+    slope of one linear; and what a step keeps of its tokens for the way back."""
+    if not options.learn:
+        return 0
+    config = recipe.config
+    linears = [spec for spec in recipe.architecture.layer_tensors(config, 0) if spec.is_quantized]
+    sizes = [spec.shape[0] * spec.shape[1] for spec in linears]
+    length = min(options.calibration.seq_len, config.max_position_embeddings)
+    tokens = max(length, min(LEARNED_TOKENS, length * samples_at_once(config, length)))
+    chosen = config.num_experts_per_tok if config.num_experts else 1
+    kept = chosen * 8 * config.intermediate_size + 24 * config.hidden_size
+    return sum(sizes) * 4 + max(sizes) * 4 + tokens * kept * 4
 
 
 def _is_sequential(options: Options) -> bool:

@@ -8,7 +8,7 @@ any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -51,16 +51,17 @@ class LayerRun:
         self._inputs = inputs
         self._scratch = scratch
         self._attended: HiddenStates | None = None
-        self._device = torch.device(device)
+        self._outputs: HiddenStates | None = None
+        self.device = torch.device(device)
         samples, length, _ = inputs.shape
         self._at_once = min(samples, samples_at_once(source.config, length))
-        positions = torch.arange(length, device=self._device).repeat(self._at_once)
+        positions = torch.arange(length, device=self.device).repeat(self._at_once)
         self._rotation = Rotary(source.config).at(positions)
         self.mean_squares = mean_squares or {role: torch.zeros(samples, length) for role in (Role.O, Role.DOWN)}
 
     def load_layer(self) -> DecoderLayer:
         """Return the layer with the source's own weights; dense weights stay on the file's map."""
-        return load_layer(self._source, self._index, self._device, DTYPE)
+        return load_layer(self._source, self._index, self.device, DTYPE)
 
     def whole(self, layer: DecoderLayer, outputs: HiddenStates, recorder: Recorder) -> None:
         """Run the whole layer and store its outputs; inputs are recorded without weights."""
@@ -86,9 +87,40 @@ class LayerRun:
         """Run `o` and the feed-forward block over what `attention` has kept."""
         assert self._attended is not None, "attention runs first"
         for samples in self._batches():
-            attended = self._attended[samples].flatten(0, 1).to(self._device)
+            attended = self._attended[samples].flatten(0, 1).to(self.device)
             states = layer.add_attended(self._states(samples), attended)
             layer.ffn_block(states, self._observer(recorder, samples))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of calibration."""
+        return len(self._inputs)
+
+    def samples_of(self, max_tokens: int) -> int:
+        """Return how many samples have `max_tokens` tokens, as far as a pass takes them at once; at least one."""
+        return max(1, min(self._at_once, max_tokens // self._inputs.shape[1]))
+
+    def error(self, layer: DecoderLayer, samples: Sequence[int]) -> Tensor:
+        """Return how far the outputs of `layer` are from those with the source's own weights: a scalar, the mean square
+        over values and tokens of some samples, each token relative to its residual stream. In grad mode it has slopes.
+        """
+        states = self._of(self._inputs, samples).requires_grad_(torch.is_grad_enabled())
+        attend = causal([self._inputs.shape[1]] * len(samples))
+        change = layer.forward(states, self._rotation.first(len(states)), attend) - self._of(self._targets(), samples)
+        mean_squares = self.mean_squares[Role.DOWN][list(samples)].flatten().to(self.device)
+        return (change.square().mean(-1) / mean_squares.clamp(min=SMALLEST)).mean()
+
+    def _targets(self) -> HiddenStates:
+        """Return the outputs with the source's own weights, which the first call makes."""
+        if self._outputs is None:
+            self._outputs = HiddenStates(self._scratch.with_suffix(".outputs.tmp"), self._inputs.shape, create=True)
+            with torch.no_grad():
+                self.whole(self.load_layer(), self._outputs, Recorder(self._source.config, {}))
+        return self._outputs
+
+    def _of(self, states: HiddenStates, samples: Sequence[int]) -> Tensor:
+        """Return some samples one behind the other, (T, D) f32."""
+        return torch.cat([states[sample] for sample in samples]).to(self.device)
 
     def _batches(self) -> Iterator[slice]:
         for start in range(0, len(self._inputs), self._at_once):
@@ -100,7 +132,7 @@ class LayerRun:
 
     def _states(self, samples: slice) -> Tensor:
         """Return the residual stream (B * L, D) before the layer."""
-        return self._inputs[samples].flatten(0, 1).to(self._device)
+        return self._inputs[samples].flatten(0, 1).to(self.device)
 
     def _attend(self, layer: DecoderLayer, samples: slice, states: Tensor, observe: Observe) -> Tensor:
         """Return the inputs of `o` (B * L, H * Dh)."""
@@ -118,7 +150,8 @@ class LayerRun:
         return observe
 
     def close(self) -> None:
-        """Delete the scratch file."""
-        if self._attended is not None:
-            self._attended.remove()
-            self._attended = None
+        """Delete the scratch files."""
+        for states in (self._attended, self._outputs):
+            if states is not None:
+                states.remove()
+        self._attended = self._outputs = None

@@ -20,6 +20,7 @@ MEASURED = "measured"
 DAMP, DAMP_OF_O = 0.25, 0.1
 """Error feedback: share of the mean diagonal that is added to it. More than the usual 0.01, for what calibration does
 not show; `o` reads averages of values, which differ less between texts (docs/quantizing.md)."""
+MAX_LEARN_STEPS = 10_000
 MAX_SEARCH_COLUMNS = 16384
 """AWQ searches its scales by sampled inputs above this width: by the Gram matrix it would take many times longer."""
 
@@ -44,9 +45,9 @@ class Options:
     target_size: bytes of a GGUF file whose types are chosen by measurement; `gguf_types` is MEASURED alone then.
     imatrix: whether GGUF weighs columns; imatrix_file: by this file, not by the calibration inputs. quantize_head: AWQ
     and GPTQ store the head in codes too. pad_ffn: `auto`, `none` or the number of columns. shard_bytes, max_memory:
-    bytes. verify: hold the result against the source in the end, by these limits. cluster: `local`, `local:3`, or the
-    address of a Ray cluster that solves the layers. backend: whose quantizer is run; backend_python: the interpreter
-    that has it, None for this one."""
+    bytes. learn: steps of descent after a layer of AWQ or GPTQ is solved. verify: hold the result against the source in
+    the end, by these limits. cluster: `local`, `local:3`, or the address of a Ray cluster that solves the layers.
+    backend: whose quantizer is run; backend_python: the interpreter that has it, None for this one."""
 
     source: str
     out: Path
@@ -61,6 +62,7 @@ class Options:
     imatrix_file: Path | None = None
     hessian: bool = True
     quantize_head: bool = False
+    learn: int = 0
     rtn: bool = False
     pad_ffn: str = "auto"
     max_memory: int | None = None
@@ -125,6 +127,11 @@ def check(options: Options) -> None:
         raise UsageError("--desc-act orders columns by their inputs, and --rtn looks at none")
     if options.quantize_head and not set(options.formats) & {"awq", "gptq"}:
         raise UsageError("--quantize-head belongs to --format awq and gptq", hint="In GGUF the head has a --type.")
+    _check_range("--learn", options.learn, 0, MAX_LEARN_STEPS)
+    if options.learn and not set(options.formats) & {"awq", "gptq"}:
+        raise UsageError("--learn belongs to --format awq and gptq")
+    if options.learn and options.rtn:
+        raise UsageError("--learn looks at the outputs of layers, and --rtn at the weights alone")
     _check_gguf(options)
     _check_pad(options.pad_ffn)
     check_device(options.device)

@@ -98,6 +98,7 @@ class UnitSolver:
             job.stats,
             run,
             DEFAULT_GRAM_BYTES,
+            self._options.learn,
         )
         with torch.inference_mode():
             if target.format == "gguf":

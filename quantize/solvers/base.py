@@ -45,7 +45,7 @@ class LayerTask:
     """One unit of work for one result.
 
     captured: statistics of the BF16 stream by key; empty without calibration. run: the layer with its inputs, or
-    None. max_gram_bytes: how much memory matrices of inputs may take at once.
+    None. max_gram_bytes: how much memory matrices of inputs may take at once. learn: steps of descent in the end.
     """
 
     source: PaddedSource
@@ -55,6 +55,7 @@ class LayerTask:
     captured: dict[Key, Statistics] = field(default_factory=dict)
     run: LayerRun | None = None
     max_gram_bytes: int = 4 << 30
+    learn: int = 0
 
     def of_roles(self, *roles: Role) -> list[TensorSpec]:
         """Return the weights with one of these roles, in the table's order."""

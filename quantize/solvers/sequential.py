@@ -25,6 +25,7 @@ from quantize.solvers.base import (
     record,
     stored_linear,
 )
+from quantize.solvers.learning import learn
 
 
 class SequentialLayer(ABC):
@@ -127,6 +128,10 @@ class FolderLayer(SequentialLayer):
         self.use(spec, effective_weight(quantized.weight, scale_K), quantized.loss)
 
     def finished(self) -> LayerResult:
+        if self.task.learn:
+            del self._layer  # what learns stands in its place
+            self.weights, note = learn(self.task, self._run, self.weights, self.dense)
+            self.result.notes.append(note)
         for spec in self.task.specs:
             if spec.name in self.weights:
                 self.result.tensors |= stored_linear(spec, self.weights[spec.name], self.stored)

@@ -29,3 +29,8 @@ def test_activations_follow_the_windows() -> None:
     options = Options("m", Path("/out"), ("gptq",), calibration=Calibration(num_samples=8, seq_len=2048))
     needed = estimate(make_recipe(ARCHITECTURES["qwen2"], config_of(QWEN2_72B), options, "m"), options)
     assert needed.activations == 3 * 8 * 2048 * 8192 * 4
+
+
+def test_learning_is_counted_where_it_takes_more_than_solving() -> None:
+    assert peak(("gptq",)) <= peak(("gptq",), learn=8) < 14 * 10**9
+    assert peak(("gptq",), learn=8, rtn=False, group_size=64) == peak(("gptq",), learn=8)
