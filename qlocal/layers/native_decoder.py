@@ -19,7 +19,7 @@ from qlocal.layers.moe import MoeFfn
 from qlocal.layers.paged_attention import TokenRun
 
 FEW_TOKENS = 8
-"""Up to so many, unquantized weights are passed over once natively; with more, torch is quicker where AMX is missing."""
+"""Up to so many, unquantized weights are passed over once natively. With more, torch is quicker, except beside AMX."""
 
 
 class NativeDecoder:

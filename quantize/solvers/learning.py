@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from qlocal.devices import cpu_has_bf16
 from qlocal.layers.decoder import DecoderLayer
 from qlocal.layers.ffn import Ffn
 from qlocal.layers.linear import Placement, QuantLinear
-from qlocal.layers.precision import compute_dtype
 from qlocal.weights import AffineWeight, DenseWeight
 from quantize.estimate import LEARNED_TOKENS
 from quantize.layer_run import DTYPE, LayerRun
@@ -68,7 +68,8 @@ class _Descent:
         self.best = dict(weights)
         self._task, self._run = task, run
         self._placement = Placement(run.device, DTYPE, "reference")  # torch alone: slopes go through all of it
-        dtype = compute_dtype(DTYPE, run.device)
+        emulated = run.device.type == "cpu" and not cpu_has_bf16()
+        dtype = torch.float32 if emulated else torch.bfloat16
         self._learned = {
             name: LearnedWeight(weight, dtype, run.device, MIN_EXPERT_TOKENS) for name, weight in weights.items()
         }
