@@ -14,6 +14,7 @@ from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import native
 from qlocal.protocol import Load
 from tests import tiny
+from tests.memory_checkpoint import MemoryCheckpoint
 
 needs_native = pytest.mark.skipif(isinstance(native.load(), native.Absent), reason="needs the native kernels")
 
@@ -89,3 +90,10 @@ def test_a_token_reads_layers_head_and_routed_experts(folder: Path, model: Path)
     experts = sum(t.num_bytes for t in mixture.tensors.values() if t.spec.expert is not None)
     everything = sum(t.num_bytes for t in mixture.tensors.values())
     assert bench.bytes_per_token(mixture) == everything - table - experts / 2
+
+
+def test_a_prompts_token_is_multiplied_by_its_linears_and_routed_experts_alone() -> None:
+    dense, mixture = MemoryCheckpoint("llama"), MemoryCheckpoint("mixtral")
+    attention, expert = 128 * (128 + 64 + 64) + 128 * 128, 3 * 128 * 256
+    assert bench.operations_per_token(dense) == 2 * 2 * (attention + expert)
+    assert bench.operations_per_token(mixture) == 2 * 2 * (attention + 2 * expert)
