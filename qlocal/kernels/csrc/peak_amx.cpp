@@ -1,22 +1,11 @@
 // Peaks of AMX: four tiles of sums, as many as a product keeps.
 
-#include <cstdint>
-#include <immintrin.h>
-
 #include "peak.h"
+#include "use_tiles.h"
 
 namespace {
 
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 void clear_tiles() {
-    const TileConfig config;
-    __asm__ volatile("" ::"m"(config)); // GCC's intrinsic names only 8 bytes of it: the rest would not be written
-    _tile_loadconfig(&config);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -26,6 +15,7 @@ void clear_tiles() {
 }
 
 int64_t int8(int64_t rounds) {
+    const UseTiles tiles;
     clear_tiles();
     for (int64_t round = 0; round < rounds; ++round) {
         _tile_dpbssd(0, 4, 5);
@@ -33,11 +23,11 @@ int64_t int8(int64_t rounds) {
         _tile_dpbssd(2, 4, 5);
         _tile_dpbssd(3, 4, 5);
     }
-    _tile_release();
     return rounds * 4 * 2 * 16 * 16 * 64;
 }
 
 int64_t bf16(int64_t rounds) {
+    const UseTiles tiles;
     clear_tiles();
     for (int64_t round = 0; round < rounds; ++round) {
         _tile_dpbf16ps(0, 4, 5);
@@ -45,7 +35,6 @@ int64_t bf16(int64_t rounds) {
         _tile_dpbf16ps(2, 4, 5);
         _tile_dpbf16ps(3, 4, 5);
     }
-    _tile_release();
     return rounds * 4 * 2 * 16 * 16 * 32;
 }
 

@@ -7,6 +7,7 @@
 #include "attention.h"
 #include "floats_avx512.h"
 #include "scratch.h"
+#include "use_tiles.h"
 
 namespace {
 
@@ -14,12 +15,6 @@ using V = Avx512Floats;
 
 constexpr int64_t kTileRows = 16, kTileBytes = 1024;
 constexpr int64_t kDepth = 32; // columns of a row of 16-bit values in a tile
-
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // One thread's scratch for a job of up to `rows` rows, in bytes from its start. Tiles come in pairs: upper bits, rest.
 struct Workspace {
@@ -199,9 +194,7 @@ void attend_tiles(const CacheLayout& layout, const AttendJob& job) {
     const int64_t rows = job.num_tokens * job.heads, head_dim = layout.head_dim;
     if (rows < kTileRows)
         return attend<V>(layout, job);
-    const TileConfig config;
-    __asm__ volatile("" ::"m"(config)); // GCC's intrinsic names only 8 bytes of it: the rest would not be written
-    _tile_loadconfig(&config);
+    const UseTiles tiles;
     const Workspace space(rows, head_dim);
     split_queries(space, job, head_dim);
     AttendJob padded = job; // the same with scratch for whole tiles
@@ -216,7 +209,6 @@ void attend_tiles(const CacheLayout& layout, const AttendJob& job) {
         exponentiate_rows<V>(padded, head_dim, to - from);
         add_value_tiles(layout, space, padded, from, to);
     }
-    _tile_release();
     for (int64_t i = 0; i < rows * head_dim; i += V::lanes)
         V::store(job.out + i, V::load(space.sums() + i));
 }
