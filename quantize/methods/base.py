@@ -74,7 +74,7 @@ class Statistics:
         if weights_T is not None:
             rounded = (rounded * weights_T.sqrt().unsqueeze(1)).to(torch.bfloat16)
         if self._sample_per_call:
-            step = max(1, len(x) // self._sample_per_call)
+            step = max(1, len(rounded) // self._sample_per_call)
             self._samples.append(rounded[::step][: self._sample_per_call].cpu().clone())
         if self.gram_KK is not None:
             self._add_gram(rounded)
