@@ -18,7 +18,7 @@ from torch import Tensor
 import qlocal.kernels
 from qlocal.errors import UsageError
 from qlocal.ggml_types import LAYOUTS, GgmlType
-from qlocal.kernels import affine_layout
+from qlocal.kernels import affine_layout, large_pages
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 ISA_VARIABLE = "QLOCAL_CPU_ISA"
@@ -221,7 +221,7 @@ def make_matrix(weight: Weight, library: Library, *, is_exact: bool = True) -> N
 def make_strips(weight: BlockWeight | AffineWeight, library: Library) -> NativeMatrix:
     """Copy a quantized weight into strips, for products in fixed point; `unsupported(weight)` must be None."""
     stored = make_matrix(weight, library)
-    strips = _at_large_page(library.functions.qlocal_bytes_of_strips(stored.matrix))
+    strips = large_pages.zeros(library.functions.qlocal_bytes_of_strips(stored.matrix))
     library.functions.qlocal_make_strips(stored.matrix, strips.data_ptr())
     matrix = _Matrix(
         data=strips.data_ptr(),
@@ -236,13 +236,6 @@ def make_strips(weight: BlockWeight | AffineWeight, library: Library) -> NativeM
     return NativeMatrix(library, matrix, stored.shape, strips, column_order=stored.column_order)
 
 
-def _at_large_page(num_bytes: int) -> Tensor:
-    """Return (num_bytes,) uint8 that starts where a page of 2 MB can: small matrices would have no such page else."""
-    memory = torch.empty(num_bytes + _LARGE_PAGE, dtype=torch.uint8)
-    return memory[-memory.data_ptr() % _LARGE_PAGE :][:num_bytes]
-
-
-_LARGE_PAGE = 2 << 20
 _STORED_ROWS, _STRIPS, _BF16_ROWS = 0, 1, 2
 
 FLOAT_STORAGE = {

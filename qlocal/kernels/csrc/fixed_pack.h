@@ -65,12 +65,11 @@ inline void pack_token(const float* x, int64_t columns, const FixedLayout& layou
     for (int64_t unit = 0; unit < layout.units; ++unit) {
         float padded[32] = {};
         const int64_t left = columns - unit * 32;
-        const float* from = x + unit * 32;
-        if (left < 32 || per_scale == 0.0f) {
-            if (left > 0 && per_scale != 0.0f)
-                std::memcpy(padded, from, size_t(left) * sizeof(float));
-            from = padded;
-        }
+        const float* from = padded;
+        if (left >= 32 && per_scale != 0.0f)
+            from = x + unit * 32;
+        else if (left > 0 && per_scale != 0.0f)
+            std::memcpy(padded, x + unit * 32, size_t(left) * sizeof(float));
         pack_unit(from, per_scale, planes + (unit * width + m) * 64, sums[unit * width + m]);
     }
 }

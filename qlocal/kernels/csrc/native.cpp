@@ -1,7 +1,6 @@
 // The plain C interface of the library: what ctypes calls (native.py). Checks that cost nothing are made there.
 
 #include <algorithm>
-#include <sys/mman.h>
 
 #include "cpu.h"
 #include "multiply.h"
@@ -48,16 +47,6 @@ int64_t rows_a_piece(const Matrix& weight, int64_t rows, int64_t tokens) {
     return qlocal::rows_a_piece(weight, rows, tokens, qlocal::get_threads());
 }
 
-// Pages of 2 MB where the system has them: those of 4 KB were measured three times slower to read through. A wish;
-// where it is not granted nothing is lost.
-void wish_for_large_pages(void* memory, int64_t bytes) {
-    constexpr uintptr_t page = 4096;
-    const uintptr_t start = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) / page * page;
-    if (end > start)
-        madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
-}
-
 } // namespace
 
 extern "C" {
@@ -76,10 +65,8 @@ int32_t qlocal_get_threads() { return qlocal::get_threads(); }
 // Bytes of a weight as strips; 0 where it has none. stored: as matrix.h says.
 int64_t qlocal_bytes_of_strips(const Matrix* stored) { return qlocal::bytes_of_strips(*stored); }
 
-// Write the strips of a weight, on all threads. strips: qlocal_bytes_of_strips bytes, 64-byte aligned, never written to
-// before (so that its pages can still be large ones).
+// Write the strips of a weight, on all threads. strips: qlocal_bytes_of_strips bytes, 64-byte aligned.
 void qlocal_make_strips(const Matrix* stored, uint8_t* strips) {
-    wish_for_large_pages(strips, qlocal::bytes_of_strips(*stored));
     StripLoop loop{*stored, strips};
     const auto body = [](void* context, int64_t first, int64_t last) {
         const auto& l = *static_cast<StripLoop*>(context);

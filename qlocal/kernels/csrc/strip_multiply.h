@@ -10,13 +10,13 @@ namespace {
 
 using qlocal::Activations;
 
-// Bytes that are asked for ahead of the codes in use, so that they cross the borders of pages, where the prefetcher of
-// the CPU stops.
+// How far ahead of what is in use memory is asked for, beyond the borders of pages, where the prefetcher of the CPU stops.
+// Measured best of 0 to 4096.
 constexpr int64_t kPrefetchBytes = 2048;
 
-QLOCAL_INLINE void prefetch_codes(const uint8_t* codes, int64_t bytes) {
+QLOCAL_INLINE void prefetch_after(const uint8_t* at, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += kLineBytes)
-        _mm_prefetch(reinterpret_cast<const char*>(codes + kPrefetchBytes + i), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchBytes + i), _MM_HINT_T0);
 }
 
 // sums += the product of a unit, or of its half `Part`, and one token.
@@ -49,9 +49,11 @@ QLOCAL_INLINE void multiply_rows(const uint8_t* record, int64_t records, const S
     for (int64_t i = 0; i < records; ++i, record += layout.record_bytes()) {
         const typename T::template Scales<V> scales(record, half);
         const uint8_t* codes = record + layout.scale_bytes;
+        if (half == 0)
+            prefetch_after(record, layout.scale_bytes);
         for (int64_t unit = 0; unit < layout.units; ++unit, codes += layout.unit_bytes) {
             if (half == 0)
-                prefetch_codes(codes, layout.unit_bytes);
+                prefetch_after(codes, layout.unit_bytes);
             typename V::B w[8];
             T::Codes::template unpack<V>(codes + half * V::rows * 4, w);
             repeat<M>([&](auto m) QLOCAL_INLINE_LAMBDA {
