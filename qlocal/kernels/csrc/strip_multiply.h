@@ -10,8 +10,8 @@ namespace {
 
 using qlocal::Activations;
 
-// How far ahead of what is in use memory is asked for, beyond the borders of pages, where the prefetcher of the CPU stops.
-// Measured best of 0 to 4096.
+// How far ahead of what is in use memory is asked for, beyond the borders of pages, where the prefetcher of the CPU
+// stops. Measured best of 0 to 4096.
 constexpr int64_t kPrefetchBytes = 2048;
 
 QLOCAL_INLINE void prefetch_after(const uint8_t* at, int64_t bytes) {
