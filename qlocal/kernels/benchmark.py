@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qlocal.ggml_types import GgmlType, row_bytes
-from qlocal.kernels import dispatch, native
+from qlocal.kernels import dispatch, large_pages, native
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 DEFAULT_STORAGES = (
@@ -33,7 +33,8 @@ _PEAK_ROUNDS = 50_000
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: medians of seconds a product, and the weight bytes that pass in that time.
+    """One measurement: medians of seconds a product, and the weight bytes and operations (a multiplication and an
+    addition a weight and token) that pass in that time.
 
     share: of `read_bytes_per_s`, the rate at which the same threads read memory just before."""
 
@@ -43,6 +44,7 @@ class Row:
     native_s: float
     reference_s: float
     weight_bytes: int
+    operations: int
     read_bytes_per_s: float
 
     @property
@@ -52,6 +54,10 @@ class Row:
     @property
     def bytes_per_s(self) -> float:
         return self.weight_bytes / self.native_s
+
+    @property
+    def operations_per_s(self) -> float:
+        return self.operations / self.native_s
 
     @property
     def share(self) -> float:
@@ -83,7 +89,8 @@ def run(
             x = torch.randn((count, columns), generator=generator)
             native_s, reference_s = _alternate(x, fast, slow, repeats)
             kernel = dispatch.kernel_name(fast[0])
-            rows.append(Row(storage, count, kernel, native_s, reference_s, weight_bytes, read))
+            operations = 2 * num_rows * columns * count
+            rows.append(Row(storage, count, kernel, native_s, reference_s, weight_bytes, operations, read))
     return rows
 
 
@@ -92,7 +99,9 @@ def read_bandwidth(num_bytes: int = _COLD_BYTES) -> float:
 
     Read by the library where there is one (a product with float32 rows does nothing else), else summed by torch."""
     columns = 8192
-    data = torch.ones((max(1, num_bytes // (columns * 4)), columns))
+    num_rows = max(1, num_bytes // (columns * 4))
+    # Pages as strips have them; filled, since untouched ones are all one page that a cache holds.
+    data = large_pages.zeros(num_rows * columns * 4).view(torch.float32).view(num_rows, columns).fill_(1)
     library = native.load()
     read: Callable[[], object]
     if isinstance(library, native.Library):
