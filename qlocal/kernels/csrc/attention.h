@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "least.h"
 #include "norm.h"
 
 namespace {
@@ -18,10 +19,6 @@ using qlocal::kScoreRun;
 constexpr int64_t kKeyPair = 2 * kKeyTile;
 // Tokens whose values stay in the nearest cache while the dimensions take turns.
 constexpr int64_t kValueRun = 64;
-
-// Not the standard library's: an out-of-line copy of its templates made for this instruction set could be the one that
-// the whole library calls.
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <class V> inline void clear(float* out, int64_t length) {
     for (int64_t i = 0; i < length; i += V::lanes)

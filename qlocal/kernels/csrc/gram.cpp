@@ -3,9 +3,9 @@
 #include "gram.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
+#include <new>
 
+#include "scratch.h"
 #include "thread_pool.h"
 
 namespace {
@@ -13,22 +13,12 @@ namespace {
 // Tokens packed at once: what a strip's columns take of them stays in the second-level cache.
 constexpr int64_t kTokens = 1024;
 
-struct Free {
-    void operator()(uint16_t* memory) const { std::free(memory); }
-};
-
-void run(int64_t total, const qlocal::GramJob& job, qlocal::RowsBody body) {
-    qlocal::parallel_rows(total, 1, body, const_cast<qlocal::GramJob*>(&job));
-}
-
 void add_tokens(const qlocal::GramJob& job, int64_t panels) {
-    run(panels, job, [](void* context, int64_t first, int64_t last) {
-        qlocal::amx_gram.pack(*static_cast<const qlocal::GramJob*>(context), first, last);
-    });
+    qlocal::parallel(panels, 1, [&](int64_t first, int64_t last) { qlocal::amx_gram.pack(job, first, last); });
     const int64_t strips = (job.columns + qlocal::kStripColumns - 1) / qlocal::kStripColumns;
-    run(strips, job, [](void* context, int64_t first, int64_t last) {
+    qlocal::parallel(strips, 1, [&](int64_t first, int64_t last) {
         for (int64_t strip = first; strip < last; ++strip)
-            qlocal::amx_gram.add(*static_cast<const qlocal::GramJob*>(context), strip);
+            qlocal::amx_gram.add(job, strip);
     });
 }
 
@@ -44,14 +34,17 @@ int32_t qlocal_add_gram(const uint16_t* inputs, int64_t tokens, int64_t columns,
     const int64_t panels = (columns + 2 * qlocal::kPanelColumns - 1) / (2 * qlocal::kPanelColumns) * 2;
     const int64_t most =
         std::min((tokens + qlocal::kTileTokens - 1) / qlocal::kTileTokens * qlocal::kTileTokens, kTokens);
-    const std::unique_ptr<uint16_t, Free> packed(
-        static_cast<uint16_t*>(std::aligned_alloc(64, size_t(panels * most * qlocal::kPanelColumns * 2))));
-    if (tokens > 0 && !packed)
+    qlocal::AlignedMemory memory;
+    uint16_t* packed;
+    try {
+        packed = static_cast<uint16_t*>(memory.at_least(panels * most * qlocal::kPanelColumns * 2));
+    } catch (const std::bad_alloc&) {
         return 0;
+    }
     for (int64_t start = 0; start < tokens; start += kTokens) {
         const int64_t count = std::min(tokens - start, kTokens);
         const int64_t tiles = (count + qlocal::kTileTokens - 1) / qlocal::kTileTokens;
-        add_tokens({inputs + start * columns, gram, packed.get(), count, columns, tiles}, panels);
+        add_tokens({inputs + start * columns, gram, packed, count, columns, tiles}, panels);
     }
     return 1;
 }

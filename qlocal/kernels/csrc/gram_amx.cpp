@@ -2,6 +2,8 @@
 
 #include "gram.h"
 
+#include "least.h"
+#include "scratch.h"
 #include "use_tiles.h"
 
 namespace {
@@ -14,9 +16,6 @@ using qlocal::kTileTokens;
 
 constexpr int64_t kBlock = 2 * kPanelColumns;
 constexpr int kTileBytesARow = 64;
-
-// No template of the standard library: its code, made for this instruction set, could serve the whole library.
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // 16 columns of two tokens; `count` of the columns exist.
 __m512i token_pair(const uint16_t* first, const uint16_t* second, int64_t count) {
@@ -57,7 +56,7 @@ void transpose_tile(const uint16_t* from, uint16_t* to) {
 // Sums of 32 x 32 products: `rows` are two transposed panels one after another, `columns` two as they are packed.
 void multiply(const uint16_t* rows, const uint16_t* columns, int64_t tiles, float* out) {
     const uint16_t *rows_below = rows + tiles * kTileElements, *columns_right = columns + tiles * kTileElements;
-    __asm__ volatile("" ::: "memory"); // nor does it know that tiles are loaded from memory
+    __asm__ volatile("" ::: "memory"); // GCC 12 does not know that tiles are loaded from memory
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -90,12 +89,12 @@ void add_block(const GramJob& job, const float* sums, int64_t row, int64_t colum
 }
 
 void add(const GramJob& job, int64_t strip) {
-    alignas(64) thread_local uint16_t rows[kStripColumns * 1024];
     alignas(64) float sums[kBlock * kBlock];
     const int64_t first = strip * kStripColumns, last = least(first + kStripColumns, job.columns);
     const int64_t panel_elements = job.tiles * kTileElements;
     const uint16_t* packed = job.packed + first / kPanelColumns * panel_elements;
     const int64_t panels = (last - first + kBlock - 1) / kBlock * 2;
+    auto* rows = static_cast<uint16_t*>(qlocal::thread_scratch(panels * panel_elements * int64_t(sizeof(uint16_t))));
     for (int64_t at = 0; at < panels * panel_elements; at += kTileElements)
         transpose_tile(packed + at, rows + at);
     const UseTiles use;

@@ -4,6 +4,7 @@
 // bits and what they leave, and three of the four products are made: the keys and values, float16, are split without a
 // loss, queries and probabilities to 16 bits. That is as exact as the float32 sums it replaces, at a third of the time.
 
+#include "amx_layout.h"
 #include "attention.h"
 #include "floats_avx512.h"
 #include "scratch.h"
@@ -13,7 +14,6 @@ namespace {
 
 using V = Avx512Floats;
 
-constexpr int64_t kTileRows = 16, kTileBytes = 1024;
 constexpr int64_t kDepth = 32; // columns of a row of 16-bit values in a tile
 
 // One thread's scratch for a job of up to `rows` rows, in bytes from its start. Tiles come in pairs: upper bits, rest.
