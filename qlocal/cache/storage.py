@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from qlocal.kernels import large_pages
+from qlocal.kernels.native_step import KEY_TILE
 
 CACHE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
-
-
-KEY_TILE = 16
-"""Keys that lie beside each other; `kKeyTile` of csrc/step_ops.h. Smaller blocks are one tile."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class LayerCache:
     """K (rotated) and V of one layer in the cache's dtype: (P, 2, Hk, block_size * Dh), K first.
 
     V of a head lies as (block_size, Dh). K lies as (block_size / tile, Dh, tile), so that the CPU makes the scores of
-    `tile` keys in one register; torch reads it through a view.
+    `tile` keys in one register; torch reads it through a view. A smaller block is one tile.
     """
 
     kv: Tensor

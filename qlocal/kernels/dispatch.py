@@ -21,8 +21,8 @@ from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 KERNEL_CHOICES = ("auto", "reference")
 
-# Tokens up to which an exact product is one pass over the weight.
-_FEW_TOKENS = 8
+FEW_TOKENS = 8
+"""Tokens up to which an exact product is one native pass over the weight; with more, torch is quicker."""
 
 # float32 values of a panel: 8 MB, measured best on a CPU with 2 MB of second-level cache a core (4 to 16 are alike).
 _PANEL_ELEMENTS = 2 << 20
@@ -114,7 +114,7 @@ def quant_matmul(x: Tensor, prepared: PreparedWeight) -> Tensor:
     if len(x) == 0:
         return torch.zeros((0, num_rows), device=x.device)
     matrix = prepared.matrix
-    if matrix is not None and (len(x) <= _FEW_TOKENS or not matrix.is_exact):
+    if matrix is not None and (len(x) <= FEW_TOKENS or not matrix.is_exact):
         return native.matmul(x.float(), matrix)
     inputs = x.to(prepared.dtype).float()
     if matrix is None:

@@ -17,6 +17,7 @@ from qlocal.kernels import native
 from qlocal.kernels.dispatch import PreparedWeight
 
 KEY_TILE = 16
+"""Keys of the cache that lie beside each other; `kKeyTile` of csrc/step_ops.h."""
 _UNIT = 32
 
 

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from qlocal.cache.storage import KVStorage
 from qlocal.kernels import native, native_step
+from qlocal.kernels.dispatch import FEW_TOKENS
 from qlocal.layers.decoder import Decoder, DecoderLayer
 from qlocal.layers.ffn import Ffn
 from qlocal.layers.linear import QuantLinear
 from qlocal.layers.moe import MoeFfn
 from qlocal.layers.paged_attention import TokenRun
-
-FEW_TOKENS = 8
-"""Up to so many, unquantized weights are passed over once natively. With more, torch is quicker, except beside AMX."""
 
 
 class NativeDecoder:
@@ -32,7 +30,7 @@ class NativeDecoder:
         self._takes_prompts = all(p.weight.matrix is not None and not p.weight.matrix.is_exact for p in parts)
 
     def takes(self, num_tokens: int) -> bool:
-        """Say whether this is the way for a step of so many tokens."""
+        """Say whether this is the way for a step of so many tokens: with many, torch reads exact weights quicker."""
         return self._takes_prompts or num_tokens <= FEW_TOKENS
 
     def forward(self, input_ids: Tensor, positions: Tensor, runs: Sequence[TokenRun]) -> Tensor:
