@@ -56,8 +56,9 @@ struct Matrix {
 //   PACKED_FLOATS: for STORED_ROWS and BF16_ROWS, exact. Groups of 8 tokens, the last one of 1, 2, 4 or 8: vectors of
 //   `lanes` columns,
 //     the tokens of one vector beside each other, columns rounded up to 32 and filled with zeros.
-//   PACKED_FIXED: for STRIPS: 16-bit fixed point with one scale a token (fixed_point.h).
-//   PACKED_TILES: for STRIPS, BF16_ROWS and many tokens: bfloat16 in the tiles of AMX (amx_layout.h).
+//   PACKED_FIXED: for STRIPS and up to 8 tokens: 16-bit fixed point with one scale a token (fixed_point.h).
+//   PACKED_TILES: for STRIPS and more. On AMX bfloat16 in tiles (amx_layout.h), for BF16_ROWS too; else words
+//     (word_layout.h).
 enum Packing : int32_t { PACKED_FLOATS = 0, PACKED_FIXED = 1, PACKED_TILES = 2 };
 
 // packed: 64-byte aligned.
@@ -86,15 +87,18 @@ struct StoredRowKernels {
 };
 
 // Strips. first: a multiple of 16.
-//   pack: tokens first..last of x, rows x_stride floats apart, to PACKED_FIXED; order as in multiply.h.
-//   multiply: by PACKED_FIXED; out as in StoredRowKernels, all tokens.
+//   pack: tokens first..last of x, rows x_stride floats apart, to PACKED_FIXED or PACKED_TILES; order as in multiply.h.
+//   multiply: by what `pack` made; out as in StoredRowKernels, all tokens.
+//   packed_bytes: of so many activations. takes_rows: BF16_ROWS are multiplied too.
 struct StripKernels {
     void (*pack)(const float* x, int64_t x_stride, int64_t tokens, int64_t columns, const int64_t* order, void* packed,
                  int64_t first, int64_t last);
     void (*multiply)(const Matrix&, const Activations&, float* out, int64_t out_stride, int64_t first, int64_t last);
+    int64_t (*packed_bytes)(int64_t tokens, int64_t columns);
+    bool takes_rows;
 };
 
-// Everything of one instruction set. tiles: null where PACKED_TILES does not exist.
+// Everything of one instruction set. strips: by PACKED_FIXED. tiles: by PACKED_TILES.
 struct Kernels {
     const StoredRowKernels* stored_rows;
     const StripKernels* strips;
@@ -106,6 +110,9 @@ extern const StoredRowKernels avx512_stored_rows;
 extern const StripKernels avx2_strips;
 extern const StripKernels avx512_strips;
 extern const StripKernels avx512_vnni_strips;
+extern const StripKernels avx2_words;
+extern const StripKernels avx512_words;
+extern const StripKernels avx512_vnni_words;
 extern const StripKernels amx_tiles;
 
 } // namespace qlocal

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "amx_layout.h"
 #include "cpu.h"
 #include "fixed_point.h"
 #include "strip_layout.h"
@@ -11,9 +10,9 @@ namespace {
 
 using qlocal::Kernels;
 
-constexpr Kernels kAvx2{&qlocal::avx2_stored_rows, &qlocal::avx2_strips, nullptr};
-constexpr Kernels kAvx512{&qlocal::avx512_stored_rows, &qlocal::avx512_strips, nullptr};
-constexpr Kernels kAvx512Vnni{&qlocal::avx512_stored_rows, &qlocal::avx512_vnni_strips, nullptr};
+constexpr Kernels kAvx2{&qlocal::avx2_stored_rows, &qlocal::avx2_strips, &qlocal::avx2_words};
+constexpr Kernels kAvx512{&qlocal::avx512_stored_rows, &qlocal::avx512_strips, &qlocal::avx512_words};
+constexpr Kernels kAvx512Vnni{&qlocal::avx512_stored_rows, &qlocal::avx512_vnni_strips, &qlocal::avx512_vnni_words};
 constexpr Kernels kAmx{&qlocal::avx512_stored_rows, &qlocal::avx512_vnni_strips, &qlocal::amx_tiles};
 
 // Tokens from which turning weights into tiles pays.
@@ -69,16 +68,15 @@ const Kernels& qlocal::kernels_of(int32_t isa) {
 }
 
 int32_t qlocal::packing_of(const Kernels& kernels, const Matrix& weight, int64_t tokens) {
-    if (kernels.tiles && tokens >= kManyTokens && weight.layout != STORED_ROWS)
+    const bool takes_rows = weight.layout == BF16_ROWS && kernels.tiles->takes_rows;
+    if (tokens >= kManyTokens && (weight.layout == STRIPS || takes_rows))
         return PACKED_TILES;
     return weight.layout == STRIPS ? PACKED_FIXED : PACKED_FLOATS;
 }
 
-int64_t qlocal::packed_bytes(int32_t packing, int64_t tokens, int64_t columns) {
-    if (packing == PACKED_FIXED)
-        return FixedLayout(tokens, columns).bytes();
-    if (packing == PACKED_TILES)
-        return TileLayout(tokens, columns).bytes();
+int64_t qlocal::packed_bytes(const Kernels& kernels, int32_t packing, int64_t tokens, int64_t columns) {
+    if (packing != PACKED_FLOATS)
+        return (packing == PACKED_FIXED ? kernels.strips : kernels.tiles)->packed_bytes(tokens, columns);
     const int64_t last = (tokens - 1) / kGroupTokens * kGroupTokens;
     return (last + padded_tokens(tokens - last)) * rounded_columns(columns) * int64_t(sizeof(float));
 }

@@ -14,7 +14,7 @@ const Kernels& kernels_of(int32_t isa);
 int32_t packing_of(const Kernels& kernels, const Matrix& weight, int64_t tokens);
 
 // Bytes of activations packed so.
-int64_t packed_bytes(int32_t packing, int64_t tokens, int64_t columns);
+int64_t packed_bytes(const Kernels& kernels, int32_t packing, int64_t tokens, int64_t columns);
 
 // Pack tokens first..last of x into `packed` (64-byte aligned), which is laid out for `tokens`. Calls on disjoint
 // ranges fill it together; the one with the last token also fills what pads it.

@@ -86,7 +86,7 @@ void qlocal_matmul(int32_t isa, const Matrix* weight, const float* x, int64_t x_
     const Kernels& kernels = qlocal::kernels_of(isa);
     const int64_t columns = weight->columns;
     const int32_t packing = qlocal::packing_of(kernels, *weight, tokens);
-    void* packed = memory.at_least(qlocal::packed_bytes(packing, tokens, columns));
+    void* packed = memory.at_least(qlocal::packed_bytes(kernels, packing, tokens, columns));
     PackLoop packs{kernels, packing, x, x_stride, tokens, columns, order, packed};
     const auto pack = [](void* context, int64_t first, int64_t last) {
         const auto& l = *static_cast<PackLoop*>(context);

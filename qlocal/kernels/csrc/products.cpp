@@ -38,7 +38,7 @@ size_t qlocal::Products::input_of(const Part& part, const float* x, int64_t toke
     const size_t index = inputs_.size();
     if (index == memory_.size())
         memory_.emplace_back();
-    void* packed = memory_[index].at_least(packed_bytes(packing, tokens, part.matrix.columns));
+    void* packed = memory_[index].at_least(packed_bytes(kernels_, packing, tokens, part.matrix.columns));
     inputs_.push_back({x, part.column_order, tokens, part.matrix.columns, 0, packing, packed});
     return index;
 }

@@ -2,6 +2,7 @@
 
 #include "strip_dot.h"
 #include "strip_multiply.h"
+#include "strip_words.h"
 
 namespace {
 
@@ -9,13 +10,16 @@ struct Avx2Strips {
     using B = __m256i;
     using I = __m256i;
     using F = __m256;
-    static constexpr int rows = 8;
+    static constexpr int rows = 8, word_vectors = 1;
 
     static QLOCAL_INLINE B load(const uint8_t* at) { return load32(at); }
     static QLOCAL_INLINE B set1_bytes(int value) { return bytes_of(value); }
     static QLOCAL_INLINE B set1_four(const uint8_t* at) { return _mm256_set1_epi32(::load<int32_t>(at)); }
     static QLOCAL_INLINE B and_(B a, B b) { return _mm256_and_si256(a, b); }
     static QLOCAL_INLINE B or_(B a, B b) { return _mm256_or_si256(a, b); }
+    static QLOCAL_INLINE B xor_(B a, B b) { return _mm256_xor_si256(a, b); }
+    static QLOCAL_INLINE B upper_bytes() { return _mm256_set1_epi16(int16_t(0xff00)); }
+    static QLOCAL_INLINE void store(uint8_t* at, B a) { _mm256_store_si256(reinterpret_cast<__m256i*>(at), a); }
     template <int N> static QLOCAL_INLINE B shift_right(B a) { return _mm256_srli_epi16(a, N); }
     template <int N> static QLOCAL_INLINE B shift_left(B a) { return _mm256_slli_epi16(a, N); }
     static QLOCAL_INLINE B look_up(const uint8_t* table, B indices) {
@@ -24,6 +28,9 @@ struct Avx2Strips {
 
     static QLOCAL_INLINE I multiply_pairs(B w, B x) { return _mm256_maddubs_epi16(w, x); }
     static QLOCAL_INLINE I add_16(I a, I b) { return _mm256_add_epi16(a, b); }
+    static QLOCAL_INLINE B multiply_high(B a, B b) { return _mm256_mulhrs_epi16(a, b); }
+    static QLOCAL_INLINE B both_words(I a) { return _mm256_blend_epi16(a, _mm256_slli_epi32(a, 16), 0xaa); }
+    static QLOCAL_INLINE I dot_words(I sum, B w, B x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
     static QLOCAL_INLINE I add_pairs(I pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
     static QLOCAL_INLINE I set1_int(int32_t value) { return _mm256_set1_epi32(value); }
     static QLOCAL_INLINE I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
@@ -34,9 +41,18 @@ struct Avx2Strips {
     static QLOCAL_INLINE F set1(float value) { return _mm256_set1_ps(value); }
     static QLOCAL_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     static QLOCAL_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+    static QLOCAL_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
+    static QLOCAL_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
+    static QLOCAL_INLINE F abs(F a) { return _mm256_andnot_ps(set1(-0.0f), a); }
+    static QLOCAL_INLINE F zero_unless_above(F value, F a, float limit) {
+        return _mm256_and_ps(value, _mm256_cmp_ps(a, set1(limit), _CMP_GT_OQ));
+    }
     static QLOCAL_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
     static QLOCAL_INLINE F to_float(I a) { return _mm256_cvtepi32_ps(a); }
+    static QLOCAL_INLINE I to_int(F a) { return _mm256_cvtps_epi32(a); }
 
+    static QLOCAL_INLINE F load_float(const float* at) { return _mm256_loadu_ps(at); }
+    static QLOCAL_INLINE void store_float(float* at, F value) { _mm256_storeu_ps(at, value); }
     static QLOCAL_INLINE F load_f16(const uint8_t* at) { return _mm256_cvtph_ps(load128(at)); }
     static QLOCAL_INLINE F load_bf16(const uint8_t* at) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load128(at)), 16));
@@ -66,4 +82,5 @@ struct Avx2Strips {
 
 } // namespace
 
-const qlocal::StripKernels qlocal::avx2_strips = {pack_fixed, multiply_strips<Avx2Strips>};
+const qlocal::StripKernels qlocal::avx2_strips = {pack_fixed, multiply_strips<Avx2Strips>, fixed_bytes, false};
+const qlocal::StripKernels qlocal::avx2_words = {pack_words, multiply_words<Avx2Strips>, word_bytes, false};

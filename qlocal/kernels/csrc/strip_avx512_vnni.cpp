@@ -2,10 +2,17 @@
 
 #include "strip_lanes_avx512.h"
 #include "strip_multiply.h"
+#include "strip_words.h"
 
 namespace {
 
 struct Avx512VnniStrips : Avx512Rows {
+    // As text, since GCC 12 would copy every sum to another register and back.
+    static QLOCAL_INLINE I dot_words(I sum, B w, B x) {
+        __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+        return sum;
+    }
+
     template <int Largest, int Lines, int First> static QLOCAL_INLINE I dot(const B (&w)[8], const uint8_t* planes) {
         I sum = _mm512_setzero_si512();
         repeat<Lines>([&](auto line) QLOCAL_INLINE_LAMBDA {
@@ -17,4 +24,7 @@ struct Avx512VnniStrips : Avx512Rows {
 
 } // namespace
 
-const qlocal::StripKernels qlocal::avx512_vnni_strips = {pack_fixed, multiply_strips<Avx512VnniStrips>};
+const qlocal::StripKernels qlocal::avx512_vnni_strips = {pack_fixed, multiply_strips<Avx512VnniStrips>, fixed_bytes,
+                                                         false};
+const qlocal::StripKernels qlocal::avx512_vnni_words = {pack_words, multiply_words<Avx512VnniStrips>, word_bytes,
+                                                        false};

@@ -1,5 +1,4 @@
-// Products of strips and activations in fixed point, for any vector type V (strip_types.h), 1 to 8 tokens at a time;
-// more tokens go through a strip that is in the cache by then, 8 by 8.
+// Products of strips and 1 to 8 tokens in fixed point, for any vector type V (strip_types.h).
 
 #pragma once
 
@@ -18,6 +17,14 @@ QLOCAL_INLINE void prefetch_after(const uint8_t* at, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += kLineBytes)
         _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchBytes + i), _MM_HINT_T0);
 }
+
+// What a kernel reads of all tokens. count: those that are not padding.
+struct FixedTokens {
+    const uint8_t* planes;
+    const Sums* sums;
+    const float* scales;
+    int64_t count;
+};
 
 // sums += the product of a unit, or of its half `Part`, and one token.
 template <class V, class T, int Part, class Scales>
@@ -42,7 +49,7 @@ QLOCAL_INLINE void add_product(const typename V::B (&w)[8], const uint8_t* plane
 // totals[m] = the products of V::rows rows of a strip and M tokens, not yet times the scale of the token.
 template <class V, class T, int M>
 QLOCAL_INLINE void multiply_rows(const uint8_t* record, int64_t records, const StripLayout& layout, int half,
-                                 const FixedGroup& x, typename V::F (&totals)[M]) {
+                                 const FixedTokens& x, typename V::F (&totals)[M]) {
     const uint8_t* planes = x.planes;
     const Sums* sums = x.sums;
     repeat<M>([&](auto m) QLOCAL_INLINE_LAMBDA { totals[m.value] = V::zero(); });
@@ -68,16 +75,16 @@ QLOCAL_INLINE void multiply_rows(const uint8_t* record, int64_t records, const S
 }
 
 template <class V, class T, int M>
-void multiply_strip(const Matrix& weight, const StripLayout& layout, const uint8_t* strip, const FixedGroup& x,
+void multiply_strip(const Matrix& weight, const StripLayout& layout, const uint8_t* strip, const FixedTokens& x,
                     float* out, int64_t out_stride, int64_t rows) {
     for (int half = 0; half * V::rows < rows; ++half) {
         typename V::F totals[M];
         multiply_rows<V, T, M>(strip, strip_records(weight), layout, half, x, totals);
         const int64_t first = half * V::rows, stored = rows - first < V::rows ? rows - first : V::rows;
         repeat<M>([&](auto m) QLOCAL_INLINE_LAMBDA {
-            if (m.value < x.stored_tokens)
-                V::store_some(out + (x.first_token + m.value) * out_stride + first,
-                              V::mul(totals[m.value], V::set1(x.scales[m.value])), stored);
+            if (m.value < x.count)
+                V::store_some(out + m.value * out_stride + first, V::mul(totals[m.value], V::set1(x.scales[m.value])),
+                              stored);
         });
     }
 }
@@ -87,6 +94,9 @@ template <class V>
 void multiply_strips(const Matrix& weight, const Activations& x, float* out, int64_t out_stride, int64_t first,
                      int64_t last) {
     const FixedLayout fixed(x.tokens, x.columns);
+    const auto* packed = static_cast<const uint8_t*>(x.packed);
+    const FixedTokens tokens{packed + fixed.scales_bytes(), reinterpret_cast<const Sums*>(packed + fixed.sums()),
+                             reinterpret_cast<const float*>(packed), x.tokens};
     const StripLayout layout = strip_layout(weight.storage, weight.group_size);
     const int64_t bytes = strip_bytes(weight);
     with_strip_type(weight.storage, [&](auto type) {
@@ -94,18 +104,13 @@ void multiply_strips(const Matrix& weight, const Activations& x, float* out, int
         for (int64_t row = first; row < last; row += kStripRows) {
             const uint8_t* strip = weight.data + row / kStripRows * bytes;
             const int64_t rows = last - row < kStripRows ? last - row : kStripRows;
-            for (int64_t group = 0; group < fixed.num_groups(); ++group) {
-                const FixedGroup tokens = fixed_group(fixed, x.packed, group);
-                const auto run = [&](auto m) {
-                    multiply_strip<V, T, decltype(m)::value>(weight, layout, strip, tokens, out + row, out_stride,
-                                                             rows);
-                };
-                const int64_t width = fixed.width(group);
-                width == 1   ? run(Index<1>{})
-                : width == 2 ? run(Index<2>{})
-                : width == 4 ? run(Index<4>{})
-                             : run(Index<8>{});
-            }
+            const auto run = [&](auto m) {
+                multiply_strip<V, T, decltype(m)::value>(weight, layout, strip, tokens, out + row, out_stride, rows);
+            };
+            fixed.width == 1   ? run(Index<1>{})
+            : fixed.width == 2 ? run(Index<2>{})
+            : fixed.width == 4 ? run(Index<4>{})
+                               : run(Index<8>{});
         }
     });
 }
