@@ -70,7 +70,7 @@ class _GgufLayer(SequentialLayer):
 
     def finished(self) -> LayerResult:
         def quantized(spec: TensorSpec) -> Tensor:
-            return _stored(self._blocks[spec.name], spec)
+            return _stored(self._blocks.pop(spec.name), spec)
 
         self.result.tensors = _encoded(self.task, quantized)
         return self.result
@@ -84,7 +84,7 @@ class _GgufLayer(SequentialLayer):
 
     def _keep(self, spec: TensorSpec, quantized: Quantized[BlockWeight]) -> None:
         self._blocks[spec.name] = quantized.weight
-        self.use(spec, DenseWeight(dequantize(quantized.weight).bfloat16()), quantized.loss)
+        self.use(spec, lambda: DenseWeight(dequantize(quantized.weight).bfloat16()), quantized.loss)
 
 
 def _encoded(task: LayerTask, quantized: Callable[[TensorSpec], Tensor]) -> dict[str, Tensor]:

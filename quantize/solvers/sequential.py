@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from qlocal.errors import FormatError
 from qlocal.models.base import Role, TensorSpec
-from qlocal.weights import AffineWeight, Weight
+from qlocal.weights import AffineWeight, DenseWeight
 from quantize.calibration.recorder import Key, Wanted, experts
 from quantize.methods.base import Quantized, Statistics
 from quantize.methods.gptq import GptqSettings, GptqSolver
@@ -91,9 +92,10 @@ class SequentialLayer(ABC):
         """Say that calibration saw too little of a linear's inputs to do more than round it."""
         self.result.notes.append(f"{spec.module}: rounded, calibration gave it {stats.tokens} tokens.")
 
-    def use(self, spec: TensorSpec, weight: Weight, loss: float) -> None:
-        """Let the layer compute the next inputs with a solved weight; keep its loss."""
-        self._layer.replace(spec.role, spec.expert, weight, self.task.source.bias_of(spec))
+    def use(self, spec: TensorSpec, weight: Callable[[], DenseWeight], loss: float) -> None:
+        """Let the layer compute the next inputs with a solved weight, where there are any; keep its loss."""
+        if spec.role is not Role.DOWN:
+            self._layer.replace(spec.role, spec.expert, weight(), self.task.source.bias_of(spec))
         self.result.losses[spec.module] = loss
         self.task.on_loss(spec.module, loss)
 
@@ -105,6 +107,15 @@ class SequentialLayer(ABC):
                 continue
             for key in list(stats):
                 self.solve_inputs({key: stats.pop(key)})
+                if key[0] is Role.DOWN and key[1] is not None:
+                    self._put_back(key[1])
+
+    def _put_back(self, expert: int) -> None:
+        """Let an expert whose linears are all solved read the file's map again: those of eight are gigabytes."""
+        for spec in self.task.of_roles(*SHARING[Role.GATE]):
+            if spec.expert == expert:
+                weight = self.task.source.read(spec.name)
+                self._layer.replace(spec.role, expert, weight, self.task.source.bias_of(spec))
 
 
 class FolderLayer(SequentialLayer):
@@ -125,7 +136,7 @@ class FolderLayer(SequentialLayer):
         scale_K: the scale its columns were multiplied by, which the layer's own norms do not divide by.
         """
         self.weights[spec.name] = quantized.weight
-        self.use(spec, effective_weight(quantized.weight, scale_K), quantized.loss)
+        self.use(spec, lambda: effective_weight(quantized.weight, scale_K), quantized.loss)
 
     def finished(self) -> LayerResult:
         if self.task.learn:
