@@ -96,8 +96,7 @@ def _parse_head(
 ) -> QuantizationConfig | None:
     """Return how lm_head is stored where `lm_head` says in codes: as the rest, unless `dynamic` has a rule for it."""
     rules = raw.get("dynamic") or {}
-    others = [pattern for pattern in rules if _HEAD_RULE.fullmatch(str(pattern)) is None]
-    if others or not isinstance(rules, Mapping):
+    if not isinstance(rules, Mapping) or any(_HEAD_RULE.fullmatch(str(pattern)) is None for pattern in rules):
         raise UnsupportedError(f"{where}: dynamic (settings by module) is not supported")
     if not fields.flag("lm_head", default=False):
         return None
