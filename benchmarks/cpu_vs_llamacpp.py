@@ -1,12 +1,14 @@
 """Is the CPU engine faster than llama.cpp and ik_llama.cpp, on the same file and threads?
 
-    cpu_vs_llamacpp.py MODEL.gguf [MODEL.gguf ...] [--threads 1 2] [--depths 0 4096] [--prompts 128 512 2048]
+    cpu_vs_llamacpp.py MODEL [MODEL ...] [--threads 1 2] [--depths 0 4096] [--prompts 128 512 2048]
                        [--rounds 3] [--json FILE]
 
-QLOCAL_LLAMA_BIN names the folder of llama.cpp's `llama-bench`, QLOCAL_IK_BIN that of ik_llama.cpp's. The engines take
+QLOCAL_LLAMA_BIN names the folder of llama.cpp's `llama-bench`, QLOCAL_IK_BIN that of ik_llama.cpp's, which repacks
+weights while it loads, as its users are told to. The engines take
 turns, a fresh process for every figure, so that a change of the machine's mood meets all of them. Decoding is given as
 a share of the rate at which this machine reads memory, prompts as a share of its multiplications in registers; both are
-measured in the same run. Medians, with (least to greatest) over the rounds.
+measured in the same run. Medians, with (least to greatest) over the rounds. A MODEL is a .gguf file, or an AWQ or GPTQ
+folder, which the peers do not read. QLOCAL_CPU_ISA limits ours alone: name a folder of peers built for as much.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ def measure(models: list[Path], engines: list[Engine], options: argparse.Namespa
                 decode_limit, prompt_limit = limits.read / token_bytes, limits.int8 / token_operations
                 result = Result(model.name, case, prompt_limit if case.kind == "prompt" else decode_limit)
                 for _ in range(options.rounds):
-                    for engine in engines:
+                    for engine in engines if model.suffix == ".gguf" else engines[:1]:
                         rates = result.rates.setdefault(engine.name, [])
                         rates.append(engine.tokens_per_s(model, case))
                 yield result
@@ -156,7 +158,8 @@ def table(results: list[Result], engines: list[Engine]) -> str:
         cells = [result.model, str(result.case.threads), str(result.case)]
         cells += [_spread(result.rates["qlocal"]), f"{ours / result.limit:.0%}"]
         for peer in peers:
-            cells += [_spread(result.rates[peer]), f"{ours / result.median(peer):.2f}"]
+            is_there = peer in result.rates
+            cells += [_spread(result.rates[peer]), f"{ours / result.median(peer):.2f}"] if is_there else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -186,7 +189,7 @@ def _engines() -> list[Engine]:
     found: list[Engine] = [Ours()]
     for name, variable in (("llama.cpp", "QLOCAL_LLAMA_BIN"), ("ik_llama.cpp", "QLOCAL_IK_BIN")):
         if folder := os.environ.get(variable):
-            found.append(LlamaBench(name, Path(folder)))
+            found.append(LlamaBench(name, Path(folder), ("-rtr", "1") if name == "ik_llama.cpp" else ()))
     return found
 
 

@@ -7,6 +7,8 @@ apart. The floor is what the matrix products alone would take at the speed of la
 
     python benchmarks/quantize_large.py [--model qwen2.5-72b] [--samples 8] [--seq-len 2048] [--layers 2]
         [--formats awq,gptq,gguf] [--arguments="--no-hessian"]
+
+`--source-only` ends once the checkpoint is written: files for `cpu_vs_llamacpp.py` are made of it by `quantize --rtn`.
 """
 
 from __future__ import annotations
@@ -46,6 +48,20 @@ GEOMETRIES = {
             "max_position_embeddings": 32768,
             "rms_norm_eps": 1e-6,
             "rope_theta": 1e6,
+        },
+    ),
+    "mixtral-8x7b": (
+        "mixtral",
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
         },
     ),
     "mixtral-8x22b": (
@@ -208,10 +224,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--formats", default="awq,gptq,gguf")
     parser.add_argument("--limit-gb", type=float, default=14.0, help="of anonymous memory")
+    parser.add_argument("--source-only", action="store_true", help="write the checkpoint, print where, and end")
     parser.add_argument("--arguments", default="", help="further ones for quantize, such as --no-verify")
     arguments = parser.parse_args()
     source = arguments.folder / f"{arguments.model}-{arguments.layers}-layers"
     write_source(source, arguments.model, arguments.layers)
+    if arguments.source_only:
+        print(source)
+        return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as out:
         place = Path(out) / ("m.gguf" if arguments.formats == "gguf" else "results")
         taken = run(source, place, arguments)

@@ -85,8 +85,8 @@ def table(candidates: list[Candidate], evaluations: list[Evaluation]) -> str:
         pairs = zip(found.kl_of_chunks, evaluations[0].kl_of_chunks, strict=True)
         low, high = bootstrap_interval([ours - first for ours, first in pairs])
         lines.append(
-            f"| {candidate.name} | {candidate.num_bytes:,} | {found.mean_kl:.4f} | {found.interval[0]:.4f} to "
-            f"{found.interval[1]:.4f} | {low:+.4f} to {high:+.4f} | {found.median_kl:.5f} | {found.p99_kl:.3f} | "
+            f"| {candidate.name} | {candidate.num_bytes:,} | {found.mean_kl:.4g} | {found.interval[0]:.4g} to "
+            f"{found.interval[1]:.4g} | {low:+.2g} to {high:+.2g} | {found.median_kl:.3g} | {found.p99_kl:.3g} | "
             f"{100 * (found.top1 or 0):.1f} % | {found.ppl:.2f} |"
         )
     lines.append(f"\nThe source's perplexity is {evaluations[0].ppl_source:.2f}.")
