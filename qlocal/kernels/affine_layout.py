@@ -1,4 +1,5 @@
-"""The layout in which the native kernels read AWQ and GPTQ weights: one stream a row, made once at load.
+"""The layout in which the native kernels read AWQ and GPTQ weights: one stream a row, made once at load by
+`csrc/affine_records.cpp`.
 
 A row is G records, one a group, in the order of the columns (of the groups, with act-order):
 
@@ -18,8 +19,6 @@ from torch import Tensor
 from qlocal.weights import AffineWeight
 
 _HEADER_BYTES = 4
-# Rows are repacked in chunks of about this many columns in all, so that temporaries stay near 100 MB.
-_CHUNK_ELEMENTS = 1 << 24
 
 
 def record_bytes(group_size: int) -> int:
@@ -46,30 +45,3 @@ def has_even_groups(weight: AffineWeight) -> bool:
         return True
     counts = torch.bincount(weight.g_idx.long(), minlength=num_groups)
     return len(counts) == num_groups and bool((counts == weight.group_size).all())
-
-
-def pack_records(weight: AffineWeight, order: Tensor | None) -> Tensor:
-    """Return the records of all rows: (N, G * record_bytes) uint8.
-
-    group_size must be a multiple of 32. order: what `column_order` returned; activations must be gathered by it."""
-    num_rows, columns = weight.shape
-    group_size = weight.group_size
-    num_groups = columns // group_size
-    records = torch.zeros((num_rows, num_groups, record_bytes(group_size)), dtype=torch.uint8)
-    # Flat first: torch calls (N, 1) contiguous whatever its strides are, and then cannot view it as bytes.
-    records[:, :, 0:2] = weight.scales.flatten().contiguous().view(torch.uint8).reshape(num_rows, num_groups, 2)
-    records[:, :, 2] = weight.zero_points
-    step = max(1, _CHUNK_ELEMENTS // columns)
-    for start in range(0, num_rows, step):
-        codes = _repack_codes(weight.codes[start : start + step], order)
-        records[start : start + step, :, _HEADER_BYTES:] = codes.reshape(-1, num_groups, group_size // 2)
-    return records.reshape(num_rows, -1)
-
-
-def _repack_codes(packed: Tensor, order: Tensor | None) -> Tensor:
-    """(R, K/2) neutral nibbles -> (R, K/2) with columns j and j + 16 of every 32 in one byte."""
-    codes = torch.stack([packed & 15, packed >> 4], dim=2).reshape(len(packed), -1)
-    if order is not None:
-        codes = codes[:, order]
-    halves = codes.reshape(len(packed), -1, 2, 16)
-    return (halves[:, :, 0] | (halves[:, :, 1] << 4)).reshape(len(packed), -1)

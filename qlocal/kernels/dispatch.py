@@ -8,7 +8,7 @@ alone. Elsewhere, and where the library is missing or cannot read a weight: the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qlocal.errors import UsageError
-from qlocal.kernels import native, reference
+from qlocal.kernels import joining, native, reference
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 KERNEL_CHOICES = ("auto", "reference")
@@ -58,20 +58,27 @@ def prepare(weight: Weight, device: torch.device | str, dtype: torch.dtype, kern
     weight: (N, K); dense rows on the CPU are not copied, nor are blocks for float32; everything else is (drop the
     original afterwards). dtype: torch.bfloat16 or torch.float32. kernels: `auto`, or `reference` for plain torch.
     Raises UsageError for another `kernels`, or a QLOCAL_CPU_ISA that cannot be."""
+    return prepare_joined([weight], device, dtype, kernels)
+
+
+def prepare_joined(
+    weights: Sequence[Weight], device: torch.device | str, dtype: torch.dtype, kernels: str = "auto"
+) -> PreparedWeight:
+    """Do for weights that `joining.can_join` what `prepare` does for one, (sum of N, K)."""
     if kernels not in KERNEL_CHOICES:
         raise UsageError(f"there are no '{kernels}' kernels", hint=f"One of {', '.join(KERNEL_CHOICES)}.")
     assert dtype in (torch.bfloat16, torch.float32), f"matmul inputs are bfloat16 or float32, not {dtype}"
-    num_rows, columns = weight.shape
+    shape = (sum(weight.shape[0] for weight in weights), weights[0].shape[1])
     device = torch.device(device)
     library = native.load()
-    reason = _why_not_native(weight, device, kernels, library)
+    reason = _why_not_native(weights[0], device, kernels, library)
     if reason is None and isinstance(library, native.Library):
-        if dtype == torch.float32 or isinstance(weight, DenseWeight):
-            matrix = native.make_matrix(weight, library, is_exact=dtype == torch.float32)
+        if dtype == torch.float32 or isinstance(weights[0], DenseWeight):
+            matrix = native.make_matrix(joining.join(weights), library, is_exact=dtype == torch.float32)
         else:
-            matrix = native.make_strips(weight, library)
-        return PreparedWeight((num_rows, columns), dtype, device, matrix=matrix)
-    return PreparedWeight((num_rows, columns), dtype, device, weight=_move(weight, device), reason=reason)
+            matrix = native.make_strips(weights, library)
+        return PreparedWeight(shape, dtype, device, matrix=matrix)
+    return PreparedWeight(shape, dtype, device, weight=_move(joining.join(weights), device), reason=reason)
 
 
 def _why_not_native(

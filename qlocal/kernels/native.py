@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from pathlib import Path
@@ -18,12 +19,13 @@ from torch import Tensor
 import qlocal.kernels
 from qlocal.errors import UsageError
 from qlocal.ggml_types import LAYOUTS, GgmlType
-from qlocal.kernels import affine_layout, large_pages
+from qlocal.kernels import affine_layout, joining, large_pages
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 ISA_VARIABLE = "QLOCAL_CPU_ISA"
-_ABI = 2
+_ABI = 3
 _UNIT = 32  # columns that a kernel decodes at once
+_STRIP_ROWS = 16
 
 
 class CpuFeature(IntFlag):
@@ -83,6 +85,20 @@ class _Matrix(ctypes.Structure):
         ("group_size", ctypes.c_int64),
         ("storage", ctypes.c_int32),
         ("layout", ctypes.c_int32),
+    )
+
+
+class _AffineSource(ctypes.Structure):
+    """`struct AffineSource` of csrc/affine_records.cpp."""
+
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zero_points", ctypes.c_void_p),
+        ("order", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("group_size", ctypes.c_int64),
     )
 
 
@@ -159,6 +175,7 @@ def _declare(functions: ctypes.CDLL) -> ctypes.CDLL:
         "qlocal_cpu_features": ([], ctypes.c_uint32),
         "qlocal_set_threads": ([i32], None),
         "qlocal_get_threads": ([], i32),
+        "qlocal_make_affine_records": ([ctypes.POINTER(_AffineSource), ctypes.c_void_p], None),
         "qlocal_bytes_of_strips": ([matrix], i64),
         "qlocal_make_strips": ([matrix, ctypes.c_void_p], None),
         "qlocal_matmul": ([i32, matrix, floats, i64, i64, ctypes.c_void_p, floats, i64], None),
@@ -218,22 +235,28 @@ def make_matrix(weight: Weight, library: Library, *, is_exact: bool = True) -> N
     return _row_matrix(rows, weight.columns, int(weight.ggml_type), weight.row_map, library)
 
 
-def make_strips(weight: BlockWeight | AffineWeight, library: Library) -> NativeMatrix:
-    """Copy a quantized weight into strips, for products in fixed point; `unsupported(weight)` must be None."""
-    stored = make_matrix(weight, library)
-    strips = large_pages.zeros(library.functions.qlocal_bytes_of_strips(stored.matrix))
-    library.functions.qlocal_make_strips(stored.matrix, strips.data_ptr())
+def make_strips(weights: Sequence[Weight], library: Library) -> NativeMatrix:
+    """Copy quantized weights with one input into strips, for products in fixed point; `unsupported` must be None for
+    each, and they must be such as can be joined."""
+    if any(weight.shape[0] % _STRIP_ROWS for weight in weights[:-1]):
+        weights = [joining.join(weights)]  # a strip would have rows of two
+    stored = make_matrix(weights[0], library)
     matrix = _Matrix(
-        data=strips.data_ptr(),
-        row_map=None,
-        num_rows=stored.shape[0],
+        num_rows=sum(weight.shape[0] for weight in weights),
         columns=stored.shape[1],
-        row_bytes=0,
         group_size=stored.matrix.group_size,
         storage=stored.matrix.storage,
         layout=_STRIPS,
     )
-    return NativeMatrix(library, matrix, stored.shape, strips, column_order=stored.column_order)
+    num_bytes = library.functions.qlocal_bytes_of_strips(matrix)
+    strip_bytes = num_bytes // -(-matrix.num_rows // _STRIP_ROWS)
+    strips = large_pages.zeros(num_bytes)
+    at = matrix.data = strips.data_ptr()
+    for index, weight in enumerate(weights):
+        part = stored if index == 0 else make_matrix(weight, library)
+        library.functions.qlocal_make_strips(part.matrix, at)
+        at += weight.shape[0] // _STRIP_ROWS * strip_bytes
+    return NativeMatrix(library, matrix, (matrix.num_rows, matrix.columns), strips, column_order=stored.column_order)
 
 
 _STORED_ROWS, _STRIPS, _BF16_ROWS = 0, 1, 2
@@ -249,10 +272,32 @@ _AFFINE_STORAGE = {torch.float16: 100, torch.bfloat16: 101}
 
 def _affine_matrix(weight: AffineWeight, library: Library) -> NativeMatrix:
     order = affine_layout.column_order(weight)
-    records = affine_layout.pack_records(weight, order)
+    records = _affine_records(weight, order, library)
     storage = _AFFINE_STORAGE[weight.scales.dtype]
     made = _row_matrix(records, weight.shape[1], storage, None, library, weight.group_size)
     return NativeMatrix(library, made.matrix, made.shape, records, column_order=order)
+
+
+def _affine_records(weight: AffineWeight, order: Tensor | None, library: Library) -> Tensor:
+    """Return the records of all rows, (N, G * bytes of one) uint8."""
+    num_rows, columns = weight.shape
+    num_groups = columns // weight.group_size
+    assert weight.codes.shape == (num_rows, columns // 2) and weight.codes.dtype == torch.uint8
+    assert weight.scales.shape == weight.zero_points.shape == (num_rows, num_groups)
+    assert weight.scales.element_size() == 2 and weight.zero_points.dtype == torch.uint8
+    codes, scales, zeros = (t.contiguous() for t in (weight.codes, weight.scales, weight.zero_points))
+    source = _AffineSource(
+        codes=codes.data_ptr(),
+        scales=scales.data_ptr(),
+        zero_points=zeros.data_ptr(),
+        order=None if order is None else order.data_ptr(),
+        num_rows=num_rows,
+        columns=columns,
+        group_size=weight.group_size,
+    )
+    records = torch.empty((num_rows, num_groups * affine_layout.record_bytes(weight.group_size)), dtype=torch.uint8)
+    library.functions.qlocal_make_affine_records(source, records.data_ptr())
+    return records
 
 
 def _row_matrix(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qlocal.kernels import dispatch
+from qlocal.kernels import dispatch, joining
 from qlocal.kernels.native_step import Part
 from qlocal.layers.precision import compute_dtype
-from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
+from qlocal.weights import DenseWeight, Weight
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ class QuantLinear:
 
     def _prepare(self, weights: Sequence[Weight], biases: Sequence[DenseWeight | None]) -> _Group:
         device = self._placement.device
-        joined = weights[0] if len(weights) == 1 else _join(weights)
-        prepared = dispatch.prepare(joined, device, self._dtype, kernels=self._placement.kernels)
+        prepared = dispatch.prepare_joined(weights, device, self._dtype, kernels=self._placement.kernels)
         sizes = [w.shape[0] for w in weights]
         return _Group(prepared, sizes, _joined_bias(biases, sizes, device))
 
@@ -115,51 +114,8 @@ def _joinable_runs(weights: Sequence[Weight]) -> list[tuple[int, int]]:
     """Return (start, stop) of the longest runs of neighbours that one kernel call can compute."""
     runs: list[tuple[int, int]] = []
     for index, weight in enumerate(weights):
-        if runs and _can_join(weights[runs[-1][0]], weight):
+        if runs and joining.can_join(weights[runs[-1][0]], weight):
             runs[-1] = (runs[-1][0], index + 1)
         else:
             runs.append((index, index + 1))
     return runs
-
-
-def _can_join(first: Weight, other: Weight) -> bool:
-    if isinstance(first, DenseWeight) and isinstance(other, DenseWeight):
-        return first.data.dtype == other.data.dtype
-    if isinstance(first, BlockWeight) and isinstance(other, BlockWeight):
-        return first.ggml_type == other.ggml_type
-    if isinstance(first, AffineWeight) and isinstance(other, AffineWeight):
-        same_kind = first.group_size == other.group_size and first.scales.dtype == other.scales.dtype
-        return same_kind and _same_order(first.g_idx, other.g_idx)
-    return False
-
-
-def _same_order(first: Tensor | None, other: Tensor | None) -> bool:
-    if first is None or other is None:
-        return first is other
-    return torch.equal(first, other)
-
-
-def _join(weights: Sequence[Weight]) -> Weight:
-    first = weights[0]
-    if isinstance(first, DenseWeight):
-        return DenseWeight(_cat(weights, "data"), _joined_row_map(weights))
-    if isinstance(first, BlockWeight):
-        return replace(first, blocks=_cat(weights, "blocks"), row_map=_joined_row_map(weights))
-    codes, scales, zero_points = (_cat(weights, name) for name in ("codes", "scales", "zero_points"))
-    return replace(first, codes=codes, scales=scales, zero_points=zero_points)
-
-
-def _cat(weights: Sequence[Weight], name: str) -> Tensor:
-    return torch.cat([getattr(weight, name) for weight in weights])
-
-
-def _joined_row_map(weights: Sequence[Weight]) -> Tensor | None:
-    maps = [getattr(weight, "row_map", None) for weight in weights]
-    if all(row_map is None for row_map in maps):
-        return None
-    parts, offset = [], 0
-    for weight, row_map in zip(weights, maps, strict=True):
-        rows = weight.shape[0]
-        parts.append((torch.arange(rows) if row_map is None else row_map) + offset)
-        offset += rows
-    return torch.cat(parts)

@@ -172,7 +172,7 @@ def test_nothing_is_written_beside_the_result(isa: str) -> None:
     assert isinstance(library, native.Library)
     weight = random_blocks(GgmlType.Q5_0, 31, 64)
     dense = native.make_matrix(DenseWeight(torch.randn(31, 64).bfloat16()), library, is_exact=False)
-    for matrix in (native.make_matrix(weight, library), native.make_strips(weight, library), dense):
+    for matrix in (native.make_matrix(weight, library), native.make_strips([weight], library), dense):
         for count in (1, 2, 3, 8, 9, 16, 17, 40):
             out = torch.full((count + 2, 40), -7.0)
             x, at = torch.randn(count, 64), out[1:, 4:].data_ptr()
