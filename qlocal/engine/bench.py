@@ -34,8 +34,8 @@ def run(load: Load, lengths: Lengths) -> dict[str, Any]:
     checkpoint = open_checkpoint(Path(load.path))
     vocab_size = checkpoint.config.vocab_size
     engine = Engine.load(load, lambda _: None)
-    first_touch = Lengths(min(16, lengths.prompt_tokens), min(4, lengths.decode_tokens))
-    _one_run(engine, first_touch, 0, vocab_size)  # of the mapped weights
+    warm_up = Lengths(lengths.prompt_tokens, min(4, lengths.decode_tokens))  # first touch of weights and buffers
+    _one_run(engine, warm_up, 0, vocab_size)
     runs = [_one_run(engine, lengths, repeat + 1, vocab_size) for repeat in range(lengths.repeats)]
     prompt_rates, decode_rates = ([run[i] for run in runs] for i in (0, 1))
     read_rate = read_bandwidth()
