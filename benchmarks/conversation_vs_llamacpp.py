@@ -75,8 +75,9 @@ def served(command: list[str], base_url: str, token: str | None, health: str) ->
     """Run a server and give a client to it once it answers `health` with 200; it ends with the block."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limits = httpx.Limits(max_keepalive_connections=0)  # a server may close a connection it kept just as it is reused
     try:
-        with httpx.Client(base_url=base_url, headers=headers, timeout=None) as client:
+        with httpx.Client(base_url=base_url, headers=headers, timeout=None, limits=limits) as client:
             _await(client, server, health)
             yield client
     finally:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,18 +34,19 @@ class Choice:
 class SamplingState:
     """The settings of one request, its random numbers, and which tokens it has seen."""
 
-    def __init__(self, sampling: Sampling, num_tokens: int, prompt_ids: Sequence[int], vocab_size: int) -> None:
+    def __init__(self, sampling: Sampling, num_tokens: int, prompt_ids: Sequence[int]) -> None:
+        """num_tokens: ids that stand for a token; the model may have more rows, which are never chosen."""
         self.sampling = sampling
         self.num_tokens = num_tokens
         self._random = random.Random(sampling.seed)
         self._seen: Tensor | None = None
         self._counts: Tensor | None = None
         if sampling.repetition_penalty != 1.0:
-            self._seen = torch.zeros(vocab_size, dtype=torch.bool)
-            self._seen[list(prompt_ids)] = True
+            self._seen = torch.zeros(num_tokens, dtype=torch.bool)
+            self._seen[[token_id for token_id in prompt_ids if token_id < num_tokens]] = True
         if sampling.presence_penalty or sampling.frequency_penalty:
-            self._counts = torch.zeros(vocab_size)
-        bias = sorted(sampling.logit_bias.items())
+            self._counts = torch.zeros(num_tokens)
+        bias = sorted(item for item in sampling.logit_bias.items() if item[0] < num_tokens)
         self._bias_ids = torch.tensor([token_id for token_id, _ in bias], dtype=torch.int64)
         self._bias = torch.tensor([value for _, value in bias])
 
@@ -60,7 +62,7 @@ class SamplingState:
             self._counts[token_id] += 1
 
     def adjusted(self, logits: Tensor) -> Tensor:
-        """Apply penalties and bias to (V,) f32, without writing to it.
+        """Apply penalties and bias to (num_tokens,) f32, without writing to it.
 
         The repetition penalty counts prompt and answer, the other two the answer alone.
         """
@@ -79,25 +81,20 @@ class SamplingState:
 
 def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice | None]:
     """Choose a token for every row. logits: (B, V) f32. None stands for a row that is not finite."""
-    return [_choose(row, state) for row, state in zip(logits.cpu(), states, strict=True)]
+    return [_choose(row[: state.num_tokens], state) for row, state in zip(logits.cpu(), states, strict=True)]
 
 
 def _choose(logits: Tensor, state: SamplingState) -> Choice | None:
-    # One number that is not finite makes the sum so; asking each of them takes fifty times as long.
-    if not math.isfinite(float(logits[: state.num_tokens].sum())):
+    # NumPy searches a row with vectors and on this thread; torch would wake its own threads, which sleep during a step.
+    values = logits.numpy()
+    if not (math.isfinite(values.min()) and math.isfinite(values.max())):
         return None
-    logits = _without_missing_tokens(logits, state.num_tokens)
     adjusted = state.adjusted(logits)
     is_greedy = state.sampling.temperature < MIN_TEMPERATURE
-    token_id = _most_likely(adjusted) if is_greedy else _draw(adjusted, state)
+    token_id = int(adjusted.numpy().argmax()) if is_greedy else _draw(adjusted, state)
     state.note(token_id)
     wanted = state.sampling.top_logprobs
     return Choice(token_id, None if wanted is None else token_logprobs(logits, token_id, wanted))
-
-
-def _most_likely(logits: Tensor) -> int:
-    """Return the first of the greatest. torch's own argmax takes three times as long, since it does not use vectors."""
-    return int((logits == logits.max()).nonzero()[0])
 
 
 def token_logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
@@ -124,28 +121,37 @@ def _without_missing_tokens(logits: Tensor, num_tokens: int) -> Tensor:
 
 def _draw(logits: Tensor, state: SamplingState) -> int:
     """Draw from the filtered distribution by its cumulative sum: one random number a token."""
-    probabilities = (logits / state.sampling.temperature).softmax(-1)
-    token_ids, kept = _filtered(probabilities, state.sampling)
+    token_ids, kept = _filtered(logits / state.sampling.temperature, state.sampling)
     cumulative = kept.double().cumsum(0)
     threshold = state.uniform() * float(cumulative[-1])
     index = min(int(torch.searchsorted(cumulative, threshold, right=True)), len(kept) - 1)
     return index if token_ids is None else int(token_ids[index])
 
 
-def _filtered(probabilities: Tensor, settings: Sampling) -> tuple[Tensor | None, Tensor]:
+def _filtered(logits: Tensor, settings: Sampling) -> tuple[Tensor | None, Tensor]:
     """Return (ids, probabilities) that pass top-k, top-p and min-p, most likely first; ids None means all."""
-    if settings.top_k is None and settings.top_p >= 1.0 and settings.min_p <= 0.0:
-        return None, probabilities
     if settings.top_k is not None:
-        best = probabilities.topk(min(settings.top_k, len(probabilities)))
-        num_kept = _num_kept(best.values / best.values.sum(), settings)
-        return best.indices[:num_kept], best.values[:num_kept]
-    best = probabilities.topk(min(NUM_LIKELY, len(probabilities)))
-    num_kept = _num_kept(best.values, settings)
-    if num_kept == len(best.values):  # the tail may reach further
-        best = probabilities.sort(descending=True)  # type: ignore[assignment]
-        num_kept = _num_kept(best.values, settings)
-    return best.indices[:num_kept], best.values[:num_kept]
+        token_ids = _most_likely(logits, settings.top_k)
+        probabilities = logits[token_ids].softmax(-1)
+        num_kept = _num_kept(probabilities, settings)
+        return token_ids[:num_kept], probabilities[:num_kept]
+    probabilities = logits.softmax(-1)
+    if settings.top_p >= 1.0 and settings.min_p <= 0.0:
+        return None, probabilities
+    token_ids = _most_likely(probabilities, NUM_LIKELY)
+    num_kept = _num_kept(probabilities[token_ids], settings)
+    if num_kept == len(token_ids):  # the tail may reach further
+        token_ids = probabilities.argsort(descending=True)
+        num_kept = _num_kept(probabilities[token_ids], settings)
+    return token_ids[:num_kept], probabilities[token_ids[:num_kept]]
+
+
+def _most_likely(values: Tensor, count: int) -> Tensor:
+    """Return the places of the `count` greatest of (V,) f32, the greatest first; all of them where V is less."""
+    if count >= len(values):
+        return values.argsort(descending=True)
+    places = torch.from_numpy(np.argpartition(values.numpy(), len(values) - count)[len(values) - count :])
+    return places[values[places].argsort(descending=True)]
 
 
 def _num_kept(probabilities: Tensor, settings: Sampling) -> int:

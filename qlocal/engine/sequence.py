@@ -29,9 +29,9 @@ class Sequence:
     started_at: float | None = None
 
     @classmethod
-    def of(cls, request: Submit, vocab_size: int) -> Sequence:
+    def of(cls, request: Submit) -> Sequence:
         """Return a new waiting sequence."""
-        sampling = SamplingState(request.sampling, request.num_tokens, request.input_ids, vocab_size)
+        sampling = SamplingState(request.sampling, request.num_tokens, request.input_ids)
         return cls(request, sampling, list(request.input_ids))
 
     @property

@@ -79,7 +79,7 @@ class QuantLinear:
             y = dispatch.quant_matmul(x, group.prepared)  # (T, sum of sizes) f32
             if group.bias is not None:
                 y += group.bias
-            outputs += y.split_with_sizes(group.sizes, dim=-1)
+            outputs += [y] if len(group.sizes) == 1 else y.split_with_sizes(group.sizes, dim=-1)
         return tuple(outputs)
 
     def _check(self, weight: Weight, rows: int) -> None:

@@ -39,12 +39,11 @@ class PagedAttention:
     def __init__(self, runs: Sequence[TokenRun], storage: KVStorage, block_size: int) -> None:
         self._runs = runs
         self._storage = storage
-        tables = [torch.tensor(run.blocks, dtype=torch.int64) for run in runs]
+        self._block_size = block_size
         positions = [torch.arange(run.num_past, run.num_past + run.length) for run in runs]
-        blocks = torch.cat([table[p // block_size] for table, p in zip(tables, positions, strict=True)])
-        self.positions = torch.cat(positions)
+        self.positions = positions[0] if len(runs) == 1 else torch.cat(positions)
         """(T,) int64 on the CPU."""
-        self._places = {torch.device("cpu"): _Places(blocks, self.positions % block_size, tables)}
+        self._places: dict[torch.device, _Places] = {}
 
     def of_layer(self, layer: int) -> Attend:
         """Return the attention of decoder layer `layer`."""
@@ -63,6 +62,14 @@ class PagedAttention:
         return attend
 
     def _places_on(self, device: torch.device) -> _Places:
+        if not self._places:
+            self._places[torch.device("cpu")] = self._find_places()
         if device not in self._places:
             self._places[device] = self._places[torch.device("cpu")].to(device)
         return self._places[device]
+
+    def _find_places(self) -> _Places:
+        tables = [torch.tensor(run.blocks, dtype=torch.int64) for run in self._runs]
+        positions = self.positions.split([run.length for run in self._runs])
+        blocks = torch.cat([table[p // self._block_size] for table, p in zip(tables, positions, strict=True)])
+        return _Places(blocks, self.positions % self._block_size, tables)

@@ -17,7 +17,7 @@ LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0, -3.0])
 def state_of(
     sampling: Sampling, prompt: list[int] | None = None, num_tokens: int | None = None, size: int = 6
 ) -> SamplingState:
-    return SamplingState(sampling, num_tokens or size, prompt or [], size)
+    return SamplingState(sampling, num_tokens or size, prompt or [])
 
 
 def drawn(logits: Tensor, state: SamplingState, count: int = 400) -> Counter[int]:

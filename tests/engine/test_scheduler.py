@@ -5,7 +5,7 @@ from __future__ import annotations
 from qlocal.cache.block_manager import BlockManager
 from qlocal.engine.scheduler import Scheduler
 from qlocal.engine.sequence import Sequence
-from tests.engine.running import VOCAB, request
+from tests.engine.running import request
 
 
 def scheduler_of(num_blocks: int = 100, slots: int = 8, prefill_chunk: int = 12) -> Scheduler:
@@ -16,7 +16,7 @@ def scheduler_of(num_blocks: int = 100, slots: int = 8, prefill_chunk: int = 12)
 def waiting(scheduler: Scheduler, *lengths: int, max_tokens: int = 1) -> list[Sequence]:
     for index, length in enumerate(lengths):
         prompt = [index + 1] * length
-        scheduler.waiting.append(Sequence.of(request(f"r{index}", prompt, max_tokens), VOCAB))
+        scheduler.waiting.append(Sequence.of(request(f"r{index}", prompt, max_tokens)))
     return list(scheduler.waiting)
 
 
@@ -38,7 +38,7 @@ def test_decoding_goes_on_while_a_prompt_is_read() -> None:
     (first,) = waiting(scheduler, 5, max_tokens=9)
     assert lengths_of_step(scheduler) == {"r0": 5}
     first.token_ids.append(7)
-    scheduler.waiting.append(Sequence.of(request("late", [9] * 30, 1), VOCAB))
+    scheduler.waiting.append(Sequence.of(request("late", [9] * 30, 1)))
     assert lengths_of_step(scheduler) == {"r0": 1, "late": 12}
 
 
