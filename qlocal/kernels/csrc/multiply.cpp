@@ -114,6 +114,7 @@ int64_t qlocal::rows_a_piece(const Matrix& weight, int64_t rows, int64_t tokens,
         const int64_t turns = (rows + threads * most_rows_of_many - 1) / (threads * most_rows_of_many);
         return rounded_up((rows + threads * turns - 1) / (threads * turns), step);
     }
+    constexpr int64_t pieces_a_thread = 32; // of which a thread takes several at once while there are many
     const int64_t least = worthwhile_bytes * kStripRows / strip_bytes(weight) / tokens;
-    return rounded_up(std::max({rows / (threads * 8), least, int64_t(1)}), step);
+    return rounded_up(std::max({rows / (threads * pieces_a_thread), least, int64_t(1)}), step);
 }

@@ -10,12 +10,16 @@ namespace {
 using qlocal::Activations;
 
 // How far ahead of what is in use memory is asked for, beyond the borders of pages, where the prefetcher of the CPU
-// stops. Measured best of 0 to 4096.
-constexpr int64_t kPrefetchBytes = 2048;
+// stops: first into the second-level cache, which can wait for more lines at a time than the first, then into that.
+// Measured best of 1024 to 16384 and 0 to 2048; either alone leaves a tenth of the bandwidth.
+constexpr int64_t kPrefetchBytes = 3072, kPrefetchNearBytes = 1024;
 
 QLOCAL_INLINE void prefetch_after(const uint8_t* at, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += kLineBytes)
-        _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchBytes + i), _MM_HINT_T0);
+    const auto* address = reinterpret_cast<const char*>(at);
+    for (int64_t i = 0; i < bytes; i += kLineBytes) {
+        _mm_prefetch(address + kPrefetchBytes + i, _MM_HINT_T1);
+        _mm_prefetch(address + kPrefetchNearBytes + i, _MM_HINT_T0);
+    }
 }
 
 // What a kernel reads of all tokens. count: those that are not padding.
