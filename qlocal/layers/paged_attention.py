@@ -70,6 +70,6 @@ class PagedAttention:
 
     def _find_places(self) -> _Places:
         tables = [torch.tensor(run.blocks, dtype=torch.int64) for run in self._runs]
-        positions = self.positions.split([run.length for run in self._runs])
+        positions = torch.split(self.positions, [run.length for run in self._runs])
         blocks = torch.cat([table[p // self._block_size] for table, p in zip(tables, positions, strict=True)])
         return _Places(blocks, self.positions % self._block_size, tables)
