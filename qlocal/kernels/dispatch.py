@@ -3,7 +3,8 @@
 On the CPU, the dtype says how a quantized weight is multiplied. float32: exactly, from the layout on disk; up to 8
 tokens in one pass over it (native), more tokens by torch, a tile of rows at a time decoded into a panel that stays in
 the cache. bfloat16, which allows roundings of that size: repacked at load into strips, and multiplied by the library
-alone. Elsewhere, and where the library is missing or cannot read a weight: the reference.
+alone. On an NVIDIA card: repacked at load for the Triton kernels. Elsewhere, and where the library or triton is
+missing or cannot read a weight: the reference.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from qlocal.errors import UsageError
 from qlocal.kernels import joining, native, reference
+from qlocal.kernels.triton import layout
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 KERNEL_CHOICES = ("auto", "reference")
@@ -32,13 +35,15 @@ _PANEL_ELEMENTS = 2 << 20
 class PreparedWeight:
     """A weight in the layout of the kernel that will use it.
 
-    shape: (N, K). dtype: bfloat16 (activations are rounded to it) or float32. Exactly one of `matrix` (native) and
-    `weight` (reference, on `device`) is given. reason: why it is not native, for whoever shows it."""
+    shape: (N, K). dtype: bfloat16 (activations are rounded to it) or float32. Exactly one of `matrix` (native),
+    `packed` (Triton) and `weight` (reference) is given, the latter two on `device`. reason: why it is the reference,
+    for whoever shows it."""
 
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
     matrix: native.NativeMatrix | None = None
+    packed: layout.PackedWeight | None = None
     weight: Weight | None = None
     reason: str | None = None
 
@@ -70,6 +75,8 @@ def prepare_joined(
     assert dtype in (torch.bfloat16, torch.float32), f"matmul inputs are bfloat16 or float32, not {dtype}"
     shape = (sum(weight.shape[0] for weight in weights), weights[0].shape[1])
     device = torch.device(device)
+    if device.type == "cuda":
+        return _prepare_on_card(joining.join(weights), device, dtype, kernels)
     library = native.load()
     reason = _why_not_native(weights[0], device, kernels, library)
     if reason is None and isinstance(library, native.Library):
@@ -91,6 +98,25 @@ def _why_not_native(
     if isinstance(library, native.Absent):
         return library.reason
     return native.unsupported(weight)
+
+
+def _prepare_on_card(weight: Weight, device: torch.device, dtype: torch.dtype, kernels: str) -> PreparedWeight:
+    reason = _why_not_triton(weight, device, kernels)
+    if reason is None and not isinstance(weight, DenseWeight):
+        packed = layout.pack(weight, device)
+        return PreparedWeight(packed.shape, dtype, device, packed=packed)
+    num_rows, columns = weight.shape
+    return PreparedWeight((num_rows, columns), dtype, device, weight=_move(weight, device), reason=reason)
+
+
+def _why_not_triton(weight: Weight, device: torch.device, kernels: str) -> str | None:
+    if kernels == "reference":
+        return "the reference was asked for"
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install 'qlocal[gpu]')"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the card is older than Ampere"
+    return layout.unsupported(weight)
 
 
 def _move(weight: Weight, device: torch.device) -> Weight:
@@ -115,17 +141,22 @@ def quant_matmul(x: Tensor, prepared: PreparedWeight) -> Tensor:
 
     x: (M, K), any float type, on the weight's device. Returns (M, N) float32; products are added up in float32.
     Where the dtype is bfloat16, x may be rounded: for strips to 16-bit fixed point (csrc/fixed_point.h), for the
-    reference, and with many tokens, to bfloat16; then so may the weight be, where the CPU multiplies bfloat16."""
+    reference, on a card, and with many tokens, to bfloat16; then so may the weight be, with many tokens, on a card or
+    where the CPU multiplies bfloat16."""
     num_rows, columns = prepared.shape
     assert x.dim() == 2 and x.shape[1] == columns, f"activations {tuple(x.shape)} for a weight of {columns} columns"
     if len(x) == 0:
         return torch.zeros((0, num_rows), device=x.device)
+    if prepared.packed is not None:
+        from qlocal.kernels.triton.matmul import matmul  # triton is optional, and takes a second to load
+
+        return matmul(x.to(prepared.dtype), prepared.packed)
     matrix = prepared.matrix
     if matrix is not None and (len(x) <= FEW_TOKENS or not matrix.is_exact):
         return native.matmul(x.float(), matrix)
     inputs = x.to(prepared.dtype).float()
     if matrix is None:
-        assert prepared.weight is not None, "prepare gives either a matrix or a weight"
+        assert prepared.weight is not None, "prepare gives a matrix, a packed weight or a weight"
         return reference.quant_matmul(inputs, prepared.weight)
     if matrix.column_order is not None:
         inputs = inputs[:, matrix.column_order]
@@ -169,7 +200,9 @@ def embedding_rows(weight: Weight, ids: Tensor) -> Tensor:
 
 
 def kernel_name(prepared: PreparedWeight) -> str:
-    """Return the kernel a weight will use: `avx512`, `avx2` or `reference`."""
+    """Return the kernel a weight will use: `avx512`, `avx2`, `triton` or `reference`."""
+    if prepared.packed is not None:
+        return "triton"
     return "reference" if prepared.matrix is None else prepared.matrix.library.isa.name.lower()
 
 

@@ -1,0 +1,52 @@
+"""The kernels compiled for cards that are not here: they fit, and keep everything in registers.
+
+In a process of its own, for in this one they may be interpreted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+# Shared memory that a program can have on sm_86, sm_89 and sm_120; sm_90 has more (CUDA C Programming Guide).
+SHARED_BYTES = 99 * 1024
+
+
+def compiled(tmp_path: Path, *options: str) -> list[dict[str, Any]]:
+    if find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    report = tmp_path / "report.json"
+    script = ROOT / "benchmarks" / "gpu_compile_report.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    command = [sys.executable, str(script), *options, "--json", str(report)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    rows: list[dict[str, Any]] = json.loads(report.read_text())
+    return rows
+
+
+def expect_to_fit(rows: list[dict[str, Any]]) -> None:
+    assert [row for row in rows if row["shared_bytes"] > SHARED_BYTES] == []
+    assert [row for row in rows if row["spilled_bytes"]] == []
+
+
+def test_the_kernels_of_a_type_fit_a_3090(tmp_path: Path) -> None:
+    rows = compiled(tmp_path, "--arch", "86", "--kind", "q5_k")
+    assert len(rows) == 6 and {row["variant"]["kernel"] for row in rows} == {"gemv", "gemm"}
+    expect_to_fit(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["86", "89", "90", "120"])
+def test_every_kernel_fits_every_card(tmp_path: Path, architecture: str) -> None:
+    rows = compiled(tmp_path, "--arch", architecture)
+    assert len(rows) == 52
+    expect_to_fit(rows)
