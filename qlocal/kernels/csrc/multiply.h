@@ -30,8 +30,8 @@ void multiply(const Kernels& kernels, const Matrix& weight, const Activations& x
 
 int64_t row_step(const Matrix& weight);
 
-// Rows of a piece of work, of `rows`: a multiple of row_step, enough work to be worth the hand-over, and few enough that
-// a thread that is interrupted in its last piece does not hold up the others for long.
+// Rows of a piece of work, of `rows`: a multiple of row_step, enough work to be worth the hand-over, and few enough
+// that a thread that is interrupted in its last piece does not hold up the others for long.
 int64_t rows_a_piece(const Matrix& weight, int64_t rows, int64_t tokens, int64_t threads);
 
 } // namespace qlocal

@@ -12,8 +12,8 @@
 
 namespace {
 
-// Longer than the gaps between the matrices of a step, far shorter than anything a user notices. Measured in time, since
-// CPUs pause for 10 to 140 cycles; sleeping in those gaps costs 5 % of decoding.
+// Longer than the gaps between the matrices of a step, far shorter than anything a user notices. Measured in time,
+// since CPUs pause for 10 to 140 cycles; sleeping in those gaps costs 5 % of decoding.
 constexpr std::chrono::microseconds kWatchfulTime{100};
 
 // Wait awake until done() or for that time; says whether it is done.
