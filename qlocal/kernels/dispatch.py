@@ -9,10 +9,12 @@ missing or cannot read a weight: the reference.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from shutil import which
 
 import torch
 from torch import Tensor
@@ -112,11 +114,20 @@ def _prepare_on_card(weight: Weight, device: torch.device, dtype: torch.dtype, k
 def _why_not_triton(weight: Weight, device: torch.device, kernels: str) -> str | None:
     if kernels == "reference":
         return "the reference was asked for"
-    if find_spec("triton") is None:
-        return "triton is not installed (pip install 'qlocal[gpu]')"
+    if (missing := _missing_for_triton()) is not None:
+        return missing
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the card is older than Ampere"
     return layout.unsupported(weight)
+
+
+def _missing_for_triton() -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install 'qlocal[gpu]')"
+    # It compiles a kernel's launcher in C at its first start.
+    if not (os.environ.get("CC") or which("gcc") or which("clang")):
+        return "triton needs a C compiler: install gcc or clang, or name one in CC"
+    return None
 
 
 def _move(weight: Weight, device: torch.device) -> Weight:
@@ -217,9 +228,24 @@ def describe() -> list[KernelInfo]:
     library = native.load()
     if isinstance(library, native.Absent):
         lines = [KernelInfo(isa.name.lower(), False, library.reason) for isa in reversed(native.Isa)]
-        return [*lines, KernelInfo("reference", True, "plain torch; many times slower than native kernels")]
+        return [
+            _describe_triton(),
+            *lines,
+            KernelInfo("reference", True, "plain torch; many times slower than native kernels"),
+        ]
     lines = [_describe_isa(isa, library) for isa in reversed(native.Isa)]
-    return [*lines, KernelInfo("reference", False, "used for weights that the native kernels cannot read")]
+    return [
+        _describe_triton(),
+        *lines,
+        KernelInfo("reference", False, "used for weights that the native kernels cannot read"),
+    ]
+
+
+def _describe_triton() -> KernelInfo:
+    if not torch.cuda.is_available():
+        return KernelInfo("triton", False, "torch finds no NVIDIA card")
+    missing = _missing_for_triton()
+    return KernelInfo("triton", missing is None, missing or "used for weights on NVIDIA cards from Ampere on")
 
 
 def _describe_isa(isa: native.Isa, library: native.Library) -> KernelInfo:

@@ -26,6 +26,7 @@ def card_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "pack", lambda weight, device: pack(weight, "cpu"))
     monkeypatch.setattr(dispatch, "_move", lambda weight, device: weight)
     monkeypatch.setattr(dispatch, "find_spec", lambda name: name)
+    monkeypatch.setattr(dispatch, "which", lambda name: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
 
 
@@ -62,6 +63,21 @@ def test_a_card_without_triton_or_too_old_says_so(card_in_memory: None, monkeypa
     assert "older than Ampere" in (dispatch.prepare(weight, CARD, torch.bfloat16).reason or "")
     monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
     assert "triton is not installed" in (dispatch.prepare(weight, CARD, torch.bfloat16).reason or "")
+
+
+def test_a_card_without_a_c_compiler_says_so(card_in_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(dispatch, "which", lambda name: None)
+    reason = dispatch.prepare(random_affine(3, 64, 32), CARD, torch.bfloat16).reason
+    assert reason is not None and "needs a C compiler: install gcc or clang" in reason
+
+
+def test_doctor_says_whether_triton_is_used(card_in_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert {line.name: line.chosen for line in dispatch.describe()}["triton"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (line,) = (line for line in dispatch.describe() if line.name == "triton")
+    assert not line.chosen and line.reason == "torch finds no NVIDIA card"
 
 
 def test_triton_is_loaded_by_the_first_product_only() -> None:
