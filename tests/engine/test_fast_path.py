@@ -5,7 +5,6 @@ On published GGUF files from the folder that QLOCAL_REAL_MODELS names.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from qlocal.protocol import Load, Sampling
 from qlocal.tokenizer.tokenizer import Tokenizer
 from tests.engine.running import Answer, request, run
 from tests.naive_model import naive_logits
+from tests.real_models import real_model
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -57,10 +57,7 @@ QUESTIONS = [
 
 @pytest.fixture(params=FILES)
 def path(request: pytest.FixtureRequest) -> Path:
-    found = Path(os.environ.get("QLOCAL_REAL_MODELS", "/nonexistent")) / f"{request.param}.gguf"
-    if not found.exists():
-        pytest.skip(f"needs {found.name} in the folder QLOCAL_REAL_MODELS")
-    return found
+    return real_model(f"{request.param}.gguf")
 
 
 def prompts(path: Path, questions: list[str]) -> list[list[int]]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from qlocal.metrics import forward_logits
 from qlocal.plan import make_plan
 from qlocal.protocol import Load
 from tests.engine.running import request, run
+from tests.real_models import real_model
 
 pytestmark = pytest.mark.real
 GOLDEN = Path(__file__).parents[1] / "golden" / "logits"
@@ -28,10 +28,7 @@ NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 
 @pytest.fixture(params=NAMES)
 def model(request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any]]:
-    folder = os.environ.get("QLOCAL_REAL_MODELS")
-    if folder is None or not (Path(folder) / request.param).is_dir():
-        pytest.skip(f"needs {request.param} in the folder QLOCAL_REAL_MODELS")
-    return Path(folder) / request.param, json.loads((GOLDEN / f"{request.param}.json").read_text())
+    return real_model(request.param), json.loads((GOLDEN / f"{request.param}.json").read_text())
 
 
 def test_logits_are_those_of_transformers(model: tuple[Path, dict[str, Any]]) -> None:

@@ -1,8 +1,6 @@
 """Published files and real BF16 folders, from the folder that QLOCAL_REAL_MODELS names."""
 
-import os
 import time
-from pathlib import Path
 
 import gguf
 import pytest
@@ -12,23 +10,16 @@ from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.gguf_reader import read_gguf
 from qlocal.formats.gguf_vocabulary import vocabulary_for_gguf
 from qlocal.weights import BlockWeight, DenseWeight
+from tests.real_models import real_model
 
 pytestmark = pytest.mark.real
-FOLDER = Path(os.environ.get("QLOCAL_REAL_MODELS", "/nonexistent"))
 GGUF_FILES = ["smollm2-135m.gguf", "qwen2.5-coder-0.5b.gguf", "qwen2.5-coder-1.5b.gguf"]
 FOLDERS = ["smollm2-135m", "qwen2.5-coder-0.5b"]
 
 
-def _path(name: str) -> Path:
-    path = FOLDER / name
-    if not path.exists():
-        pytest.skip(f"needs {name} in the folder QLOCAL_REAL_MODELS")
-    return path
-
-
 @pytest.mark.parametrize("name", GGUF_FILES)
 def test_a_published_file_reads_as_the_gguf_package_reads_it(name: str) -> None:
-    path = _path(name)
+    path = real_model(name)
     ours, reference = read_gguf(path), gguf.GGUFReader(path)
     assert [t.name for t in reference.tensors] == list(ours.tensors)
     for tensor in reference.tensors:
@@ -44,7 +35,7 @@ def test_a_published_file_reads_as_the_gguf_package_reads_it(name: str) -> None:
 @pytest.mark.parametrize("name", GGUF_FILES)
 def test_every_weight_of_a_published_file_is_mapped(name: str) -> None:
     start = time.perf_counter()
-    checkpoint = open_checkpoint(_path(name))
+    checkpoint = open_checkpoint(real_model(name))
     assert time.perf_counter() - start < 1
     for tensor, stored in checkpoint.tensors.items():
         weight = checkpoint.read(tensor)
@@ -57,7 +48,7 @@ def test_every_weight_of_a_published_file_is_mapped(name: str) -> None:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_published_file_dequantizes_to_nearly_its_source(name: str) -> None:
     """Rows in the wrong order, or blocks of the wrong tensor, would have nothing in common with the source."""
-    quantized, source = open_checkpoint(_path(f"{name}.gguf")), open_checkpoint(_path(name))
+    quantized, source = open_checkpoint(real_model(f"{name}.gguf")), open_checkpoint(real_model(name))
     for tensor in source.tensors:
         if source.tensors[tensor].spec.layer not in (0, 5):
             continue
@@ -73,7 +64,7 @@ def test_a_published_file_dequantizes_to_nearly_its_source(name: str) -> None:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_vocabulary_written_from_a_folder_is_the_publishers(name: str) -> None:
-    source, published = open_checkpoint(_path(name)), open_checkpoint(_path(f"{name}.gguf")).tokenizer()
+    source, published = open_checkpoint(real_model(name)), open_checkpoint(real_model(f"{name}.gguf")).tokenizer()
     stop_ids = source.generation_defaults().stop_ids
     ours, theirs = vocabulary_for_gguf(source.tokenizer(), source.config, stop_ids), published.gguf_vocabulary
     assert theirs is not None

@@ -25,14 +25,6 @@ def python() -> str:
     return value
 
 
-def real_models() -> Path:
-    """Return the folder of real models; a test without one skips."""
-    value = os.environ.get("QLOCAL_REAL_MODELS")
-    if not value:
-        pytest.skip("needs QLOCAL_REAL_MODELS, a folder with the reference models")
-    return Path(value)
-
-
 def run(script: str, *arguments: object, timeout_s: float = 1800) -> None:
     """Run one of the scripts beside this file with the peers' interpreter."""
     command = [python(), str(HERE / script), *map(str, arguments)]

@@ -16,6 +16,7 @@ from qlocal.guard.client import Guard
 from qlocal.kernels import reference
 from qlocal.tokenizer.tokenizer import Tokenizer
 from tests.interop import own_engine, peers
+from tests.real_models import real_model
 
 pytestmark = pytest.mark.real
 
@@ -29,13 +30,6 @@ QUESTIONS = (
 )
 CLOSE_NATS = 0.5
 """Where two greedy answers part, the other's token is at most so much less likely for us than our own."""
-
-
-def published(name: str) -> Path:
-    path = peers.real_models() / f"{name}.gguf"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in QLOCAL_REAL_MODELS")
-    return path
 
 
 def text_tokens(path: Path, shared_data: Path) -> torch.Tensor:
@@ -64,7 +58,7 @@ class Twin:
 
 @pytest.fixture(scope="module", params=PUBLISHED)
 def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
-    path = published(request.param)
+    path = real_model(f"{request.param}.gguf")
     float32 = tmp_path_factory.mktemp("twin") / "twin.gguf"
     own_engine.write_float32_twin(path, float32)
     yield Twin(request.param, path, float32)
@@ -73,7 +67,7 @@ def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_weight_of_a_published_file_equals_the_gguf_packages(name: str) -> None:
-    path = published(name)
+    path = real_model(f"{name}.gguf")
     checkpoint = open_checkpoint(path)
     peers_tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     for stored in checkpoint.tensors.values():
@@ -106,7 +100,7 @@ def test_greedy_answers_equal_llama_cpps_on_the_same_weights_in_float32(twin: Tw
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_quantized_files_are_nearer_to_float32_than_llama_cpp(name: str, tmp_path: Path, shared_data: Path) -> None:
     """llama.cpp rounds activations to 8 bits, we to bfloat16; the same blocks in float32 say who is nearer."""
-    path = published(name)
+    path = real_model(f"{name}.gguf")
     tokens = text_tokens(path, shared_data)
     exact = own_engine.logits(path, tokens, "float32")
     ours = own_engine.mean_kl(exact, own_engine.logits(path, tokens, "bfloat16"))
@@ -117,7 +111,7 @@ def test_quantized_files_are_nearer_to_float32_than_llama_cpp(name: str, tmp_pat
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_greedy_answers_of_quantized_files_part_only_where_two_tokens_are_close(name: str, tmp_path: Path) -> None:
-    path = published(name)
+    path = real_model(f"{name}.gguf")
     prompt_ids = prompts(path)
     answers = own_engine.greedy_answers(path, prompt_ids, peers.ANSWER_TOKENS, "bfloat16")
     gaps = []

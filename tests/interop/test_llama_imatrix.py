@@ -17,7 +17,7 @@ from quantize.calibration.importance import Importance
 from quantize.options import Options
 from quantize.recipe import make_recipe
 from quantize.source import open_source
-from tests.interop import peers
+from tests.real_models import real_model
 
 pytestmark = pytest.mark.real
 
@@ -28,9 +28,9 @@ CHUNKS, LENGTH = 3, 128
 def made(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tuple[ImatrixFile, ImatrixFile]:
     """The file of smollm2-135m in the binary and in the GGUF format."""
     program = Path(os.environ.get("QLOCAL_LLAMA_BIN", "/nonexistent")) / "llama-imatrix"
-    model = peers.real_models() / "smollm2-135m.gguf"
-    if not (program.exists() and model.exists()):
-        pytest.skip("needs QLOCAL_LLAMA_BIN with llama-imatrix, and smollm2-135m.gguf in QLOCAL_REAL_MODELS")
+    model = real_model("smollm2-135m.gguf")
+    if not program.exists():
+        pytest.skip("needs QLOCAL_LLAMA_BIN with llama-imatrix")
     folder = tmp_path_factory.mktemp("imatrix")
     text = folder / "text.txt"
     text.write_text((shared_data / "text" / "eval-wiki.txt").read_text(encoding="utf-8")[:6000])
@@ -53,7 +53,7 @@ def test_both_formats_of_the_peer_say_the_same(made: tuple[ImatrixFile, ImatrixF
 
 
 def test_the_peers_file_fits_the_source_it_was_made_of(made: tuple[ImatrixFile, ImatrixFile]) -> None:
-    source = open_source(peers.real_models() / "smollm2-135m")
+    source = open_source(real_model("smollm2-135m"))
     recipe = make_recipe(source.architecture, source.config, Options("m", Path("m.gguf"), ("gguf",)), "m")
     for file in made:
         importance = Importance(file.path, recipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from qlocal.formats import gguf_metadata, hf_folder
 from qlocal.formats.gguf_reader import read_gguf
 from qlocal.guard.client import Guard
 from qlocal.tokenizer import Tokenizer
+from tests.real_models import real_model
 from tests.tokenizer.conftest import QWEN_TEXTS, stored_pairs
 
 pytestmark = pytest.mark.real
@@ -18,9 +18,8 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module", params=["smollm2-135m", "qwen2.5-coder-0.5b"])
 def both(request: pytest.FixtureRequest, guard: Guard) -> tuple[Tokenizer, Tokenizer]:
-    folder = Path(os.environ["QLOCAL_REAL_MODELS"])
-    from_folder = Tokenizer.load(hf_folder.read_tokenizer(folder / request.param), guard)
-    header = read_gguf(folder / f"{request.param}.gguf")
+    from_folder = Tokenizer.load(hf_folder.read_tokenizer(real_model(request.param)), guard)
+    header = read_gguf(real_model(f"{request.param}.gguf"))
     return from_folder, Tokenizer.load(gguf_metadata.read_tokenizer(header), guard)
 
 

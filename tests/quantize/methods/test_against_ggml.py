@@ -19,7 +19,7 @@ from qlocal.kernels.quantize_blocks import BLOCK_TYPES
 from qlocal.kernels.reference import dequantize
 from qlocal.weights import BlockWeight
 from quantize.methods.ggml import quantize_ggml
-from tests.interop import peers
+from tests.real_models import real_model
 
 pytestmark = pytest.mark.real
 
@@ -60,7 +60,7 @@ def rows_of(kind: str) -> Tensor:
     if kind == "heavy-tailed":  # Student's t with three degrees of freedom
         chi = torch.randn(3, ROWS, COLUMNS, generator=generator).square().mean(0)
         return torch.randn(ROWS, COLUMNS, generator=generator) / chi.sqrt()
-    path = peers.real_models() / "qwen2.5-coder-0.5b" / "model.safetensors"
+    path = real_model("qwen2.5-coder-0.5b") / "model.safetensors"
     with safe_open(path, "pt") as file:
         rows: Tensor = file.get_slice("model.layers.7.mlp.down_proj.weight")[:ROWS].float()
     return rows

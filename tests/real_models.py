@@ -1,0 +1,16 @@
+"""Published models for tests marked `real`: BF16 folders and GGUF files in the folder that QLOCAL_REAL_MODELS names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def real_model(name: str) -> Path:
+    """Return the folder or file of that name; a test that lacks it skips and says so."""
+    path = Path(os.environ.get("QLOCAL_REAL_MODELS", "/nonexistent")) / name
+    if not path.exists():
+        pytest.skip(f"needs {name} in the folder QLOCAL_REAL_MODELS")
+    return path
