@@ -228,17 +228,11 @@ def describe() -> list[KernelInfo]:
     library = native.load()
     if isinstance(library, native.Absent):
         lines = [KernelInfo(isa.name.lower(), False, library.reason) for isa in reversed(native.Isa)]
-        return [
-            _describe_triton(),
-            *lines,
-            KernelInfo("reference", True, "plain torch; many times slower than native kernels"),
-        ]
-    lines = [_describe_isa(isa, library) for isa in reversed(native.Isa)]
-    return [
-        _describe_triton(),
-        *lines,
-        KernelInfo("reference", False, "used for weights that the native kernels cannot read"),
-    ]
+        reference = KernelInfo("reference", True, "plain torch; many times slower than native kernels")
+    else:
+        lines = [_describe_isa(isa, library) for isa in reversed(native.Isa)]
+        reference = KernelInfo("reference", False, "used for weights that the native kernels cannot read")
+    return [_describe_triton(), *lines, reference]
 
 
 def _describe_triton() -> KernelInfo:
