@@ -185,12 +185,13 @@ def _output(command: list[str]) -> str:
     return done.stdout
 
 
+PEERS = (("llama.cpp", "QLOCAL_LLAMA_BIN", ()), ("ik_llama.cpp", "QLOCAL_IK_BIN", ("-rtr", "1")))
+"""Name, the variable with its folder, and further arguments."""
+
+
 def _engines() -> list[Engine]:
-    found: list[Engine] = [Ours()]
-    for name, variable in (("llama.cpp", "QLOCAL_LLAMA_BIN"), ("ik_llama.cpp", "QLOCAL_IK_BIN")):
-        if folder := os.environ.get(variable):
-            found.append(LlamaBench(name, Path(folder), ("-rtr", "1") if name == "ik_llama.cpp" else ()))
-    return found
+    peers = [LlamaBench(name, Path(os.environ[v]), extra) for name, v, extra in PEERS if os.environ.get(v)]
+    return [Ours(), *peers]
 
 
 def main() -> None:
