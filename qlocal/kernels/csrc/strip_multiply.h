@@ -11,7 +11,7 @@ using qlocal::Activations;
 
 // How far ahead of what is in use memory is asked for, beyond the borders of pages, where the prefetcher of the CPU
 // stops: first into the second-level cache, which can wait for more lines at a time than the first, then into that.
-// Measured best of 1024 to 16384 and 0 to 2048; either alone leaves a tenth of the bandwidth.
+// Measured best of 1024 to 16384 and 0 to 2048; either alone leaves a twentieth of the bandwidth or more.
 constexpr int64_t kPrefetchBytes = 3072, kPrefetchNearBytes = 1024;
 
 QLOCAL_INLINE void prefetch_after(const uint8_t* at, int64_t bytes) {
