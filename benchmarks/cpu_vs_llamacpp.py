@@ -47,7 +47,9 @@ class Case:
 class Engine(Protocol):
     """Something that runs a case in a process of its own."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Return what it is called in the table."""
 
     def tokens_per_s(self, model: Path, case: Case) -> float:
         """Return the tokens a second of one run."""
