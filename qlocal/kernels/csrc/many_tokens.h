@@ -7,14 +7,14 @@
 //
 // `Tiles` is how an instruction set multiplies: constructed with Activations, it has
 //   chunk_units             units of 32 columns that a panel spans
+//   panel_buffers           2 where a panel is decoded while the one before is multiplied, else 1
 //   strip_bytes(units)      of a decoded strip
 //   units()                 of a token, as they are packed
-//   decode(weight, row, first, last, strip)
-//                           units first..last of 16 rows
-//   multiply(panel, first_token, tokens, rows, sums, out, out_stride)
-//                           sums: of the panel, 32 rows a token, tokens rounded up to 32
-//   prefetch(unit, units, first_token, tokens, part, parts)
-//                           ask for a part of a chunk that is multiplied next: it comes from memory meanwhile
+//   decode(weight, panel)
+//   multiply(weight, panel, next, first_token, tokens, sums, output)
+//                           sums: of the panel, 32 rows a token, tokens rounded up to 32. Decodes `next`, too, unless
+//                           it has no rows: meanwhile, or afterwards where both have the same memory
+// `Output` is where sums go when they are complete; FloatOutput is what all Tiles know.
 
 #pragma once
 
@@ -30,11 +30,14 @@ constexpr int64_t kBlockTokens = 512;
 constexpr int64_t kBlockRows = 512;
 constexpr int64_t kPanelRows = 2 * kStripRows;
 
-// What all tokens of a block are multiplied with. strips: the second is strip_bytes behind the first.
+// What all tokens of a block are multiplied with: `rows` rows of the weight from `row` on, `units` units from
+// `first_unit` on. strips: the second is strip_bytes behind the first.
 struct Panel {
-    const uint8_t* strips;
-    int64_t strip_bytes, first_unit, units;
+    uint8_t* strips;
+    int64_t strip_bytes, row, rows, first_unit, units;
     bool is_first, is_last; // of the chunks of columns
+
+    int64_t num_strips() const { return (rows + kStripRows - 1) / kStripRows; }
 };
 
 // Quantized strips. units: of a row.
@@ -59,36 +62,57 @@ template <class T> struct StripWeight {
     }
 };
 
-template <class Tiles, class Weight>
+// out[token * stride + row]
+struct FloatOutput {
+    float* out;
+    int64_t stride;
+
+    float* at(int64_t token, int64_t row) const { return out + token * stride + row; }
+};
+
+// The panels of a block in the order in which they are multiplied.
+template <class Tiles> struct Panels {
+    int64_t first, last, units; // rows; units of the weight that the tokens have, too
+    uint8_t* buffers;
+    int64_t a_chunk = (last - first + kPanelRows - 1) / kPanelRows;
+    int64_t count = a_chunk * ((units + Tiles::chunk_units - 1) / Tiles::chunk_units);
+
+    static constexpr int64_t strip_bytes() { return Tiles::strip_bytes(Tiles::chunk_units); }
+    static constexpr int64_t buffer_bytes() { return 2 * strip_bytes() * Tiles::panel_buffers; }
+
+    Panel operator[](int64_t index) const {
+        const int64_t row = first + index % a_chunk * kPanelRows, unit = index / a_chunk * Tiles::chunk_units;
+        const int64_t end = least(unit + Tiles::chunk_units, units);
+        uint8_t* strips = buffers + index % Tiles::panel_buffers * 2 * strip_bytes();
+        return {strips, strip_bytes(), row, least(last - row, kPanelRows), unit, end - unit, unit == 0, end == units};
+    }
+};
+
+template <class Tiles, class Weight, class Output>
 void multiply_block(const Tiles& tiles, const Weight& weight, int64_t first_token, int64_t tokens, int64_t first,
-                    int64_t last, float* out, int64_t out_stride) {
-    const int64_t units = least(tiles.units(), weight.units), chunk = Tiles::chunk_units;
+                    int64_t last, const Output& output) {
     const int64_t sum_bytes = (tokens + 31) / 32 * 32 * kPanelRows * int64_t(sizeof(float)); // of a panel
-    const int64_t num_panels = (last - first + kPanelRows - 1) / kPanelRows;
-    const int64_t strip_bytes = Tiles::strip_bytes(chunk);
-    auto* strips = static_cast<uint8_t*>(qlocal::thread_scratch(2 * strip_bytes + sum_bytes * num_panels));
-    for (int64_t unit = 0; unit < units; unit += chunk) {
-        const int64_t end = least(unit + chunk, units);
-        const Panel panel{strips, strip_bytes, unit, end - unit, unit == 0, end == units};
-        for (int64_t p = 0; p < num_panels; ++p) {
-            const int64_t row = first + p * kPanelRows, rows = least(last - row, kPanelRows);
-            for (int64_t strip = 0; strip * kStripRows < rows; ++strip)
-                tiles.decode(weight, row + strip * kStripRows, unit, end, strips + strip * strip_bytes);
-            if (end + panel.units <= units)
-                tiles.prefetch(end, panel.units, first_token, tokens, p, num_panels);
-            tiles.multiply(panel, first_token, tokens, rows, strips + 2 * strip_bytes + p * sum_bytes,
-                           out + first_token * out_stride + row, out_stride);
-        }
+    const int64_t num_sums = (last - first + kPanelRows - 1) / kPanelRows;
+    constexpr int64_t buffer_bytes = Panels<Tiles>::buffer_bytes();
+    auto* memory = static_cast<uint8_t*>(qlocal::thread_scratch(buffer_bytes + sum_bytes * num_sums));
+    const Panels<Tiles> panels{first, last, least(tiles.units(), weight.units), memory};
+    Panel panel = panels[0];
+    tiles.decode(weight, panel);
+    for (int64_t i = 0; i < panels.count; ++i) {
+        const Panel next = i + 1 < panels.count ? panels[i + 1] : Panel{};
+        uint8_t* sums = memory + buffer_bytes + i % panels.a_chunk * sum_bytes;
+        tiles.multiply(weight, panel, next, first_token, tokens, sums, output);
+        panel = next;
     }
 }
 
-template <class Tiles, class Weight>
-void multiply_many(const Tiles& tiles, const Weight& weight, int64_t num_tokens, float* out, int64_t out_stride,
-                   int64_t first, int64_t last) {
+template <class Tiles, class Weight, class Output>
+void multiply_many(const Tiles& tiles, const Weight& weight, int64_t num_tokens, const Output& output, int64_t first,
+                   int64_t last) {
     for (int64_t token = 0; token < num_tokens; token += kBlockTokens)
         for (int64_t row = first; row < last; row += kBlockRows)
             multiply_block(tiles, weight, token, least(num_tokens - token, kBlockTokens), row,
-                           least(row + kBlockRows, last), out, out_stride);
+                           least(row + kBlockRows, last), output);
 }
 
 } // namespace

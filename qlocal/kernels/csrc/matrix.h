@@ -90,12 +90,16 @@ struct StoredRowKernels {
 //   pack: tokens first..last of x, rows x_stride floats apart, to PACKED_FIXED or PACKED_TILES; order as in multiply.h.
 //   multiply: by what `pack` made; out as in StoredRowKernels, all tokens.
 //   packed_bytes: of so many activations. takes_rows: BF16_ROWS are multiplied too.
+//   multiply_gated: columns first..last of `packed`, activations for these same kernels, become silu(gate) * up, where
+//   gate are the products with the first half of the rows, and up those with the other half. A half is a multiple of 64
+//   rows. Null where there is none.
 struct StripKernels {
     void (*pack)(const float* x, int64_t x_stride, int64_t tokens, int64_t columns, const int64_t* order, void* packed,
                  int64_t first, int64_t last);
     void (*multiply)(const Matrix&, const Activations&, float* out, int64_t out_stride, int64_t first, int64_t last);
     int64_t (*packed_bytes)(int64_t tokens, int64_t columns);
     bool takes_rows;
+    void (*multiply_gated)(const Matrix&, const Activations&, void* packed, int64_t first, int64_t last);
 };
 
 // Everything of one instruction set. strips: by PACKED_FIXED. tiles: by PACKED_TILES.

@@ -42,12 +42,15 @@ template <class V> void add_scaled(float* x, const float* y, float scale, int64_
         V::store(x + i, V::fma(V::set1(scale), V::load(y + i), V::load(x + i)));
 }
 
+// gate / (1 + e^-gate) * up
+template <class V> inline typename V::F gated(typename V::F gate, typename V::F up) {
+    const typename V::F denominator = V::add(V::set1(1.0f), exponential<V>(V::sub(V::zero(), gate)));
+    return V::mul(V::div(gate, denominator), up);
+}
+
 template <class V> void silu_multiply(const float* gate, const float* up, float* out, int64_t length) {
-    for (int64_t i = 0; i < length; i += V::lanes) {
-        const typename V::F x = V::load(gate + i);
-        const typename V::F denominator = V::add(V::set1(1.0f), exponential<V>(V::sub(V::zero(), x)));
-        V::store(out + i, V::mul(V::div(x, denominator), V::load(up + i)));
-    }
+    for (int64_t i = 0; i < length; i += V::lanes)
+        V::store(out + i, gated<V>(V::load(gate + i), V::load(up + i)));
 }
 
 template <class V> void rotate(float* heads, int64_t num_heads, int64_t head_dim, const float* cos, const float* sin) {

@@ -32,11 +32,20 @@ class Products {
     // Note out = x W^T + b for all parts. x: (tokens, columns), contiguous. out: (tokens, sum of rows), contiguous.
     void add(const Linear& linear, const float* x, int64_t tokens, float* out);
 
+    // Whether the activations between two linears, silu(gate) * up, can go from one to the other as they are packed.
+    bool can_gate(const Linear& gate_up, const Linear& down, int64_t tokens) const;
+
+    // Note packed = silu(gate) * up, for linears of which can_gate holds.
+    void add_gated(const Linear& gate_up, const float* x, int64_t tokens, AlignedMemory& packed);
+
+    // Note out = inner W^T + b, for what add_gated made.
+    void add_packed(const Linear& down, AlignedMemory& packed, int64_t tokens, float* out);
+
     // Compute what was noted, on all threads.
     void run();
 
   private:
-    // Activations that wait to be packed; parts that want the same share them.
+    // Activations that wait to be packed, or are already where x is null; parts that want the same share them.
     struct Input {
         const float* x;
         const int64_t* order;
@@ -44,11 +53,14 @@ class Products {
         int32_t packing;
         void* packed;
     };
+    // rows: of the output, which is `packed` instead of `out` where halves of the matrix are a gate and what passes it.
     struct Item {
         const Part* part;
         size_t input;
         float* out;
-        int64_t out_stride, piece_rows, first_piece;
+        int64_t out_stride, rows;
+        void* packed = nullptr;
+        int64_t piece_rows = 0, first_piece = 0;
     };
 
     size_t input_of(const Part& part, const float* x, int64_t tokens);

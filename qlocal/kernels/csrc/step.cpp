@@ -7,6 +7,7 @@
 #include "multiply.h"
 #include "paged_attention.h"
 #include "routing.h"
+#include "scratch.h"
 #include "thread_pool.h"
 
 namespace {
@@ -23,14 +24,12 @@ class Step {
           tokens_(batch.num_tokens), hidden_(model.hidden_size), inner_size_(model.intermediate_size),
           q_size_(model.num_heads * model.cache.head_dim),
           qkv_size_(q_size_ + 2 * model.cache.num_kv_heads * model.cache.head_dim) {
-        const int64_t rows = tokens_ * (model.num_experts ? model.experts_per_token : 1);
+        const int64_t rows = num_rows();
         normed_.resize(size_t(tokens_ * hidden_));
         qkv_.resize(size_t(tokens_ * qkv_size_));
         attended_.resize(size_t(tokens_ * q_size_));
         scores_.resize(size_t(tokens_ * model.num_experts));
         gathered_.resize(model.num_experts ? size_t(rows * hidden_) : 0);
-        wide_.resize(size_t(rows * 2 * inner_size_));
-        inner_.resize(size_t(rows * inner_size_));
         out_.resize(size_t(rows * hidden_));
     }
 
@@ -69,14 +68,31 @@ class Step {
     }
 
     void dense_block(const FeedForward& block) {
-        multiply(block.gate_up, normed_.data(), wide_.data());
-        activate(tokens_);
-        multiply(block.down, inner_.data(), out_.data());
+        if (products_.can_gate(block.gate_up, block.down, tokens_)) {
+            products_.add_gated(block.gate_up, normed_.data(), tokens_, packed_inner_);
+            products_.run();
+            products_.add_packed(block.down, packed_inner_, tokens_, out_.data());
+            products_.run();
+        } else {
+            make_room();
+            multiply(block.gate_up, normed_.data(), wide_.data());
+            activate(tokens_);
+            multiply(block.down, inner_.data(), out_.data());
+        }
         add_to_stream();
+    }
+
+    int64_t num_rows() const { return tokens_ * (model_.num_experts ? model_.experts_per_token : 1); }
+
+    // The largest buffers, which prompts can do without.
+    void make_room() {
+        wide_.resize(size_t(num_rows() * 2 * inner_size_));
+        inner_.resize(size_t(num_rows() * inner_size_));
     }
 
     // The experts' products run together, so that a step has as many parallel loops as a dense one.
     void mixture_block(const Layer& layer) {
+        make_room();
         multiply(layer.router, normed_.data(), scores_.data());
         routing_.choose(scores_.data(), tokens_, model_.num_experts, model_.experts_per_token);
         each_share([&](int64_t token, const Routing::Share& share) {
@@ -153,6 +169,7 @@ class Step {
     PagedAttention attention_;
     Routing routing_;
     const int64_t tokens_, hidden_, inner_size_, q_size_, qkv_size_;
+    AlignedMemory packed_inner_;
     std::vector<float> normed_, qkv_, attended_, scores_, gathered_, wide_, inner_, out_;
 };
 

@@ -3,7 +3,9 @@
 
 #include "amx_layout.h"
 #include "column_order.h"
+#include "floats_avx512.h"
 #include "many_tokens.h"
+#include "norm.h"
 #include "strip_tiles.h"
 #include "use_tiles.h"
 
@@ -79,13 +81,48 @@ void decode_tiles(const RowWeight& rows, int64_t row, int64_t first, int64_t las
     }
 }
 
+// A strip of the first half of the rows and one of the other half, in turns.
+template <class Weight> struct HalvesInTurn {
+    const Weight& rows;
+    int64_t half = rows.weight.num_rows / 2, units = rows.units;
+};
+
+template <class Weight>
+void decode_tiles(const HalvesInTurn<Weight>& weight, int64_t row, int64_t first, int64_t last, uint8_t* tiles) {
+    const int64_t strip = row / kStripRows;
+    decode_tiles(weight.rows, strip / 2 * kStripRows + strip % 2 * weight.half, first, last, tiles);
+}
+
 // --- Products
 
 constexpr int64_t kSumBytes = 4 * kTileBytes;
 
+// Decodes a panel a tile at a time, while another is multiplied: tiles of both strips in turn.
+template <class Weight> class TileByTile {
+  public:
+    // tiles: so many of them are decoded in `steps` steps.
+    TileByTile(const Weight& weight, const Panel& panel, int64_t tile, int64_t tiles, int64_t steps)
+        : weight_(weight), panel_(panel), tile_(tile), tiles_(tiles), steps_(steps) {}
+
+    QLOCAL_INLINE void step() {
+        for (due_ += tiles_; due_ >= steps_; due_ -= steps_, ++tile_) {
+            const int64_t strips = panel_.num_strips(), strip = tile_ % strips, unit = tile_ / strips;
+            decode_tiles(weight_, panel_.row + strip * kStripRows, panel_.first_unit + unit,
+                         panel_.first_unit + unit + 1, panel_.strips + strip * panel_.strip_bytes + unit * kTileBytes);
+        }
+    }
+
+  private:
+    const Weight& weight_;
+    const Panel& panel_;
+    int64_t tile_, tiles_, steps_, due_ = 0;
+};
+
 // Add the product of MT tiles of tokens and NT strips to `sums`, four tiles: the strips of the first tokens, then of
-// the second. a: the first unit of the first tokens; the second ones are a_stride behind.
-template <int MT, int NT> void multiply_tiles(const Panel& panel, const uint8_t* a, int64_t a_stride, uint8_t* sums) {
+// the second. a: the first unit of the first tokens; the second ones are a_stride behind. Tiles multiply by themselves
+// for 64 cycles a unit, meanwhile `decoding` goes on.
+template <int MT, int NT, class Decoding>
+void multiply_tiles(const Panel& panel, const uint8_t* a, int64_t a_stride, uint8_t* sums, Decoding decoding) {
     __asm__ volatile("" ::: "memory"); // GCC 12 does not know that tiles are loaded from memory
     if (panel.is_first) {
         _tile_zero(0);
@@ -115,32 +152,58 @@ template <int MT, int NT> void multiply_tiles(const Panel& panel, const uint8_t*
             _tile_dpbf16ps(2, 5, 6);
         if constexpr (MT == 2 && NT == 2)
             _tile_dpbf16ps(3, 5, 7);
+        decoding.step();
     }
     _tile_stored(0, sums, kLineBytes);
     _tile_stored(1, sums + kTileBytes, kLineBytes);
     _tile_stored(2, sums + 2 * kTileBytes, kLineBytes);
     _tile_stored(3, sums + 3 * kTileBytes, kLineBytes);
+    __asm__ volatile("" ::: "memory");
 }
 
-// Write what exists of four tiles of sums to `out`, past the caches where whole lines can be: reading them first, only
-// to overwrite them, would take longer than the product of a short row.
-void store_sums(const uint8_t* sums, int64_t tokens, int64_t rows, float* out, int64_t out_stride) {
-    const bool is_aligned = (reinterpret_cast<uintptr_t>(out) | uintptr_t(out_stride * 4)) % 64 == 0;
-    for (int64_t m = 0; m < tokens; ++m)
-        for (int64_t n = 0; n < rows; n += kTileRows) {
-            const int64_t tile = m / kTileRows * 2 + n / kTileRows;
-            const __m512 values = _mm512_load_ps(sums + tile * kTileBytes + m % kTileRows * kLineBytes);
-            float* to = out + m * out_stride + n;
-            if (is_aligned && rows - n >= kTileRows)
-                _mm512_stream_ps(to, values);
+__m512 sums_of(const uint8_t* sums, int64_t token, int64_t strip) {
+    return _mm512_load_ps(sums + (token / kTileRows * 2 + strip) * kTileBytes + token % kTileRows * kLineBytes);
+}
+
+// Write what exists of four tiles of sums, past the caches where whole lines can be: reading them first, only to
+// overwrite them, would take longer than the product of a short row.
+void store_sums(const FloatOutput& output, const uint8_t* sums, int64_t first_token, int64_t tokens,
+                const Panel& panel) {
+    float* out = output.at(first_token, panel.row);
+    const bool is_aligned = (reinterpret_cast<uintptr_t>(out) | uintptr_t(output.stride * 4)) % 64 == 0;
+    for (int64_t m = 0; m < tokens; ++m, out += output.stride)
+        for (int64_t n = 0; n < panel.rows; n += kTileRows) {
+            const __m512 values = sums_of(sums, m, n / kTileRows);
+            if (is_aligned && panel.rows - n >= kTileRows)
+                _mm512_stream_ps(out + n, values);
             else
-                Avx512Rows::store_some(to, values, rows - n < kTileRows ? rows - n : kTileRows);
+                Avx512Rows::store_some(out + n, values, least(panel.rows - n, kTileRows));
         }
+}
+
+// Activations of the next product: silu(gate) * up, the sums of HalvesInTurn.
+struct TileOutput {
+    uint8_t* packed;
+    TileLayout layout;
+};
+
+// The sums of padding are zero, so tokens that only fill a tile become what they have to be.
+void store_sums(const TileOutput& output, const uint8_t* sums, int64_t first_token, int64_t tokens,
+                const Panel& panel) {
+    const int64_t column = panel.row / 2, unit = column / kUnitColumns, half = column / kTileRows % 2;
+    for (int64_t m = 0; m < tokens; m += kTileRows) {
+        uint8_t* to = output.packed + output.layout.at((first_token + m) / kTileRows, unit) + half * 32;
+        for (int64_t i = 0; i < kTileRows; ++i, to += kLineBytes) {
+            const __m512 value = gated<Avx512Floats>(sums_of(sums, m + i, 0), sums_of(sums, m + i, 1));
+            _mm256_store_si256(reinterpret_cast<__m256i*>(to), to_bf16(value));
+        }
+    }
 }
 
 class AmxTiles {
   public:
     static constexpr int64_t chunk_units = 16;
+    static constexpr int panel_buffers = 2;
 
     explicit AmxTiles(const Activations& x)
         : layout_(x.tokens, x.columns), packed_(static_cast<const uint8_t*>(x.packed)) {}
@@ -149,58 +212,77 @@ class AmxTiles {
 
     int64_t units() const { return layout_.units; }
 
-    template <class Weight>
-    void decode(const Weight& weight, int64_t row, int64_t first, int64_t last, uint8_t* strip) const {
-        decode_tiles(weight, row, first, last, strip);
+    template <class Weight> void decode(const Weight& weight, const Panel& panel) const {
+        for (int64_t n = 0; n < panel.num_strips(); ++n)
+            decode_tiles(weight, panel.row + n * kStripRows, panel.first_unit, panel.first_unit + panel.units,
+                         panel.strips + n * panel.strip_bytes);
     }
 
-    void multiply(const Panel& panel, int64_t first_token, int64_t tokens, int64_t rows, uint8_t* sums, float* out,
-                  int64_t out_stride) const {
-        const bool has_two_strips = rows > kTileRows;
-        const int64_t a_stride = layout_.at(1, 0);
+    template <class Weight, class Output>
+    void multiply(const Weight& weight, const Panel& panel, const Panel& next, int64_t first_token, int64_t tokens,
+                  uint8_t* sums, const Output& output) const {
+        const bool has_two_strips = panel.rows > kTileRows;
+        const int64_t a_stride = layout_.at(1, 0), next_tiles = next.num_strips() * next.units;
         for (int64_t m = 0; m < tokens; m += 2 * kTileRows, sums += kSumBytes) {
             const int64_t count = least(tokens - m, 2 * kTileRows);
             const uint8_t* at = packed_ + layout_.at((first_token + m) / kTileRows, panel.first_unit);
+            const int64_t from = next_tiles * m / tokens, to = next_tiles * least(m + 2 * kTileRows, tokens) / tokens;
+            if (!panel.is_last)
+                prefetch_tokens((first_token + m) / kTileRows, panel);
+            const TileByTile decoding(weight, next, from, to - from, panel.units);
             if (count > kTileRows)
-                has_two_strips ? multiply_tiles<2, 2>(panel, at, a_stride, sums)
-                               : multiply_tiles<2, 1>(panel, at, a_stride, sums);
+                has_two_strips ? multiply_tiles<2, 2>(panel, at, a_stride, sums, decoding)
+                               : multiply_tiles<2, 1>(panel, at, a_stride, sums, decoding);
             else
-                has_two_strips ? multiply_tiles<1, 2>(panel, at, a_stride, sums)
-                               : multiply_tiles<1, 1>(panel, at, a_stride, sums);
+                has_two_strips ? multiply_tiles<1, 2>(panel, at, a_stride, sums, decoding)
+                               : multiply_tiles<1, 1>(panel, at, a_stride, sums, decoding);
             if (panel.is_last)
-                store_sums(sums, count, rows, out + m * out_stride, out_stride);
-        }
-    }
-
-    void prefetch(int64_t unit, int64_t units, int64_t first_token, int64_t tokens, int64_t part, int64_t parts) const {
-        const int64_t lines = units * kTileBytes / kLineBytes;
-        const int64_t first = lines * part / parts, last = lines * (part + 1) / parts;
-        for (int64_t m = 0; m < tokens; m += kTileRows) {
-            const uint8_t* next = packed_ + layout_.at((first_token + m) / kTileRows, unit);
-            for (int64_t line = first; line < last; ++line)
-                _mm_prefetch(reinterpret_cast<const char*>(next + line * kLineBytes), _MM_HINT_T1);
+                store_sums(output, sums, first_token + m, count, panel);
         }
     }
 
   private:
+    // Ask for a panel's share of two tiles' next chunk, which comes from memory meanwhile.
+    void prefetch_tokens(int64_t token_tile, const Panel& panel) const {
+        constexpr int64_t panels = kBlockRows / kPanelRows, share = chunk_units * kTileBytes / panels;
+        const int64_t at = panel.row / kPanelRows % panels * share;
+        for (int64_t tile = token_tile; tile < token_tile + 2; ++tile) {
+            const uint8_t* next = packed_ + layout_.at(tile, panel.first_unit + panel.units) + at;
+            for (int64_t i = 0; i < share; i += kLineBytes)
+                _mm_prefetch(reinterpret_cast<const char*>(next + i), _MM_HINT_T1);
+        }
+    }
+
     TileLayout layout_;
     const uint8_t* packed_;
 };
 
 int64_t tile_bytes(int64_t tokens, int64_t columns) { return TileLayout(tokens, columns).bytes(); }
 
+// Call use(weight) with what the matrix holds.
+template <class Use> void with_weight(const Matrix& weight, const Use& use) {
+    if (weight.layout == qlocal::BF16_ROWS)
+        return use(RowWeight{weight});
+    with_strip_type(weight.storage, [&](auto type) { use(StripWeight<decltype(type)>{weight}); });
+}
+
 void multiply(const Matrix& weight, const Activations& x, float* out, int64_t out_stride, int64_t first, int64_t last) {
     const UseTiles use_tiles;
-    const AmxTiles tiles(x);
-    if (weight.layout == qlocal::BF16_ROWS)
-        multiply_many(tiles, RowWeight{weight}, x.tokens, out, out_stride, first, last);
-    else
-        with_strip_type(weight.storage, [&](auto type) {
-            multiply_many(tiles, StripWeight<decltype(type)>{weight}, x.tokens, out, out_stride, first, last);
-        });
+    with_weight(weight, [&](const auto& rows) {
+        multiply_many(AmxTiles(x), rows, x.tokens, FloatOutput{out, out_stride}, first, last);
+    });
     _mm_sfence(); // store_sums
+}
+
+void multiply_gated(const Matrix& weight, const Activations& x, void* packed, int64_t first, int64_t last) {
+    const UseTiles use_tiles;
+    const TileOutput output{static_cast<uint8_t*>(packed), TileLayout(x.tokens, weight.num_rows / 2)};
+    with_weight(weight, [&](const auto& rows) {
+        const HalvesInTurn<std::decay_t<decltype(rows)>> in_turn{rows};
+        multiply_many(AmxTiles(x), in_turn, x.tokens, output, 2 * first, 2 * last);
+    });
 }
 
 } // namespace
 
-const qlocal::StripKernels qlocal::amx_tiles = {pack_tiles, multiply, tile_bytes, true};
+const qlocal::StripKernels qlocal::amx_tiles = {pack_tiles, multiply, tile_bytes, true, multiply_gated};

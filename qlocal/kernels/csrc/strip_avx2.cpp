@@ -82,5 +82,5 @@ struct Avx2Strips {
 
 } // namespace
 
-const qlocal::StripKernels qlocal::avx2_strips = {pack_fixed, multiply_strips<Avx2Strips>, fixed_bytes, false};
-const qlocal::StripKernels qlocal::avx2_words = {pack_words, multiply_words<Avx2Strips>, word_bytes, false};
+const qlocal::StripKernels qlocal::avx2_strips = {pack_fixed, multiply_strips<Avx2Strips>, fixed_bytes, false, nullptr};
+const qlocal::StripKernels qlocal::avx2_words = {pack_words, multiply_words<Avx2Strips>, word_bytes, false, nullptr};

@@ -19,5 +19,7 @@ struct Avx512Strips : Avx512Rows {
 
 } // namespace
 
-const qlocal::StripKernels qlocal::avx512_strips = {pack_fixed, multiply_strips<Avx512Strips>, fixed_bytes, false};
-const qlocal::StripKernels qlocal::avx512_words = {pack_words, multiply_words<Avx512Strips>, word_bytes, false};
+const qlocal::StripKernels qlocal::avx512_strips = {pack_fixed, multiply_strips<Avx512Strips>, fixed_bytes, false,
+                                                    nullptr};
+const qlocal::StripKernels qlocal::avx512_words = {pack_words, multiply_words<Avx512Strips>, word_bytes, false,
+                                                   nullptr};

@@ -25,6 +25,6 @@ struct Avx512VnniStrips : Avx512Rows {
 } // namespace
 
 const qlocal::StripKernels qlocal::avx512_vnni_strips = {pack_fixed, multiply_strips<Avx512VnniStrips>, fixed_bytes,
-                                                         false};
-const qlocal::StripKernels qlocal::avx512_vnni_words = {pack_words, multiply_words<Avx512VnniStrips>, word_bytes,
-                                                        false};
+                                                         false, nullptr};
+const qlocal::StripKernels qlocal::avx512_vnni_words = {pack_words, multiply_words<Avx512VnniStrips>, word_bytes, false,
+                                                        nullptr};

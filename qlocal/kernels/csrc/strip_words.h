@@ -130,6 +130,7 @@ void strip_to_words(const StripWeight<T>& weight, int64_t row, int half, int64_t
 template <class V> class WordTiles {
   public:
     static constexpr int64_t chunk_units = kWordChunkUnits;
+    static constexpr int panel_buffers = 1;
 
     explicit WordTiles(const Activations& x)
         : layout_(x.tokens, x.columns), packed_(static_cast<const uint8_t*>(x.packed)) {}
@@ -139,26 +140,30 @@ template <class V> class WordTiles {
 
     int64_t units() const { return layout_.units; }
 
-    template <class T>
-    void decode(const StripWeight<T>& weight, int64_t row, int64_t first, int64_t last, uint8_t* strip) const {
-        auto* scales = reinterpret_cast<float*>(strip + strip_bytes(chunk_units) - kLineBytes);
-        for (int half = 0; half * V::rows < kStripRows; ++half)
-            strip_to_words<V, T>(weight, row, half, first, last, strip, scales);
-    }
-
-    void multiply(const Panel& panel, int64_t first_token, int64_t tokens, int64_t rows, uint8_t* sums, float* out,
-                  int64_t out_stride) const {
-        auto* group_sums = reinterpret_cast<float*>(sums);
-        for (int64_t m = 0; m < tokens; m += kWordTokens, group_sums += kWordTokens * kPanelRows) {
-            const int64_t count = least(tokens - m, kWordTokens);
-            const Group group{(first_token + m) / kWordTokens, count, group_sums, out + m * out_stride, out_stride};
-            for (int64_t n = 0; n < rows; n += kWidth)
-                rows - n > V::rows ? multiply_group<kVectors>(panel, group, n, rows - n)
-                                   : multiply_group<1>(panel, group, n, rows - n);
+    template <class T> void decode(const StripWeight<T>& weight, const Panel& panel) const {
+        for (int64_t n = 0; n < panel.num_strips(); ++n) {
+            uint8_t* strip = panel.strips + n * panel.strip_bytes;
+            auto* scales = reinterpret_cast<float*>(strip + panel.strip_bytes - kLineBytes);
+            for (int half = 0; half * V::rows < kStripRows; ++half)
+                strip_to_words<V, T>(weight, panel.row + n * kStripRows, half, panel.first_unit,
+                                     panel.first_unit + panel.units, strip, scales);
         }
     }
 
-    void prefetch(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t) const {} // the CPU foresees these streams
+    template <class Weight>
+    void multiply(const Weight& weight, const Panel& panel, const Panel& next, int64_t first_token, int64_t tokens,
+                  uint8_t* sums, const FloatOutput& output) const {
+        auto* group_sums = reinterpret_cast<float*>(sums);
+        for (int64_t m = 0; m < tokens; m += kWordTokens, group_sums += kWordTokens * kPanelRows) {
+            const int64_t count = least(tokens - m, kWordTokens);
+            const Group group{(first_token + m) / kWordTokens, count, group_sums, output.at(first_token + m, panel.row),
+                              output.stride};
+            for (int64_t n = 0; n < panel.rows; n += kWidth)
+                panel.rows - n > V::rows ? multiply_group<kVectors>(panel, group, n, panel.rows - n)
+                                         : multiply_group<1>(panel, group, n, panel.rows - n);
+        }
+        decode(weight, next);
+    }
 
   private:
     static constexpr int kVectors = V::word_vectors;
@@ -233,7 +238,7 @@ void multiply_words(const Matrix& weight, const Activations& x, float* out, int6
                     int64_t last) {
     const WordTiles<V> tiles(x);
     with_strip_type(weight.storage, [&](auto type) {
-        multiply_many(tiles, StripWeight<decltype(type)>{weight}, x.tokens, out, out_stride, first, last);
+        multiply_many(tiles, StripWeight<decltype(type)>{weight}, x.tokens, FloatOutput{out, out_stride}, first, last);
     });
 }
 
