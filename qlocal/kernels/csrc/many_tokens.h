@@ -1,5 +1,5 @@
-// Loops around products with many tokens: a panel of weights, two strips wide, is decoded once and multiplied with all
-// tokens while it lies in the first-level cache.
+// Loops around products with many tokens: a panel of weights, a few strips wide, is decoded once and multiplied with
+// all tokens while it lies in the first-level cache.
 //
 // Loops from the outside: 512 tokens; 512 rows, whose sums are 1 MB; chunks of columns, of which the tokens are in the
 // second-level cache and a panel in the first; panels; tokens. Measured: memory limits this before the arithmetic does,
@@ -7,13 +7,14 @@
 //
 // `Tiles` is how an instruction set multiplies: constructed with Activations, it has
 //   chunk_units             units of 32 columns that a panel spans
+//   panel_rows              a multiple of 16
 //   panel_buffers           2 where a panel is decoded while the one before is multiplied, else 1
 //   strip_bytes(units)      of a decoded strip
 //   units()                 of a token, as they are packed
 //   decode(weight, panel)
 //   multiply(weight, panel, next, first_token, tokens, sums, output)
-//                           sums: of the panel, 32 rows a token, tokens rounded up to 32. Decodes `next`, too, unless
-//                           it has no rows: meanwhile, or afterwards where both have the same memory
+//                           sums: of the panel, panel_rows a token, tokens rounded up to 32. Decodes `next`, too,
+//                           unless it has no rows: meanwhile, or afterwards where both have the same memory
 // `Output` is where sums go when they are complete; FloatOutput is what all Tiles know.
 
 #pragma once
@@ -28,10 +29,9 @@ using qlocal::Activations;
 
 constexpr int64_t kBlockTokens = 512;
 constexpr int64_t kBlockRows = 512;
-constexpr int64_t kPanelRows = 2 * kStripRows;
 
 // What all tokens of a block are multiplied with: `rows` rows of the weight from `row` on, `units` units from
-// `first_unit` on. strips: the second is strip_bytes behind the first.
+// `first_unit` on. strips: each strip_bytes behind the one before.
 struct Panel {
     uint8_t* strips;
     int64_t strip_bytes, row, rows, first_unit, units;
@@ -74,26 +74,27 @@ struct FloatOutput {
 template <class Tiles> struct Panels {
     int64_t first, last, units; // rows; units of the weight that the tokens have, too
     uint8_t* buffers;
-    int64_t a_chunk = (last - first + kPanelRows - 1) / kPanelRows;
+    int64_t a_chunk = (last - first + Tiles::panel_rows - 1) / Tiles::panel_rows;
     int64_t count = a_chunk * ((units + Tiles::chunk_units - 1) / Tiles::chunk_units);
 
     static constexpr int64_t strip_bytes() { return Tiles::strip_bytes(Tiles::chunk_units); }
-    static constexpr int64_t buffer_bytes() { return 2 * strip_bytes() * Tiles::panel_buffers; }
+    static constexpr int64_t panel_bytes() { return Tiles::panel_rows / kStripRows * strip_bytes(); }
 
     Panel operator[](int64_t index) const {
-        const int64_t row = first + index % a_chunk * kPanelRows, unit = index / a_chunk * Tiles::chunk_units;
+        const int64_t row = first + index % a_chunk * Tiles::panel_rows, unit = index / a_chunk * Tiles::chunk_units;
         const int64_t end = least(unit + Tiles::chunk_units, units);
-        uint8_t* strips = buffers + index % Tiles::panel_buffers * 2 * strip_bytes();
-        return {strips, strip_bytes(), row, least(last - row, kPanelRows), unit, end - unit, unit == 0, end == units};
+        uint8_t* strips = buffers + index % Tiles::panel_buffers * panel_bytes();
+        return {strips, strip_bytes(), row,       least(last - row, Tiles::panel_rows),
+                unit,   end - unit,    unit == 0, end == units};
     }
 };
 
 template <class Tiles, class Weight, class Output>
 void multiply_block(const Tiles& tiles, const Weight& weight, int64_t first_token, int64_t tokens, int64_t first,
                     int64_t last, const Output& output) {
-    const int64_t sum_bytes = (tokens + 31) / 32 * 32 * kPanelRows * int64_t(sizeof(float)); // of a panel
-    const int64_t num_sums = (last - first + kPanelRows - 1) / kPanelRows;
-    constexpr int64_t buffer_bytes = Panels<Tiles>::buffer_bytes();
+    const int64_t sum_bytes = (tokens + 31) / 32 * 32 * Tiles::panel_rows * int64_t(sizeof(float)); // of a panel
+    const int64_t num_sums = (last - first + Tiles::panel_rows - 1) / Tiles::panel_rows;
+    constexpr int64_t buffer_bytes = Panels<Tiles>::panel_bytes() * Tiles::panel_buffers;
     auto* memory = static_cast<uint8_t*>(qlocal::thread_scratch(buffer_bytes + sum_bytes * num_sums));
     const Panels<Tiles> panels{first, last, least(tiles.units(), weight.units), memory};
     Panel panel = panels[0];

@@ -203,6 +203,7 @@ void store_sums(const TileOutput& output, const uint8_t* sums, int64_t first_tok
 class AmxTiles {
   public:
     static constexpr int64_t chunk_units = 16;
+    static constexpr int64_t panel_rows = 2 * kStripRows;
     static constexpr int panel_buffers = 2;
 
     explicit AmxTiles(const Activations& x)
@@ -244,8 +245,8 @@ class AmxTiles {
   private:
     // Ask for a panel's share of two tiles' next chunk, which comes from memory meanwhile.
     void prefetch_tokens(int64_t token_tile, const Panel& panel) const {
-        constexpr int64_t panels = kBlockRows / kPanelRows, share = chunk_units * kTileBytes / panels;
-        const int64_t at = panel.row / kPanelRows % panels * share;
+        constexpr int64_t panels = kBlockRows / panel_rows, share = chunk_units * kTileBytes / panels;
+        const int64_t at = panel.row / panel_rows % panels * share;
         for (int64_t tile = token_tile; tile < token_tile + 2; ++tile) {
             const uint8_t* next = packed_ + layout_.at(tile, panel.first_unit + panel.units) + at;
             for (int64_t i = 0; i < share; i += kLineBytes)

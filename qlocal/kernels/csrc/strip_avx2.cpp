@@ -10,7 +10,7 @@ struct Avx2Strips {
     using B = __m256i;
     using I = __m256i;
     using F = __m256;
-    static constexpr int rows = 8, word_vectors = 1;
+    static constexpr int rows = 8, word_vectors = 1, word_strips = 2;
 
     static QLOCAL_INLINE B load(const uint8_t* at) { return load32(at); }
     static QLOCAL_INLINE B set1_bytes(int value) { return bytes_of(value); }

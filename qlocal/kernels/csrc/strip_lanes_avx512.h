@@ -10,7 +10,7 @@ struct Avx512Rows {
     using B = __m512i;
     using I = __m512i;
     using F = __m512;
-    static constexpr int rows = 16, word_vectors = 2;
+    static constexpr int rows = 16, word_vectors = 3, word_strips = 3;
 
     static QLOCAL_INLINE B load(const uint8_t* at) { return _mm512_loadu_si512(at); }
     static QLOCAL_INLINE B set1_bytes(int value) { return _mm512_set1_epi8(char(value)); }

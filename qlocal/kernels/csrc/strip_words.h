@@ -6,7 +6,7 @@
 //
 // V is that of strip_types.h and has further: multiply_high (of words, rounded, what is above 15 bits), both_words (an
 // int32 as both words of its lane), dot_words (int32 += two products of words), word_vectors (so many times V::rows
-// rows have their sums in registers at once).
+// rows have their sums in registers at once: loading tokens costs least where there are many), word_strips (a panel).
 
 #pragma once
 
@@ -130,6 +130,7 @@ void strip_to_words(const StripWeight<T>& weight, int64_t row, int half, int64_t
 template <class V> class WordTiles {
   public:
     static constexpr int64_t chunk_units = kWordChunkUnits;
+    static constexpr int64_t panel_rows = V::word_strips * kStripRows;
     static constexpr int panel_buffers = 1;
 
     explicit WordTiles(const Activations& x)
@@ -154,20 +155,21 @@ template <class V> class WordTiles {
     void multiply(const Weight& weight, const Panel& panel, const Panel& next, int64_t first_token, int64_t tokens,
                   uint8_t* sums, const FloatOutput& output) const {
         auto* group_sums = reinterpret_cast<float*>(sums);
-        for (int64_t m = 0; m < tokens; m += kWordTokens, group_sums += kWordTokens * kPanelRows) {
+        for (int64_t m = 0; m < tokens; m += kWordTokens, group_sums += kWordTokens * panel_rows) {
             const int64_t count = least(tokens - m, kWordTokens);
             const Group group{(first_token + m) / kWordTokens, count, group_sums, output.at(first_token + m, panel.row),
                               output.stride};
-            for (int64_t n = 0; n < panel.rows; n += kWidth)
-                panel.rows - n > V::rows ? multiply_group<kVectors>(panel, group, n, panel.rows - n)
-                                         : multiply_group<1>(panel, group, n, panel.rows - n);
+            int64_t n = 0;
+            for (; panel.rows - n > (kVectors - 1) * V::rows; n += kVectors * V::rows)
+                multiply_group<kVectors>(panel, group, n, panel.rows - n);
+            for (; n < panel.rows; n += V::rows)
+                multiply_group<1>(panel, group, n, panel.rows - n);
         }
         decode(weight, next);
     }
 
   private:
     static constexpr int kVectors = V::word_vectors;
-    static constexpr int64_t kWidth = kVectors * V::rows;
 
     // sums: (8, 32 rows).
     struct Group {
@@ -187,7 +189,9 @@ template <class V> class WordTiles {
             w[i.value] = rows_of(panel, n + i.value * V::rows);
             repeat<kWordTokens>([&](auto m) QLOCAL_INLINE_LAMBDA { products[i.value][m.value] = V::set1_int(0); });
         });
+        const int64_t next_group = layout_.units * kWordUnitBytes; // far behind: the CPU does not foresee it
         for (int64_t pair = 0; pair < panel.units * kWordPairs; ++pair, x += kWordTokens * 4) {
+            _mm_prefetch(reinterpret_cast<const char*>(x + next_group), _MM_HINT_T0);
             typename V::B words[N];
             repeat<N>([&](auto i) QLOCAL_INLINE_LAMBDA { words[i.value] = V::load(w[i.value] + pair * kLineBytes); });
             repeat<kWordTokens>([&](auto m) QLOCAL_INLINE_LAMBDA {
@@ -203,7 +207,7 @@ template <class V> class WordTiles {
             const int64_t at = n + i.value * V::rows;
             const auto scales = V::load_float(scales_of(panel, at));
             repeat<kWordTokens>([&](auto m) QLOCAL_INLINE_LAMBDA {
-                float* sum = group.sums + m.value * kPanelRows + at;
+                float* sum = group.sums + m.value * panel_rows + at;
                 const auto scale = V::mul(scales, V::set1(x_scales[m.value]));
                 const auto product = V::to_float(products[i.value][m.value]);
                 const auto total = panel.is_first ? V::mul(product, scale) : V::fma(product, scale, V::load_float(sum));
