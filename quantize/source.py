@@ -62,6 +62,9 @@ class PaddedSource(Checkpoint):
             self._checked.add(name)
         return DenseWeight(_padded(weight.data, self.tensors[name].shape))
 
+    def will_read(self, name: str) -> None:
+        self._checkpoint.will_read(name)
+
     def read_float32(self, name: str) -> Tensor:
         """Return a tensor as a float32 copy of its own."""
         import torch

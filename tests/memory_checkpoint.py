@@ -34,6 +34,9 @@ class MemoryCheckpoint:
     def read(self, name: str) -> Weight:
         return self.weights[name]
 
+    def will_read(self, name: str) -> None:
+        pass  # it is in memory
+
     def tokenizer(self) -> TokenizerData:
         return TokenizerData(tokenizer_json=tiny.tiny_tokenizer().to_str().encode())
 

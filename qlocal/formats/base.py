@@ -98,6 +98,10 @@ class Checkpoint(Protocol):
         """Return the tensor `name` (canonical) mapped from disk; nothing is re-encoded."""
         ...
 
+    def will_read(self, name: str) -> None:
+        """Have the tensor brought from the disk while something else is done, where it is on one."""
+        ...
+
     def tokenizer(self) -> TokenizerData:
         """Return the vocabulary and chat template; TokenizerError when there is none."""
         ...

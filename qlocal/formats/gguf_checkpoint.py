@@ -54,6 +54,11 @@ class GgufCheckpoint:
             return DenseWeight(_float_tensor(tensor, spec), row_map)
         return BlockWeight(_blocks(tensor, spec), tensor.ggml_type, spec.shape[-1], row_map)
 
+    def will_read(self, name: str) -> None:
+        stored = self.tensors[name]
+        tensor = self.header.tensors[stored.spec.gguf_name]
+        tensor.file.will_read(tensor.offset + (stored.spec.expert or 0) * stored.num_bytes, stored.num_bytes)
+
     def tokenizer(self) -> TokenizerData:
         return gguf_metadata.read_tokenizer(self.header)
 

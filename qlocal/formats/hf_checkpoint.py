@@ -64,6 +64,10 @@ class HfCheckpoint:
             return self._read_gptq(parts)
         return _read_dense(parts)
 
+    def will_read(self, name: str) -> None:
+        for info in self.parts[name].infos.values():
+            info.file.will_read(info.offset, info.num_bytes)
+
     def _read_awq(self, parts: _Parts) -> Weight:
         from qlocal.formats import awq  # imports torch, and opening does without
 

@@ -59,6 +59,10 @@ class MappedFile:
             position += len(part)
         return b"".join(parts)
 
+    def will_read(self, offset: int, num_bytes: int) -> None:
+        """Ask the system to bring a range from the disk, and return at once: faults alone ask for little at a time."""
+        os.posix_fadvise(self._fd, offset, num_bytes, os.POSIX_FADV_WILLNEED)
+
     def tensor(self, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> torch.Tensor:
         """Return `shape` elements of `dtype` at byte `offset` as a view of the map: never write to it.
 

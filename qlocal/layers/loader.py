@@ -60,15 +60,24 @@ def load_model(
 ) -> Decoder:
     """Load everything to where `plan` puts it, a layer at a time."""
     config, progress = checkpoint.config, _Progress(checkpoint, on_progress)
+    _will_read(checkpoint, 0)
     embedding = load_embedding(checkpoint, plan.embedding_device)
     progress.add(None)
     layers = []
     for index in range(config.num_hidden_layers):
+        _will_read(checkpoint, index + 1 if index + 1 < config.num_hidden_layers else None)
         layers.append(load_layer(checkpoint, index, plan.device_of_layer(index), plan.dtype, kernels, join=True))
         progress.add(index)
     weight, held_head = hold(read_head(checkpoint), plan.head)
     norm, head = load_head(checkpoint, plan.head_device, plan.dtype, kernels, weight)
     return Decoder(config, embedding, layers, norm, head, held_head)
+
+
+def _will_read(checkpoint: Checkpoint, layer: int | None) -> None:
+    """Have the tensors of a layer, or those of none, come from the disk while the layer before is prepared."""
+    for name, stored in checkpoint.tensors.items():
+        if stored.spec.layer == layer:
+            checkpoint.will_read(name)
 
 
 def load_embedding(checkpoint: Checkpoint, device: str | torch.device) -> Embedding:

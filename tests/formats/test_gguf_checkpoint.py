@@ -19,6 +19,7 @@ from qlocal.formats.gguf_reader import GgufHeader, read_gguf
 from qlocal.formats.gguf_rows import permute_rows, permuted_rows
 from qlocal.formats.gguf_values import MetaValue, ValueType
 from qlocal.formats.gguf_vocabulary import split_rule, vocabulary_for_gguf
+from qlocal.formats.mapped_file import MappedFile
 from qlocal.formats.sentencepiece_model import parse_sentencepiece
 from qlocal.models.rope import inverse_frequencies
 from qlocal.weights import BlockWeight, DenseWeight
@@ -51,6 +52,26 @@ def test_a_written_file_reads_back_every_weight(tmp_path: Path, model_type: str,
         assert checkpoint.tensors[name].num_bytes == _in_model_order(expected).nbytes
         if isinstance(weight, BlockWeight):
             assert checkpoint.tensors[name].storage == weight.ggml_type.name.lower()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("kind", ["gguf", "folder"])
+def test_what_is_asked_from_the_disk_is_where_the_tensor_lies(
+    tmp_path: Path, model_type: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "gguf":
+        path = write_tiny_gguf(tmp_path / "m.gguf", model_type, "q8_0")[0][0]
+    else:
+        path = tiny.write_checkpoint(tmp_path / model_type, model_type)
+    checkpoint = open_checkpoint(path)
+    asked: list[bytes] = []
+    monkeypatch.setattr(MappedFile, "will_read", lambda file, offset, count: asked.append(file.read(offset, count)))
+    for name in checkpoint.tensors:
+        checkpoint.will_read(name)
+        weight = checkpoint.read(name)
+        data = weight.data if isinstance(weight, DenseWeight) else weight.blocks
+        assert asked == [data.contiguous().view(torch.uint8).numpy().tobytes()], name
+        asked.clear()
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

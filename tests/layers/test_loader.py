@@ -8,6 +8,7 @@ import torch
 from qlocal.layers.loader import load_model
 from qlocal.metrics import forward_logits
 from qlocal.plan import make_plan
+from qlocal.weights import Weight
 from tests.memory_checkpoint import MemoryCheckpoint, random_ids
 
 
@@ -35,3 +36,27 @@ def test_progress_reaches_the_total_a_layer_at_a_time() -> None:
     assert len(seen) == 4
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (total, total)
+
+
+class Watched(MemoryCheckpoint):
+    """Notes which tensors are asked for, and which are read."""
+
+    def __init__(self) -> None:
+        super().__init__("qwen2", {"num_hidden_layers": 3})
+        self.asked: list[str] = []
+        self.read_in_time: dict[str, bool] = {}
+
+    def will_read(self, name: str) -> None:
+        self.asked.append(name)
+
+    def read(self, name: str) -> Weight:
+        self.read_in_time[name] = name in self.asked
+        return super().read(name)
+
+
+def test_a_layer_is_asked_for_before_the_one_ahead_of_it_is_prepared() -> None:
+    checkpoint = Watched()
+    load_model(checkpoint, make_plan(checkpoint, ["cpu"]))
+    assert sorted(checkpoint.asked) == sorted(checkpoint.tensors)
+    embedding = "model.embed_tokens.weight"  # looked up in the map, a row at a time
+    assert all(in_time for name, in_time in checkpoint.read_in_time.items() if name != embedding)

@@ -25,6 +25,9 @@ class Replaced(Checkpoint):
         self.architecture, self.config = source.architecture, source.config
         self.tensors, self._source, self._gguf_name = source.tensors, source, gguf_name
 
+    def will_read(self, name: str) -> None:
+        self._source.will_read(name)
+
     def read(self, name: str) -> Weight:
         weight, spec = self._source.read(name), self.tensors[name].spec
         if spec.gguf_name != self._gguf_name:
