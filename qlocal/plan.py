@@ -26,6 +26,8 @@ MEMORY_SHARE = 0.92
 CACHE_SHARE = 0.5
 """Of the memory left beside weights and one full context, for more sequences and remembered ones."""
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+KV_BITS = {"f32": 32.0, "f16": 16.0, "q8": 8.5, "q4": 4.5}
+"""Bits of a key or value in the cache, by type."""
 DENSE_STORAGE = frozenset({"bf16", "f16", "f32"})
 
 
@@ -46,8 +48,8 @@ class DevicePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loader does. `dtype`: bfloat16 or float32 inputs of matmuls; `cache_dtype` float16 or float32. head: how
-    an output head of 16 bits is held, one of `config.HEAD_CHOICES`."""
+    """What the loader does. `dtype`: bfloat16 or float32 inputs of matmuls; `key_type` and `value_type`: how the cache
+    holds K and V, of KV_BITS. head: how an output head of 16 bits is held, one of `config.HEAD_CHOICES`."""
 
     devices: tuple[DevicePlan, ...]
     embedding_device: str
@@ -57,7 +59,8 @@ class Plan:
     num_blocks: int
     block_size: int
     dtype: str
-    cache_dtype: str
+    key_type: str
+    value_type: str
     head: str = STORED
 
     def device_of_layer(self, layer: int) -> str:
@@ -181,13 +184,14 @@ class _Draft:
             num_blocks=num_blocks,
             block_size=self.block_size,
             dtype=self.dtype,
-            cache_dtype=self.cache_dtype,
+            key_type=self.cache_type,
+            value_type=self.cache_type,
             head=self.head,
         )
 
     @property
-    def cache_dtype(self) -> str:
-        return "float32" if self.dtype == "float32" else "float16"
+    def cache_type(self) -> str:
+        return "f32" if self.dtype == "float32" else "f16"
 
     def largest_context(self, limit: int) -> int:
         """Return the largest context up to `limit` whose weights, cache and scratch fit; 0 when none does."""
@@ -281,7 +285,7 @@ class _Draft:
         return count * ITEM_BYTES["float32" if is_vector else self.dtype]
 
     def _block_bytes(self, layers: tuple[int, ...]) -> int:
-        return 2 * len(layers) * self.block_size * self.checkpoint.config.kv_size * ITEM_BYTES[self.cache_dtype]
+        return 2 * len(layers) * self.block_size * self.checkpoint.config.kv_size * int(KV_BITS[self.cache_type]) // 8
 
     def _scratch_bytes(self, context: int) -> int:
         """Upper bound of what a step holds at once: activations, K and V of one sequence in float32, logits."""

@@ -40,7 +40,7 @@ def test_plan_takes_the_whole_context_of_the_model_where_it_fits(free: dict[str,
     assert part.layers == (0, 1)
     assert part.weight_bytes == weight_bytes(checkpoint)
     assert part.cache_bytes == 16 * 2 * 2 * 256 * 64 * 2
-    assert plan.cache_dtype == "float16"
+    assert (plan.key_type, plan.value_type) == ("f16", "f16")
 
 
 def test_float32_doubles_matrices_and_cache(free: dict[str, int]) -> None:

@@ -28,6 +28,7 @@ from qlocal.plan import PREFILL_CHUNK, Plan, make_plan
 from qlocal.protocol import Finished, Load, Message, Progress, Ready, Started, Submit, Tokens
 from qlocal.schema import HeldHead
 
+_CACHE_DTYPES = {"f16": "float16", "f32": "float32"}
 LOGITS_ROWS = 64
 """Prompt rows whose logits are held at once; (64, V) f32 are 39 MB for Qwen."""
 
@@ -43,9 +44,9 @@ class Engine:
             plan.block_size,
             config.num_key_value_heads,
             config.head_dim,
-            plan.cache_dtype,
+            _CACHE_DTYPES[plan.key_type],
         )
-        fingerprint = f"{config!r} {plan.dtype} {plan.cache_dtype}"
+        fingerprint = f"{config!r} {plan.dtype} {plan.key_type} {plan.value_type}"
         self._blocks = BlockManager(plan.num_blocks, plan.block_size, fingerprint, storage.copy_block)
         self._scheduler = Scheduler(self._blocks, plan.slots, prefill_chunk)
         self._runner = ModelRunner(decoder, storage, plan.block_size)
