@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlocal.errors import UsageError
+from qlocal.formats.described import FFN_MULTIPLE
 from qlocal.formats.gguf_writer import GgufEntry
 from qlocal.formats.quantization_config import QuantizationConfig
 from qlocal.formats.safetensors_writer import TensorEntry
@@ -20,8 +21,6 @@ from qlocal.models.base import Architecture, ModelConfig, TensorSpec
 from quantize.options import GROUP_SIZES, MEASURED, Options
 from quantize.type_choice import check_room, smallest_types
 
-FFN_MULTIPLE = 256
-"""The super-block of the K-quants, and two groups of 128: a split over two cards cuts no group."""
 HEAD_UNIT = "head"
 """The unit of work beside the decoder layers: embedding, final norm and output head."""
 

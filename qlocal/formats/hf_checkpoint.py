@@ -218,7 +218,7 @@ class _Inventory:
             )
             return None
         infos, before = {}, len(self._problems)
-        for part, (dtypes, shape) in _expected_parts(settings.method, rows, columns, group_size).items():
+        for part, (dtypes, shape) in expected_parts(settings.method, rows, columns, group_size).items():
             info = self._found.get(f"{module}.{part}")
             if info is None:
                 if part != "g_idx":  # readers take k // group_size then
@@ -255,7 +255,7 @@ class _Inventory:
         return is_bias and info.num_bytes <= 1 << 20 and not any(info.file.read(info.offset, info.num_bytes))
 
 
-def _expected_parts(
+def expected_parts(
     method: str, rows: int, columns: int, group_size: int
 ) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """Return dtypes and shape of every stored part of an (N, K) linear."""
