@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": "serve OpenAI's HTTP interface",
     "stop": "end the server that runs in the background",
     "models": "list, show or remove models",
+    "plan": "show what a model takes, and the context that fits",
     "pull": "fetch a model from the hub",
     "eval": "measure perplexity and the distance to a reference",
     "bench": "measure the speed of kernels and engine",

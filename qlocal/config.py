@@ -23,10 +23,18 @@ HEAD_CHOICES = (STORED, "q8_0", "q6_k")
 """How an output head of 16 bits is held: as it is stored, or quantized at load."""
 
 
+KV_TYPES = ("f16", "q8", "q4")
+"""How keys and values may be held, by falling size."""
+OFFLOAD_CHOICES = ("auto", "none", "layers", "experts")
+"""What may compute on the CPU where cards are full. auto: nothing, unless the cards cannot hold the model with a useful
+context; then the experts of a mixture, else whole layers."""
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """How a model is loaded. `max_context` None takes what fits; `max_memory` in bytes. head: one of HEAD_CHOICES, or
-    None where it does not matter: a server that holds the model keeps its head, a new one holds it as stored."""
+    None where it does not matter: a server that holds the model keeps its head, a new one holds it as stored. offload:
+    one of OFFLOAD_CHOICES."""
 
     devices: tuple[str, ...] = ("cpu",)
     max_context: int | None = None
@@ -36,6 +44,7 @@ class EngineOptions:
     threads: int | None = None
     max_memory: int | None = None
     head: str | None = None
+    offload: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,8 @@ def request_load(address: Address, model: str, options: EngineOptions) -> Status
     body: dict[str, Any] = {"model": model, "devices": list(options.devices)}
     if options.max_context is not None:
         body["max_context"] = options.max_context
+    if options.offload != "auto":
+        body["offload"] = options.offload
     if options.head is not None:
         body["head"] = options.head
     with connect(address) as client:
@@ -200,11 +202,17 @@ def _must_load(path: str, options: EngineOptions, status: Status) -> bool:
     asked for."""
     if status.state in (EngineState.FAILED, EngineState.EMPTY) or status.path != path:
         return True
-    if status.plan is not None and not {part["device"] for part in status.plan["devices"]} <= set(options.devices):
+    if status.plan is not None and not _devices(status.plan) <= set(options.devices):
         return True
     if options.head is not None and status.plan is not None and status.plan.get("head", STORED) != options.head:
         return True
     return (options.max_context or 0) > (status.max_context or options.max_context or 0)
+
+
+def _devices(plan: Mapping[str, Any]) -> set[str]:
+    """Return the devices that a plan was asked to use: beside cards, the CPU takes what they cannot hold."""
+    used = {part["device"] for part in plan["devices"]}
+    return used - {"cpu"} or used
 
 
 def _start(model: str | None, options: EngineOptions, settings: Settings, address: Address) -> None:
@@ -240,6 +248,8 @@ def _serve_arguments(model: str | None, options: EngineOptions, settings: Settin
         "--threads": options.threads,
         "--max-memory": options.max_memory,
         "--head": options.head,
+        "--offload": options.offload,
+        "--slots": options.slots,
     }
     for flag, value in optional.items():
         if value is not None:

@@ -54,7 +54,8 @@ class Message:
 class Load(Message):
     """The first message: load the checkpoint at `path`. `max_context` None takes what fits, up to the model's own.
 
-    devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto or reference; head: stored, q8_0 or q6_k.
+    devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto or reference; head: stored, q8_0 or q6_k;
+    offload: auto, none, layers or experts.
     """
 
     path: str
@@ -66,6 +67,7 @@ class Load(Message):
     threads: int | None = None
     max_memory: int | None = None
     head: str = STORED
+    offload: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def _bench_model(args: argparse.Namespace) -> int:
         threads=options.threads,
         max_memory=options.max_memory,
         head=options.head or STORED,
+        offload=options.offload,
     )
     found = bench.run(load, bench.Lengths(args.prompt_tokens, args.decode_tokens, args.repeats))
     print(json.dumps(found) if args.json else "\n".join(_model_lines(found)))

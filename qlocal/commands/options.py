@@ -8,7 +8,7 @@ from pathlib import Path
 
 import shtab
 
-from qlocal.config import HEAD_CHOICES, EngineOptions, Settings, device_list, load_settings
+from qlocal.config import HEAD_CHOICES, KV_TYPES, OFFLOAD_CHOICES, EngineOptions, Settings, device_list, load_settings
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -32,6 +32,10 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kernels", choices=("auto", "reference"), default="auto", help="reference: plain torch")
     group.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU kernels")
     group.add_argument("--max-memory", type=size, metavar="SIZE", help="at most this much memory, as 20GB")
+    group.add_argument("--slots", type=positive, default=EngineOptions.slots, metavar="N", help="conversations at once")
+    group.add_argument(
+        "--offload", choices=OFFLOAD_CHOICES, default="auto", help="what may compute on the CPU when cards are full"
+    )
     add_head(group)
 
 
@@ -51,8 +55,10 @@ def engine_options(args: argparse.Namespace) -> tuple[EngineOptions, Settings]:
         dtype=args.dtype,
         kernels=args.kernels,
         threads=settings.threads,
+        slots=args.slots,
         max_memory=args.max_memory,
         head=args.head,
+        offload=args.offload,
     )
     return options, settings
 
@@ -79,6 +85,19 @@ def size(text: str) -> int:
     if found is None or float(found[1]) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is no size; write 20GB or 512M")
     return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Return the bytes of `24GiB,24GiB`."""
+    return tuple(size(part) for part in text.split(","))
+
+
+def kv_types(text: str) -> tuple[str, str]:
+    """Return the types of keys and values: `q8` is both, `q8,q4` K and V."""
+    types = text.split(",")
+    if len(types) > 2 or not set(types) <= set(KV_TYPES):
+        raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(KV_TYPES)}, nor two of them")
+    return types[0], types[-1]
 
 
 def seconds(text: str) -> float:

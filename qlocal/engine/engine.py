@@ -24,7 +24,7 @@ from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.loader import load_model
-from qlocal.plan import PREFILL_CHUNK, Plan, make_plan
+from qlocal.plan import PREFILL_CHUNK, Plan, plan_load
 from qlocal.protocol import Finished, Load, Message, Progress, Ready, Started, Submit, Tokens
 from qlocal.schema import HeldHead
 
@@ -61,9 +61,7 @@ class Engine:
         start = time.perf_counter()
         dispatch.set_threads(load.threads or default_threads())
         checkpoint = open_checkpoint(Path(load.path))
-        plan = make_plan(
-            checkpoint, load.devices, load.max_context, load.slots, load.dtype, load.max_memory, head=load.head
-        )
+        plan = plan_load(checkpoint, load)
         with torch.inference_mode():
             decoder = load_model(
                 checkpoint,

@@ -25,14 +25,15 @@ from qlocal.weights import DenseWeight, Weight
 class DecoderLayer:
     """Attention and FFN with their norms and residuals. Built without memory; `loader` or `replace` fill it."""
 
-    def __init__(self, config: ModelConfig, placement: Placement) -> None:
+    def __init__(self, config: ModelConfig, placement: Placement, experts: Placement | None = None) -> None:
+        """experts: where those of a mixture compute, when that is elsewhere."""
         self.config = config
         self.device = placement.device
         self.input_norm = torch.empty(config.hidden_size, device="meta")
         self.post_attention_norm = torch.empty(config.hidden_size, device="meta")
         self.qkv = QuantLinear(config.hidden_size, (config.q_size, config.kv_size, config.kv_size), placement)
         self.o = QuantLinear(config.q_size, (config.hidden_size,), placement)
-        self.ffn: Ffn | MoeFfn = MoeFfn(config, placement) if config.num_experts else Ffn(config, placement)
+        self.ffn: Ffn | MoeFfn = MoeFfn(config, placement, experts) if config.num_experts else Ffn(config, placement)
 
     def forward(self, hidden_states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """Return the residual stream after this layer. hidden_states: (T, D) f32."""

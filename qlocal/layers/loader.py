@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlocal.devices import give_back_freed_memory
 from qlocal.formats.base import Checkpoint
 from qlocal.layers.decoder import Decoder, DecoderLayer
 from qlocal.layers.embedding import Embedding
@@ -34,12 +35,16 @@ def load_layer(
     kernels: str = "auto",
     *,
     join: bool = False,
+    expert_device: str | torch.device | None = None,
 ) -> DecoderLayer:
     """Return decoder layer `layer`, computing on `device` with matmul inputs in `dtype` (bfloat16, float32).
 
     join: compute q/k/v and gate/up in one kernel call each; such a layer's weights cannot be replaced.
+    expert_device: where the experts of a mixture compute; None for `device`.
     """
-    filled = DecoderLayer(checkpoint.config, Placement(torch.device(device), dtype, kernels))
+    placement = Placement(torch.device(device), dtype, kernels)
+    experts = None if expert_device is None else replace(placement, device=torch.device(expert_device))
+    filled = DecoderLayer(checkpoint.config, placement, experts)
     specs = list(checkpoint.architecture.layer_tensors(checkpoint.config, layer))
     biases = {spec.module: spec.name for spec in specs if spec.is_bias}
     joined: dict[QuantLinear, list[TensorSpec]] = {}
@@ -66,10 +71,12 @@ def load_model(
     layers = []
     for index in range(config.num_hidden_layers):
         _will_read(checkpoint, index + 1 if index + 1 < config.num_hidden_layers else None)
-        layers.append(load_layer(checkpoint, index, plan.device_of_layer(index), plan.dtype, kernels, join=True))
+        device, experts = plan.device_of_layer(index), plan.device_of_experts(index)
+        layers.append(load_layer(checkpoint, index, device, plan.dtype, kernels, join=True, expert_device=experts))
         progress.add(index)
     weight, held_head = hold(read_head(checkpoint), plan.head)
     norm, head = load_head(checkpoint, plan.head_device, plan.dtype, kernels, weight)
+    give_back_freed_memory()
     return Decoder(config, embedding, layers, norm, head, held_head)
 
 

@@ -17,6 +17,7 @@ from qlocal.server.bind import bind_tcp, bind_unix, read_or_make_token
 from qlocal.server.engine_client import EngineClient
 from qlocal.server.http_server import serve
 from qlocal.server.open_text import text_opener
+from qlocal.server.preflight import check_plan
 from qlocal.server.service import Service
 from qlocal.server.status import StatusBoard
 
@@ -31,7 +32,9 @@ def run_server(options: ServeOptions, announce: Callable[[str], None] = print) -
         rules, listener = stack.enter_context(_listen(options, announce))
         guard = stack.enter_context(contextlib.closing(Guard()))
         board = StatusBoard()
-        service = Service(EngineClient(board), board, text_opener(guard), lambda name: resolve(name, settings.home))
+        service = Service(
+            EngineClient(board), board, text_opener(guard), lambda name: resolve(name, settings.home), check_plan
+        )
         serve(service, rules, listener, options)
 
 

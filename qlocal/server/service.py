@@ -29,18 +29,23 @@ FALLBACK_TOP_P = 0.95
 """For models whose makers recommend nothing: OpenAI's default of 1.0 makes small 4-bit models ramble."""
 
 Resolve = Callable[[str], Path]
+Check = Callable[[Load], None]
+"""Raises a QLocalError for what cannot be loaded, before an engine is started for it."""
 log = logging.getLogger(__name__)
 
 
 class Service:
     """One server's state: the status board, the engine, and the text side of the model that is loaded."""
 
-    def __init__(self, engine: EngineClient, board: StatusBoard, open_text: OpenText, resolve: Resolve) -> None:
+    def __init__(
+        self, engine: EngineClient, board: StatusBoard, open_text: OpenText, resolve: Resolve, check: Check
+    ) -> None:
         self.engine = engine
         self.board = board
         self.created = int(time.time())
         self._open_text = open_text
         self._resolve = resolve
+        self._check = check
         self._model: ModelText | None = None
         self._loading: asyncio.Task[None] | None = None
         self._one_load = asyncio.Lock()
@@ -159,7 +164,9 @@ class Service:
                 continue
 
     async def _load(self, name: str, path: Path, options: EngineOptions) -> None:
+        load = _load_message(path, options)
         try:
+            await asyncio.to_thread(self._check, load)
             self._model = await asyncio.to_thread(self._open_text, name, path)
         except QLocalError as error:
             log.error("%s cannot be loaded: %s", name, error)
@@ -169,7 +176,7 @@ class Service:
             log.exception("%s cannot be loaded", name)
             self.board.update(state=EngineState.FAILED, error=f"an internal error: {error!r}", progress=None)
             return
-        await self.engine.load(_load_message(path, options))
+        await self.engine.load(load)
 
     async def _stop_loading(self) -> None:
         if self._loading is not None:
@@ -209,6 +216,8 @@ def _with_request(options: EngineOptions, request: LoadRequest) -> EngineOptions
         options = replace(options, max_context=request.max_context)
     if request.head is not None:
         options = replace(options, head=request.head)
+    if request.offload is not None:
+        options = replace(options, offload=request.offload)
     if request.devices is not None:
         try:
             options = replace(options, devices=device_list(request.devices))
@@ -228,6 +237,7 @@ def _load_message(path: Path, options: EngineOptions) -> Load:
         threads=options.threads,
         max_memory=options.max_memory,
         head=options.head or STORED,
+        offload=options.offload,
     )
 
 

@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from qlocal import plan as plan_module
 from qlocal.errors import PlanError, UsageError
-from qlocal.plan import make_plan
+from qlocal.plan import make_plan, places
 from tests.memory_checkpoint import MemoryCheckpoint
 
 GIB = 1 << 30
@@ -18,17 +17,17 @@ GIB = 1 << 30
 def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Free bytes by device name, for the test to set."""
     sizes = {"cpu": 4 * GIB}
-    monkeypatch.setattr(plan_module, "free_bytes", sizes.__getitem__)
+    monkeypatch.setattr(places, "free_bytes", sizes.__getitem__)
     return sizes
 
 
-def weight_bytes(checkpoint: MemoryCheckpoint) -> int:
-    """bf16 matrices, float32 vectors, and the tied head once more beside the embedding."""
-    total = sum(
-        s.num_bytes * (2 if len(s.shape) == 1 else 1) for s in checkpoint.tensors.values() if s.spec.layer is not None
-    )
-    table = checkpoint.tensors["model.embed_tokens.weight"].num_bytes
-    return total + 2 * table
+def norms_and_biases(checkpoint: MemoryCheckpoint) -> int:
+    """Bytes of the vectors, which are held in float32."""
+    return sum(2 * s.num_bytes for s in checkpoint.tensors.values() if len(s.shape) == 1)
+
+
+def matrices(checkpoint: MemoryCheckpoint, *names: str) -> int:
+    return sum(s.num_bytes for n, s in checkpoint.tensors.items() if len(s.shape) == 2 and any(w in n for w in names))
 
 
 def test_plan_takes_the_whole_context_of_the_model_where_it_fits(free: dict[str, int]) -> None:
@@ -38,24 +37,32 @@ def test_plan_takes_the_whole_context_of_the_model_where_it_fits(free: dict[str,
     assert plan.num_blocks == 8 * 2
     (part,) = plan.devices
     assert part.layers == (0, 1)
-    assert part.weight_bytes == weight_bytes(checkpoint)
     assert part.cache_bytes == 16 * 2 * 2 * 256 * 64 * 2
     assert (plan.key_type, plan.value_type) == ("f16", "f16")
 
 
-def test_float32_doubles_matrices_and_cache(free: dict[str, int]) -> None:
+def test_dense_weights_are_copied_where_they_are_joined_and_mapped_where_not(free: dict[str, int]) -> None:
+    checkpoint = MemoryCheckpoint("qwen2")
+    (part,) = make_plan(checkpoint, ["cpu"]).devices
+    joined = matrices(checkpoint, "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    assert part.weight_bytes == joined + norms_and_biases(checkpoint)
+    assert part.mapped_bytes == matrices(checkpoint, "o_proj", "down_proj", "lm_head")
+
+
+def test_float32_doubles_the_cache_and_leaves_stored_weights_as_they_are(free: dict[str, int]) -> None:
     checkpoint = MemoryCheckpoint("qwen2")
     half, full = (make_plan(checkpoint, ["cpu"], dtype=dtype).devices[0] for dtype in ("bfloat16", "float32"))
     assert full.cache_bytes == 2 * half.cache_bytes
-    assert full.weight_bytes > 1.6 * half.weight_bytes
+    assert full.weight_bytes == half.weight_bytes
 
 
 def test_a_head_of_16_bits_is_counted_as_it_is_held(free: dict[str, int]) -> None:
     checkpoint = MemoryCheckpoint("qwen2", {"hidden_size": 256, "tie_word_embeddings": True})
     plans = {head: make_plan(checkpoint, ["cpu"], head=head) for head in ("stored", "q8_0", "q6_k")}
-    stored, q8_0, q6_k = (plan.devices[0].weight_bytes for plan in plans.values())
-    assert stored - q8_0 == 320 * (2 * 256 - 8 * 34)
-    assert stored - q6_k == 320 * (2 * 256 - 210)
+    stored, q8_0, q6_k = (plan.devices[0] for plan in plans.values())
+    assert stored.mapped_bytes - q8_0.mapped_bytes == 320 * 2 * 256
+    assert q8_0.weight_bytes - stored.weight_bytes == 320 // 16 * 4 * (64 + 2 * 512)
+    assert q6_k.weight_bytes - stored.weight_bytes == 320 // 16 * (320 + 8 * 384)
     assert [plan.head for plan in plans.values()] == list(plans)
 
 
@@ -67,7 +74,7 @@ def test_a_head_whose_rows_are_no_whole_blocks_is_refused(free: dict[str, int]) 
 
 
 def test_layers_are_dealt_in_contiguous_shares_by_free_memory(free: dict[str, int]) -> None:
-    free["cuda:0"], free["cuda:1"] = 3 * GIB, 1 * GIB
+    free["cuda:0"], free["cuda:1"] = 13 * GIB // 2, 5 * GIB // 2  # half a GiB of each is CUDA's
     plan = make_plan(MemoryCheckpoint("llama", {"num_hidden_layers": 8}), ["cuda:0", "cuda:1"])
     assert [part.layers for part in plan.devices] == [(0, 1, 2, 3, 4, 5), (6, 7)]
     assert plan.embedding_device == "cpu"
@@ -78,7 +85,7 @@ def test_layers_are_dealt_in_contiguous_shares_by_free_memory(free: dict[str, in
 def test_a_device_named_twice_holds_two_shares_of_one_memory(free: dict[str, int]) -> None:
     checkpoint = MemoryCheckpoint("llama", {"num_hidden_layers": 5})
     once, twice = (make_plan(checkpoint, ["cpu"] * n) for n in (1, 2))
-    assert [part.layers for part in twice.devices] == [(0, 1), (2, 3, 4)]
+    assert [part.layers for part in twice.devices] == [(0, 1, 2), (3, 4)]  # and the head
     assert sum(p.weight_bytes for p in twice.devices) == once.devices[0].weight_bytes
     assert sum(p.cache_bytes for p in twice.devices) == once.devices[0].cache_bytes
 

@@ -122,7 +122,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             listener = bound.enter_context(bind_tcp("127.0.0.1", 0) if tcp else bind_unix(folder / "s.sock"))
             board = StatusBoard()
             engine = {"limits": RestartLimits(count=1), "command": RANK} | engine
-            service = Service(EngineClient(board, **engine), board, open_fake_text, resolve_fake)
+            service = Service(EngineClient(board, **engine), board, open_fake_text, resolve_fake, lambda load: None)
             if tcp:
                 port = listener.getsockname()[1]
                 address = Address(url=f"http://127.0.0.1:{port}", token=TOKEN)

@@ -1,0 +1,138 @@
+"""What a model asks of a device: bytes of a decoder layer, of the head, of a block of the cache. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from qlocal.config import STORED
+from qlocal.formats.base import Checkpoint, StoredTensor
+from qlocal.ggml_types import LAYOUTS, GgmlType
+from qlocal.models.base import QUANTIZED_ROLES, ModelConfig, Role
+from qlocal.plan import layout
+from qlocal.plan.cut import Part
+from qlocal.plan.layout import Held, Matrix
+
+DENSE_STORAGE = frozenset({"bf16", "f16", "f32"})
+KV_BITS = {"f32": 32.0, "f16": 16.0, "q8": 8.5, "q4": 4.5}
+"""Bits of a key or value in the cache, by type."""
+_DECODING = 4
+"""Copies of an AWQ or GPTQ linear at once while it becomes strips: words, nibbles, codes, records."""
+_FFN = frozenset({Role.GATE, Role.UP, Role.DOWN})
+_LINEARS = {Role.Q: "qkv", Role.K: "qkv", Role.V: "qkv", Role.GATE: "gate_up", Role.UP: "gate_up"}
+"""Weights with one input, which are loaded together; every other one is a linear of its own."""
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """A decoder layer. ffn: the gated block or all experts, which may compute elsewhere; attention: all else."""
+
+    attention: Held
+    ffn: Held
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The arithmetic of one checkpoint, loaded in one way. head, key_type, value_type: as in `Plan`."""
+
+    checkpoint: Checkpoint
+    dtype: str
+    head: str
+    key_type: str
+    value_type: str
+    block_size: int
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.checkpoint.config
+
+    def layer(self, index: int, device: str, part: Part) -> LayerBytes:
+        """Return what decoder layer `index` takes on a device, or as much of it as `part` says."""
+        key = (index, kind_of(device), part)
+        if key not in self._layers:
+            self._layers[key] = self._layer(*key)
+        return self._layers[key]
+
+    def head_bytes(self, device: str, part: Part) -> Held:
+        """Return what the final norm and the output head take."""
+        stored = head_of(self.checkpoint)
+        held = held_type(stored, self.head)
+        matrix = Matrix.of(stored, part.shape(Role.HEAD, self.config))
+        matrix = matrix if held is None else replace(matrix, ggml_type=held)
+        return Held(4 * self.config.hidden_size) + self._linear([matrix], kind_of(device))
+
+    @cached_property
+    def embedding_bytes(self) -> int:
+        """Bytes of the embedding, which stays on the map of its file: a token reads one row."""
+        return next(s.num_bytes for s in self.checkpoint.tensors.values() if s.spec.role is Role.EMBEDDING)
+
+    def cache_bytes(self, num_blocks: int, device: str, part: Part) -> int:
+        """Return what so many blocks of the cache take for one layer."""
+        values = num_blocks * self.block_size * part.num_key_value_heads * self.config.head_dim
+        num_bytes = int(values * (KV_BITS[self.key_type] + KV_BITS[self.value_type]) / 8)
+        return layout.in_pages(num_bytes) if kind_of(device) == "cpu" else num_bytes
+
+    @cached_property
+    def loading_bytes(self) -> int:
+        """What the largest linear of AWQ or GPTQ takes on the host while it is repacked: gate and up together."""
+        codes = [s for s in self.checkpoint.tensors.values() if s.storage in ("awq", "gptq")]
+        return 2 * _DECODING * max((Matrix.of(stored).neutral_bytes for stored in codes), default=0)
+
+    @cached_property
+    def ffn_unit(self) -> int:
+        """Columns of the FFN that a cut must not part: a quantization group, or a GGML block."""
+        downs = [s for s in self.checkpoint.tensors.values() if s.spec.role is Role.DOWN]
+        return max(s.group_size or LAYOUTS[GgmlType[s.storage.upper()]].block_size for s in downs)
+
+    @cached_property
+    def _layers(self) -> dict[tuple[int, str, Part], LayerBytes]:
+        return {}
+
+    @cached_property
+    def _stored(self) -> dict[int | None, list[StoredTensor]]:
+        by_layer: dict[int | None, list[StoredTensor]] = {}
+        for stored in self.checkpoint.tensors.values():
+            by_layer.setdefault(stored.spec.layer, []).append(stored)
+        return by_layer
+
+    def _layer(self, index: int, kind: str, part: Part) -> LayerBytes:
+        linears: dict[tuple[Role | str, int | None], list[Matrix]] = {}
+        vectors = 0
+        for stored in self._stored[index]:
+            role = stored.spec.role
+            if role in QUANTIZED_ROLES or role is Role.ROUTER:
+                rows, columns = part.shape(role, self.config)
+                if stored.spec.is_bias:
+                    vectors += rows
+                else:
+                    key = (_LINEARS.get(role, role), stored.spec.expert)
+                    linears.setdefault(key, []).append(Matrix.of(stored, (rows, columns)))
+            else:
+                vectors += stored.shape[0]
+        attention, ffn = Held(4 * vectors), Held()
+        for (name, _), parts in linears.items():
+            if name == "gate_up" or name in _FFN:
+                ffn += self._linear(parts, kind)
+            else:
+                attention += self._linear(parts, kind)
+        return LayerBytes(attention, ffn)
+
+    def _linear(self, parts: Sequence[Matrix], kind: str) -> Held:
+        return layout.on_card(parts) if kind == "cuda" else layout.on_cpu(parts, is_exact=self.dtype == "float32")
+
+
+def kind_of(device: str) -> str:
+    """Return `cpu` or `cuda`."""
+    return device.partition(":")[0]
+
+
+def head_of(checkpoint: Checkpoint) -> StoredTensor:
+    """Return what the output head is read from: the embedding where they are tied."""
+    roles = {stored.spec.role: stored for stored in checkpoint.tensors.values() if stored.spec.layer is None}
+    return roles.get(Role.HEAD, roles[Role.EMBEDDING])
+
+
+def held_type(stored: StoredTensor, head: str) -> GgmlType | None:
+    """Return the type that a head gets at load, or None where it is held as it is stored."""
+    return None if head == STORED or stored.storage not in DENSE_STORAGE else GgmlType[head.upper()]

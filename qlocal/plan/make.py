@@ -1,0 +1,212 @@
+"""From a request to a plan, or to the sentence that says why there is none. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qlocal.config import HEAD_CHOICES, OFFLOAD_CHOICES, STORED
+from qlocal.errors import PlanError, UsageError
+from qlocal.formats.base import Checkpoint
+from qlocal.plan import levers
+from qlocal.plan.demand import KV_BITS, head_of, held_type
+from qlocal.plan.layout import shown_bytes, whole_blocks
+from qlocal.plan.placement import Placement, Placer
+from qlocal.plan.places import CPU, here
+from qlocal.plan.plan import DevicePlan, Plan
+from qlocal.plan.request import (
+    BLOCK_SIZE,
+    ENOUGH_CONTEXT,
+    MIN_CONTEXT,
+    SPLIT_CHOICES,
+    Request,
+    context_limit,
+)
+from qlocal.protocol import Load
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    devices: Sequence[str],
+    max_context: int | None = None,
+    slots: int = 8,
+    dtype: str = "bfloat16",
+    max_memory: int | None = None,
+    block_size: int = BLOCK_SIZE,
+    head: str = STORED,
+    key_type: str | None = None,
+    value_type: str | None = None,
+    split: str = "layer",
+    offload: str = "auto",
+) -> Plan:
+    """Place a checkpoint on this machine's `devices`, or raise PlanError with the numbers and what would make it fit.
+
+    max_context: tokens of one sequence; None takes what fits, up to the model's own limit.
+    max_memory: bytes to use at most on every device; None takes what is free. Devices may repeat: `cpu,cpu`
+    splits the layers over two shares of the same memory. head: how an output head of 16 bits is held; one that is
+    quantized already stays as it is. offload: one of `config.OFFLOAD_CHOICES`. A `cpu` among cards is where offloaded
+    layers compute, which it is without being named.
+    """
+    places, host = here(devices, max_memory)
+    default = "f32" if dtype == "float32" else "f16"
+    request = Request(
+        checkpoint,
+        places,
+        context_limit(checkpoint.config),
+        host=host,
+        max_context=max_context,
+        slots=slots,
+        dtype=dtype,
+        key_type=key_type or default,
+        value_type=value_type or default,
+        head=head,
+        split=split,
+        offload=offload,
+        block_size=block_size,
+        is_for_loading=True,
+    )
+    return plan_for(request)
+
+
+def plan_load(checkpoint: Checkpoint, load: Load) -> Plan:
+    """Return the plan by which the engine loads what a message asks for: the server's and the rank's are the same."""
+    return make_plan(
+        checkpoint,
+        load.devices,
+        load.max_context,
+        load.slots,
+        load.dtype,
+        load.max_memory,
+        head=load.head,
+        offload=load.offload,
+    )
+
+
+def plan_for(request: Request) -> Plan:
+    """Return the plan of a request. UsageError for a choice that does not exist, PlanError for what does not fit."""
+    _check(request)
+    placer = Placer(request)
+    found = _chosen(placer)
+    if found is None:
+        raise _refusal(placer)
+    context, offloaded = found
+    return _plan(placer, placer.evenly(context, offloaded), context)
+
+
+def _check(request: Request) -> None:
+    choices = {"head": HEAD_CHOICES, "split": SPLIT_CHOICES, "offload": OFFLOAD_CHOICES}
+    choices |= {"key_type": tuple(KV_BITS), "value_type": tuple(KV_BITS)}
+    for name, known in choices.items():
+        value = getattr(request, name)
+        if value not in known:
+            shown = name.replace("_", " ")
+            raise UsageError(f"there is no {shown} '{value[:40]}'", hint=f"One of {', '.join(known)}.")
+    if request.offload == "experts" and not request.checkpoint.architecture.is_moe:
+        raise UsageError(
+            f"--offload experts: {request.checkpoint.path.name} has no experts",
+            hint="With --offload layers whole layers stay on the CPU.",
+        )
+    _check_head(request)
+    if request.max_context is not None and request.max_context > request.limit:
+        raise PlanError(
+            f"a context of {request.max_context} tokens is asked for, the model was made for {request.limit}",
+            hint=f"Ask for at most {request.limit} tokens.",
+        )
+
+
+def _check_head(request: Request) -> None:
+    stored = head_of(request.checkpoint)
+    held = held_type(stored, request.head)
+    if held is not None and not whole_blocks(held, stored.shape[1]):
+        raise PlanError(
+            f"the head of {request.checkpoint.path.name} has {stored.shape[1]} columns, "
+            f"{request.head} needs a multiple of 256",
+            hint="Hold it as q8_0, or as it is stored.",
+        )
+
+
+def _chosen(placer: Placer) -> tuple[int, int] | None:
+    """Return the context and how many layers the host has a part of, or None where nothing fits."""
+    request = placer.request
+    if request.max_context is not None:
+        offloaded = placer.least_offloaded(request.max_context)
+        return None if offloaded is None else (request.max_context, offloaded)
+    least = min(MIN_CONTEXT, request.limit)
+    largest = placer.largest_context()
+    if largest >= min(request.limit, request.limit if request.offload == "experts" else ENOUGH_CONTEXT):
+        return largest, 0
+    if not request.can_offload:
+        return (largest, 0) if largest >= least else None
+    # Attention of a mixture is small: with experts on the host the whole context fits beside it.
+    for wanted in (request.limit if request.offloads_experts else ENOUGH_CONTEXT, ENOUGH_CONTEXT, least):
+        offloaded = placer.least_offloaded(min(wanted, request.limit))
+        if offloaded is not None:
+            return placer.largest_context(offloaded), offloaded
+    return None
+
+
+def _plan(placer: Placer, placed: Placement, context: int) -> Plan:
+    request, num_blocks = placer.request, placer.num_blocks(placed, context)
+    return Plan(
+        devices=tuple(_device_plans(placer, placed, num_blocks)),
+        embedding_device=CPU,
+        head_device=request.places[-1].device,
+        max_context=context,
+        slots=request.slots,
+        num_blocks=num_blocks,
+        block_size=request.block_size,
+        dtype=request.dtype,
+        key_type=request.key_type,
+        value_type=request.value_type,
+        head=request.head,
+        split=request.split,
+        host_experts=tuple(range(placed.offloaded)) if request.offloads_experts else (),
+        embedding_bytes=request.demand.embedding_bytes,
+    )
+
+
+def _device_plans(placer: Placer, placed: Placement, num_blocks: int) -> list[DevicePlan]:
+    plans = []
+    for share in placed.shares:
+        place, weights = share.place, share.weights
+        cache = share.cache_bytes(placer.request.demand, num_blocks)
+        plans.append(
+            DevicePlan(
+                place.device,
+                share.layers,
+                weights.allocated,
+                weights.mapped,
+                cache,
+                share.scratch_bytes,
+                place.reserve_bytes,
+                place.free_bytes,
+            )
+        )
+    return plans
+
+
+def _refusal(placer: Placer) -> PlanError:
+    """Say what is needed, what there is, and what would make it fit."""
+    request = placer.request
+    least = min(MIN_CONTEXT, request.limit)
+    context = max(request.max_context or least, least)
+    wanted = replace(request, max_context=context)
+    message = _shortage(placer.evenly(context), placer.blocks_of(context), request, context)
+    return PlanError(message, hint=levers.hint(wanted))
+
+
+def _shortage(placed: Placement, num_blocks: int, request: Request, context: int) -> str:
+    """Return the numbers of the places together, or of the fullest one where together they would do."""
+    shares, demand = list(placed.shares), request.demand
+    if sum(s.num_bytes(demand, num_blocks) for s in shares) <= sum(s.place.room for s in shares):
+        shares = [max(shares, key=lambda s: s.num_bytes(demand, num_blocks) / s.place.room)]
+    weights = sum(s.weights.total for s in shares)
+    cache, scratch = sum(s.cache_bytes(demand, num_blocks) for s in shares), sum(s.scratch_bytes for s in shares)
+    devices = " and ".join(dict.fromkeys(s.place.device for s in shares))
+    return (
+        f"{request.checkpoint.path.name} with {context} tokens of context needs "
+        f"{shown_bytes(weights + cache + scratch)} on {devices} ({shown_bytes(weights)} weights, "
+        f"{shown_bytes(cache)} cache, {shown_bytes(scratch)} scratch), "
+        f"{shown_bytes(sum(s.place.room for s in shares))} can be used of "
+        f"{shown_bytes(sum(s.place.free_bytes for s in shares))} that are free"
+    )

@@ -1,0 +1,62 @@
+"""The memories that a model may be put into: free now, or named for a machine that is not this one. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qlocal.devices import free_bytes
+
+CPU = "cpu"
+MEMORY_SHARE = 0.92
+"""Of the host's free memory; the rest is for Python, libraries and what other programs do meanwhile."""
+UNLIMITED_BYTES = 1 << 60
+"""Memory of a host that nobody has told."""
+CARD_RESERVE_BYTES = 512 << 20
+"""Of a card: CUDA's own context, its libraries, the modules of kernels, fragmentation."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One entry of `--devices`. free_bytes: before loading; reserve_bytes: of these, not for the model."""
+
+    device: str
+    free_bytes: int
+    reserve_bytes: int
+
+    @property
+    def room(self) -> int:
+        """Bytes for weights, cache and scratch; at least one, so that how full it becomes is a number."""
+        return max(1, self.free_bytes - self.reserve_bytes)
+
+    @property
+    def is_card(self) -> bool:
+        return self.device != CPU
+
+
+def here(
+    devices: Sequence[str], max_memory: int | None = None, card_reserve: int = CARD_RESERVE_BYTES
+) -> tuple[tuple[Place, ...], Place | None]:
+    """Return the places of this machine, and the host where they are cards; UsageError for a device that there is not.
+
+    max_memory: bytes to use at most of every memory. Devices may repeat: then they share its memory evenly."""
+    cards = [device for device in devices if device != CPU]
+    if not cards:
+        return _places(devices, max_memory, card_reserve), None
+    return _places(cards, max_memory, card_reserve), _places([CPU], max_memory, card_reserve)[0]
+
+
+def _places(devices: Sequence[str], max_memory: int | None, card_reserve: int) -> tuple[Place, ...]:
+    shares, free = Counter(devices), {device: free_bytes(device) for device in devices}
+    places = []
+    for device in devices:
+        limit = free[device] if max_memory is None else min(free[device], max_memory)
+        places.append(place(device, limit // shares[device], card_reserve))
+    return tuple(places)
+
+
+def place(device: str, free: int, card_reserve: int = CARD_RESERVE_BYTES) -> Place:
+    """Return a place with so much free memory."""
+    reserve = free - int(free * MEMORY_SHARE) if device == CPU else card_reserve
+    return Place(device, free, reserve)

@@ -1,0 +1,46 @@
+"""What is held for a while beside weights and cache: the activations of a step, or a weight on its way into its layout.
+
+Upper bounds, from what the kernels and layers allocate. No torch.
+"""
+
+from __future__ import annotations
+
+from qlocal.models.base import ModelConfig
+from qlocal.plan.cut import Part
+from qlocal.plan.request import PREFILL_CHUNK, Request
+
+_FLOAT = 4
+_THREADS_BYTES = 8 << 20
+"""What the threads of the CPU's kernels keep for themselves."""
+_PANEL_BYTES = 8 << 20
+"""Rows that are decoded at a time for torch (`kernels/dispatch.py`)."""
+
+
+def step_bytes(request: Request, context: int, part: Part, *, is_card: bool, attends: bool = True) -> int:
+    """Return the most that one step takes on a device, at a context of so many tokens; on the CPU loading as well.
+
+    attends: whether the device holds keys and values, not experts alone."""
+    config = request.checkpoint.config
+    chunk = min(PREFILL_CHUNK, context)
+    tokens, logits = chunk + request.slots, 6 * (request.slots + 1) * part.vocab_rows
+    if not is_card and request.is_native:
+        step = _FLOAT * (tokens * _native_width(config) + logits) + _THREADS_BYTES
+        return max(step, request.demand.loading_bytes)
+    attention = 4 * context * part.num_key_value_heads * config.head_dim + 2 * chunk * context if attends else 0
+    step = _FLOAT * (tokens * _width(config, part) + attention + logits) + _PANEL_BYTES
+    return step if is_card else max(step, request.demand.loading_bytes)
+
+
+def _width(config: ModelConfig, part: Part) -> int:
+    """Return the floats a token of `layers/decoder.py`."""
+    heads = (part.num_attention_heads + 2 * part.num_key_value_heads) * config.head_dim
+    return 4 * config.hidden_size + 3 * heads + 6 * part.intermediate_size * max(1, config.num_experts_per_tok)
+
+
+def _native_width(config: ModelConfig) -> int:
+    """Return the floats a token of `csrc/step.cpp`, packed activations of the widest product included."""
+    rows = max(1, config.num_experts_per_tok)
+    heads = 2 * config.q_size + 2 * config.kv_size
+    gathered = rows * config.hidden_size if config.num_experts else 0
+    widest = max(config.hidden_size, config.q_size, rows * config.intermediate_size)
+    return (2 + rows) * config.hidden_size + heads + gathered + 3 * rows * config.intermediate_size + widest
