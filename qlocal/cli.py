@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import qlocal
+from qlocal.cards import number_by_bus
 from qlocal.clean import clean
 from qlocal.devices import keep_threads_calm
 from qlocal.errors import QLocalError, UsageError
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for errors, 3 for a failed quality gate."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     keep_threads_calm()
+    number_by_bus()
     try:
         code = _run(arguments)
         sys.stdout.flush()

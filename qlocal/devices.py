@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from qlocal.cards import card_memory
 from qlocal.errors import UsageError
 
 LARGEST_KEPT_BYTES = 128 << 20
@@ -27,7 +28,15 @@ def free_bytes(device: str) -> int:
     found = re.fullmatch(r"cuda:(\d{1,3})", device)
     if found is None:
         raise UsageError(f"device '{device}' is unknown", hint="Devices are cpu, cuda:0, cuda:1, ...")
-    return _free_cuda_bytes(int(found[1]))
+    return card_memory(int(found[1])).free
+
+
+def taken_bytes(device: str) -> int:
+    """Return how much memory of a card others hold: programs, a screen; 0 for the host, whose pages can move."""
+    if device == "cpu":
+        return 0
+    memory = card_memory(int(device.removeprefix("cuda:")))
+    return memory.total - memory.free
 
 
 @functools.cache
@@ -126,16 +135,3 @@ def _cgroup_inactive_file() -> int | None:
         return None
     values = dict(line.split(maxsplit=1) for line in lines)
     return sum(int(values.get(name, 0)) for name in ("inactive_file", "active_file"))
-
-
-def _free_cuda_bytes(index: int) -> int:
-    import pynvml  # only where a GPU was asked for
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
-    except pynvml.NVMLError as error:
-        raise UsageError(
-            f"device 'cuda:{index}' cannot be used: {error}", hint="`qlocal doctor` lists them."
-        ) from error

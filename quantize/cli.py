@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qlocal import catalog
+from qlocal.cards import number_by_bus
 from qlocal.devices import keep_freed_memory, keep_threads_calm
 from qlocal.errors import QLocalError, QualityError, UsageError
 from qlocal.models.base import Architecture, ModelConfig
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for an error, 3 for a failed gate, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     keep_threads_calm()
+    number_by_bus()
     keep_freed_memory()
     try:
         if arguments[:1] == ["verify"]:

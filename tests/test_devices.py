@@ -38,11 +38,6 @@ def test_unknown_devices_are_refused(device: str) -> None:
         devices.free_bytes(device)
 
 
-def test_a_missing_gpu_is_said_in_one_sentence() -> None:
-    with pytest.raises(UsageError, match="cuda:99' cannot be used"):
-        devices.free_bytes("cuda:99")
-
-
 def test_planning_needs_no_torch() -> None:
     code = "import sys, qlocal.plan, qlocal.devices, qlocal.engine.rank; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from qlocal.cache.block_manager import BlockManager
 from qlocal.cache.storage import KVStorage
 from qlocal.devices import default_threads
+from qlocal.engine.memory import out_of_memory_in_words
 from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.requests import refusal
 from qlocal.engine.sampler import Choice, prompt_logprobs, sample
@@ -62,14 +63,15 @@ class Engine:
         dispatch.set_threads(load.threads or default_threads())
         checkpoint = open_checkpoint(Path(load.path))
         plan = plan_load(checkpoint, load)
-        with torch.inference_mode():
-            decoder = load_model(
-                checkpoint,
-                plan,
-                load.kernels,
-                lambda done, total: on_progress(Progress("Loading weights", done, total)),
-            )
-        return cls(decoder, plan, _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head))
+        with out_of_memory_in_words(checkpoint.path.name, plan):
+            with torch.inference_mode():
+                decoder = load_model(
+                    checkpoint,
+                    plan,
+                    load.kernels,
+                    lambda done, total: on_progress(Progress("Loading weights", done, total)),
+                )
+            return cls(decoder, plan, _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head))
 
     @property
     def has_work(self) -> bool:

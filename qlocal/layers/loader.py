@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qlocal.devices import give_back_freed_memory
+from qlocal.errors import UnsupportedError
 from qlocal.formats.base import Checkpoint
 from qlocal.layers.decoder import Decoder, DecoderLayer
 from qlocal.layers.embedding import Embedding
@@ -63,7 +64,8 @@ def load_layer(
 def load_model(
     checkpoint: Checkpoint, plan: Plan, kernels: str = "auto", on_progress: OnProgress | None = None
 ) -> Decoder:
-    """Load everything to where `plan` puts it, a layer at a time."""
+    """Load everything to where `plan` puts it, a layer at a time. UnsupportedError for cards that torch cannot use."""
+    _check_cards(plan)
     config, progress = checkpoint.config, _Progress(checkpoint, on_progress)
     _will_read(checkpoint, 0)
     embedding = load_embedding(checkpoint, plan.embedding_device)
@@ -85,6 +87,15 @@ def _will_read(checkpoint: Checkpoint, layer: int | None) -> None:
     for name, stored in checkpoint.tensors.items():
         if stored.spec.layer == layer:
             checkpoint.will_read(name)
+
+
+def _check_cards(plan: Plan) -> None:
+    cards = [part.device for part in plan.devices if part.device.startswith("cuda")]
+    if cards and not torch.cuda.is_available():
+        raise UnsupportedError(
+            f"{cards[0]} cannot be used: PyTorch {torch.__version__} finds no CUDA",
+            hint="Install a PyTorch that was built for CUDA, or take --devices cpu.",
+        )
 
 
 def load_embedding(checkpoint: Checkpoint, device: str | torch.device) -> Embedding:

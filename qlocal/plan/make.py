@@ -24,6 +24,9 @@ from qlocal.plan.request import (
 )
 from qlocal.protocol import Load
 
+_WORTH_SAYING = 1 << 30
+"""Bytes of other programs on the cards that a refusal mentions: they could be ended."""
+
 
 def make_plan(
     checkpoint: Checkpoint,
@@ -137,11 +140,13 @@ def _chosen(placer: Placer) -> tuple[int, int] | None:
         return largest, 0
     if not request.can_offload:
         return (largest, 0) if largest >= least else None
-    # Attention of a mixture is small: with experts on the host the whole context fits beside it.
-    for wanted in (request.limit if request.offloads_experts else ENOUGH_CONTEXT, ENOUGH_CONTEXT, least):
-        offloaded = placer.least_offloaded(min(wanted, request.limit))
+    # Attention of a mixture is small: with experts on the host its whole context may fit beside it.
+    wanted = request.limit if request.offloads_experts else min(request.limit, ENOUGH_CONTEXT)
+    while wanted >= least:
+        offloaded = placer.least_offloaded(wanted)
         if offloaded is not None:
             return placer.largest_context(offloaded), offloaded
+        wanted //= 2
     return None
 
 
@@ -203,10 +208,12 @@ def _shortage(placed: Placement, num_blocks: int, request: Request, context: int
     weights = sum(s.weights.total for s in shares)
     cache, scratch = sum(s.cache_bytes(demand, num_blocks) for s in shares), sum(s.scratch_bytes for s in shares)
     devices = " and ".join(dict.fromkeys(s.place.device for s in shares))
+    taken = sum(s.place.taken_bytes for s in shares)
+    others = f", other programs hold {shown_bytes(taken)}" if taken >= _WORTH_SAYING else ""
     return (
         f"{request.checkpoint.path.name} with {context} tokens of context needs "
         f"{shown_bytes(weights + cache + scratch)} on {devices} ({shown_bytes(weights)} weights, "
         f"{shown_bytes(cache)} cache, {shown_bytes(scratch)} scratch), "
         f"{shown_bytes(sum(s.place.room for s in shares))} can be used of "
-        f"{shown_bytes(sum(s.place.free_bytes for s in shares))} that are free"
+        f"{shown_bytes(sum(s.place.free_bytes for s in shares))} that are free{others}"
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qlocal.devices import free_bytes
+from qlocal.devices import free_bytes, taken_bytes
 
 CPU = "cpu"
 MEMORY_SHARE = 0.92
@@ -19,11 +19,14 @@ CARD_RESERVE_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Place:
-    """One entry of `--devices`. free_bytes: before loading; reserve_bytes: of these, not for the model."""
+    """One entry of `--devices`. free_bytes: before loading; reserve_bytes: of these, not for the model.
+
+    taken_bytes: what others hold beside them."""
 
     device: str
     free_bytes: int
     reserve_bytes: int
+    taken_bytes: int = 0
 
     @property
     def room(self) -> int:
@@ -52,7 +55,8 @@ def _places(devices: Sequence[str], max_memory: int | None, card_reserve: int) -
     places = []
     for device in devices:
         limit = free[device] if max_memory is None else min(free[device], max_memory)
-        places.append(place(device, limit // shares[device], card_reserve))
+        made = place(device, limit // shares[device], card_reserve)
+        places.append(replace(made, taken_bytes=taken_bytes(device)))
     return tuple(places)
 
 

@@ -27,7 +27,7 @@ def step_bytes(request: Request, context: int, part: Part, *, is_card: bool, att
         step = _FLOAT * (tokens * _native_width(config) + logits) + _THREADS_BYTES
         return max(step, request.demand.loading_bytes)
     attention = 4 * context * part.num_key_value_heads * config.head_dim + 2 * chunk * context if attends else 0
-    step = _FLOAT * (tokens * _width(config, part) + attention + logits) + _PANEL_BYTES
+    step = _FLOAT * (tokens * _width(config, part) + attention + logits) + _PANEL_BYTES + _THREADS_BYTES
     return step if is_card else max(step, request.demand.loading_bytes)
 
 

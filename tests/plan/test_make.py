@@ -18,6 +18,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Free bytes by device name, for the test to set."""
     sizes = {"cpu": 4 * GIB}
     monkeypatch.setattr(places, "free_bytes", sizes.__getitem__)
+    monkeypatch.setattr(places, "taken_bytes", lambda device: 0)
     return sizes
 
 

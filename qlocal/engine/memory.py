@@ -1,0 +1,42 @@
+"""Memory that runs out although it was planned: somebody else took it meanwhile. Said once, with the numbers."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from qlocal.errors import PlanError
+from qlocal.plan import Plan
+from qlocal.plan.layout import shown_bytes
+from qlocal.plan.request import MIN_CONTEXT
+
+
+@contextmanager
+def out_of_memory_in_words(name: str, plan: Plan) -> Iterator[None]:
+    """Turn whatever torch and the system raise without memory into a PlanError about `plan`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not _is_about_memory(error):
+            raise
+        raise _sentence(name, plan) from error
+
+
+def _is_about_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return error.errno == errno.ENOMEM if isinstance(error, OSError) else "allocate memory" in str(error)
+
+
+def _sentence(name: str, plan: Plan) -> PlanError:
+    planned = " and ".join(
+        f"{shown_bytes(part.total_bytes)} of {shown_bytes(part.free_bytes)} that were free on {part.device}"
+        for part in plan.devices
+    )
+    return PlanError(
+        f"memory ran out while {name} was loaded, although it was planned with {planned}",
+        hint=f"End what took memory meanwhile, or load with less: --context {max(MIN_CONTEXT, plan.max_context // 2)}.",
+    )
