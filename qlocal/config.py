@@ -23,6 +23,10 @@ HEAD_CHOICES = (STORED, "q8_0", "q6_k")
 """How an output head of 16 bits is held: as it is stored, or quantized at load."""
 
 
+PREFILL_CHUNK = 512
+"""Most prompt tokens of one step; bounds the scratch memory."""
+CARD_RESERVE = 512 << 20
+"""Bytes of a card that are left alone: CUDA's own context, its libraries, the modules of kernels, fragmentation."""
 KV_TYPES = ("f16", "q8", "q4")
 """How keys and values may be held, by falling size."""
 OFFLOAD_CHOICES = ("auto", "none", "layers", "experts")
@@ -45,6 +49,8 @@ class EngineOptions:
     max_memory: int | None = None
     head: str | None = None
     offload: str = "auto"
+    prefill_chunk: int = PREFILL_CHUNK
+    card_reserve: int = CARD_RESERVE
 
 
 @dataclass(frozen=True)

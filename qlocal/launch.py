@@ -250,6 +250,8 @@ def _serve_arguments(model: str | None, options: EngineOptions, settings: Settin
         "--head": options.head,
         "--offload": options.offload,
         "--slots": options.slots,
+        "--chunk": options.prefill_chunk,
+        "--reserve": options.card_reserve,
     }
     for flag, value in optional.items():
         if value is not None:

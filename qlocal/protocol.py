@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import msgpack
 
-from qlocal.config import STORED
+from qlocal.config import CARD_RESERVE, PREFILL_CHUNK, STORED
 from qlocal.errors import EngineError
 from qlocal.schema import HeldHead
 
@@ -55,7 +55,7 @@ class Load(Message):
     """The first message: load the checkpoint at `path`. `max_context` None takes what fits, up to the model's own.
 
     devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto or reference; head: stored, q8_0 or q6_k;
-    offload: auto, none, layers or experts.
+    offload: auto, none, layers or experts. card_reserve: bytes of a card that are left alone.
     """
 
     path: str
@@ -68,6 +68,8 @@ class Load(Message):
     max_memory: int | None = None
     head: str = STORED
     offload: str = "auto"
+    prefill_chunk: int = PREFILL_CHUNK
+    card_reserve: int = CARD_RESERVE
 
 
 @dataclass(frozen=True)

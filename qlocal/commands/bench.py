@@ -51,6 +51,8 @@ def _bench_model(args: argparse.Namespace) -> int:
         max_memory=options.max_memory,
         head=options.head or STORED,
         offload=options.offload,
+        prefill_chunk=options.prefill_chunk,
+        card_reserve=options.card_reserve,
     )
     found = bench.run(load, bench.Lengths(args.prompt_tokens, args.decode_tokens, args.repeats))
     print(json.dumps(found) if args.json else "\n".join(_model_lines(found)))

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import shtab
 
-from qlocal.config import HEAD_CHOICES, KV_TYPES, OFFLOAD_CHOICES, EngineOptions, Settings, device_list, load_settings
+from qlocal.config import (
+    CARD_RESERVE,
+    HEAD_CHOICES,
+    KV_TYPES,
+    OFFLOAD_CHOICES,
+    PREFILL_CHUNK,
+    EngineOptions,
+    Settings,
+    device_list,
+    load_settings,
+)
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -33,6 +43,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU kernels")
     group.add_argument("--max-memory", type=size, metavar="SIZE", help="at most this much memory, as 20GB")
     group.add_argument("--slots", type=positive, default=EngineOptions.slots, metavar="N", help="conversations at once")
+    group.add_argument(
+        "--chunk", type=positive, default=PREFILL_CHUNK, metavar="TOKENS", help="most prompt tokens of a step"
+    )
+    group.add_argument(
+        "--reserve", type=size, default=CARD_RESERVE, metavar="SIZE", help="of a card, for CUDA itself; 512MiB"
+    )
     group.add_argument(
         "--offload", choices=OFFLOAD_CHOICES, default="auto", help="what may compute on the CPU when cards are full"
     )
@@ -59,6 +75,8 @@ def engine_options(args: argparse.Namespace) -> tuple[EngineOptions, Settings]:
         max_memory=args.max_memory,
         head=args.head,
         offload=args.offload,
+        prefill_chunk=args.chunk,
+        card_reserve=args.reserve,
     )
     return options, settings
 

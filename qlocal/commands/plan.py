@@ -10,14 +10,14 @@ from typing import Any
 from qlocal import catalog
 from qlocal.clean import clean_line
 from qlocal.commands.options import add_head, add_model, devices, kv_types, positive, size, sizes
-from qlocal.config import OFFLOAD_CHOICES, STORED, load_settings
+from qlocal.config import CARD_RESERVE, OFFLOAD_CHOICES, PREFILL_CHUNK, STORED, load_settings
 from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.described import TYPES, Description, describe
 from qlocal.plan import levers, words
 from qlocal.plan.make import plan_for
-from qlocal.plan.places import CARD_RESERVE_BYTES, CPU, UNLIMITED_BYTES, Place, here, place
+from qlocal.plan.places import CPU, UNLIMITED_BYTES, Place, here, place
 from qlocal.plan.plan import Plan
 from qlocal.plan.request import SPLIT_CHOICES, Request, context_limit
 
@@ -39,12 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--gpus", type=sizes, metavar="SIZES", help="cards by their free memory, as 24GiB,24GiB")
     machine.add_argument("--ram", type=size, metavar="SIZE", help="with --gpus: free memory of the host")
     machine.add_argument("--devices", type=devices, metavar="LIST", help="cpu, cuda:0, ... of this machine")
-    machine.add_argument("--reserve", type=size, metavar="SIZE", help="of a card, for CUDA itself; 512MiB")
+    machine.add_argument(
+        "--reserve", type=size, default=CARD_RESERVE, metavar="SIZE", help="of a card, for CUDA itself; 512MiB"
+    )
     loading = parser.add_argument_group("loading")
     loading.add_argument("--context", type=positive, metavar="TOKENS", help="size of the context; default: what fits")
     loading.add_argument("--kv", type=kv_types, metavar="TYPES", help="f16, q8 or q4; two with a comma for K and V")
     loading.add_argument("--split", choices=("auto", *SPLIT_CHOICES), default="auto", help="among several cards")
     loading.add_argument("--slots", type=positive, default=8, metavar="N", help="conversations at once")
+    loading.add_argument("--chunk", type=positive, default=PREFILL_CHUNK, metavar="TOKENS", help="prompt of a step")
     loading.add_argument("--offload", choices=OFFLOAD_CHOICES, default="auto", help="what may compute on the CPU")
     loading.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="inputs of products")
     add_head(loading)
@@ -124,21 +127,21 @@ def _request(args: argparse.Namespace, subject: Subject) -> Request:
         head=args.head or STORED,
         split="layer" if args.split == "auto" else args.split,
         offload=args.offload,
+        prefill_chunk=args.chunk,
     )
     return levers.better_split(request) if args.split == "auto" else request
 
 
 def _machine(args: argparse.Namespace) -> tuple[tuple[Place, ...], Place | None]:
     """Return the cards that `--gpus` tells with their host, or what this machine has."""
-    reserve = CARD_RESERVE_BYTES if args.reserve is None else args.reserve
     if args.gpus is None:
         if args.ram is not None:
             raise UsageError("--ram belongs to --gpus", hint="Say --max-memory where a model is loaded.")
-        return here(args.devices or load_settings().devices, card_reserve=reserve)
+        return here(args.devices or load_settings().devices, card_reserve=args.reserve)
     if args.devices is not None:
         raise UsageError("--gpus and --devices exclude each other")
     host = Place(CPU, UNLIMITED_BYTES, 0) if args.ram is None else place(CPU, args.ram)
-    return tuple(place(f"cuda:{i}", free, reserve) for i, free in enumerate(args.gpus)), host
+    return tuple(place(f"cuda:{i}", free, args.reserve) for i, free in enumerate(args.gpus)), host
 
 
 def _levers(subject: Subject, request: Request) -> list[levers.Lever]:
@@ -164,7 +167,7 @@ def _lines(
     lines += words.contexts(contexts)
     if subject.limit > subject.native_limit:
         lines.append(f"made for {subject.native_limit:,} tokens; more, up to {subject.limit:,}, with YaRN")
-    lines += ["", *_lever_lines(request, options)]
+    lines += ["", *_lever_lines(request, options), *_together_line(subject, request)]
     return lines
 
 
@@ -175,6 +178,16 @@ def _lever_lines(request: Request, options: list[levers.Lever]) -> list[str]:
     if not gains:
         return []
     return [f"more than {best:,} tokens, each option alone:" if best else "what would make it fit:", *gains]
+
+
+def _together_line(subject: Subject, request: Request) -> list[str]:
+    """Return the line of all options together, the head in codes where that is one."""
+    coded = next((lever for lever in _levers(subject, request) if lever.option == "--quantize-head"), None)
+    found = levers.together(request if coded is None else coded.request)
+    if found.context <= levers.best_context(request):
+        return []
+    option = found.option if coded is None else f"{coded.option} {found.option}"
+    return [f"  {found.context:,} with {option}"]
 
 
 def _json(

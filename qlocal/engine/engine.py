@@ -25,7 +25,7 @@ from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.loader import load_model
-from qlocal.plan import PREFILL_CHUNK, Plan, plan_load
+from qlocal.plan import Plan, plan_load
 from qlocal.protocol import Finished, Load, Message, Progress, Ready, Started, Submit, Tokens
 from qlocal.schema import HeldHead
 
@@ -37,7 +37,7 @@ LOGITS_ROWS = 64
 class Engine:
     """One loaded model that serves up to `plan.slots` sequences at once."""
 
-    def __init__(self, decoder: Decoder, plan: Plan, ready: Ready, prefill_chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(self, decoder: Decoder, plan: Plan, ready: Ready) -> None:
         config = decoder.config
         storage = KVStorage(
             [plan.device_of_layer(i) for i in range(config.num_hidden_layers)],
@@ -49,7 +49,7 @@ class Engine:
         )
         fingerprint = f"{config!r} {plan.dtype} {plan.key_type} {plan.value_type}"
         self._blocks = BlockManager(plan.num_blocks, plan.block_size, fingerprint, storage.copy_block)
-        self._scheduler = Scheduler(self._blocks, plan.slots, prefill_chunk)
+        self._scheduler = Scheduler(self._blocks, plan.slots, plan.prefill_chunk)
         self._runner = ModelRunner(decoder, storage, plan.block_size)
         self.vocab_size = config.vocab_size
         self._max_context = plan.max_context

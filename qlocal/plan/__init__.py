@@ -8,6 +8,6 @@ from __future__ import annotations
 from qlocal.plan.demand import head_of
 from qlocal.plan.make import make_plan, plan_for, plan_load
 from qlocal.plan.plan import DevicePlan, Plan
-from qlocal.plan.request import PREFILL_CHUNK, Request
+from qlocal.plan.request import Request
 
-__all__ = ["PREFILL_CHUNK", "DevicePlan", "Plan", "Request", "head_of", "make_plan", "plan_for", "plan_load"]
+__all__ = ["DevicePlan", "Plan", "Request", "head_of", "make_plan", "plan_for", "plan_load"]

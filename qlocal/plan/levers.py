@@ -13,6 +13,8 @@ from qlocal.plan.request import LOADABLE_KV, LOADABLE_SPLITS, MIN_CONTEXT, Reque
 
 KV_LADDER = (("f16", "f16"), ("q8", "q8"), ("q8", "q4"), ("q4", "q4"))
 """Types of K and V by falling size, the ones worth having: K needs its bits more than V."""
+SMALL_CHUNK = 128
+"""Prompt tokens of a step that still keep a card busy."""
 NOTHING_HELPS = "Use a smaller or more quantized checkpoint, more devices, or free some memory."
 
 
@@ -36,7 +38,24 @@ def best_context(request: Request) -> int:
 
 def levers(request: Request) -> list[Lever]:
     """Return every option that asks for less memory than the request does, each alone."""
-    return [*_heads(request), *_splits(request), *_offloads(request), *_slots(request), *_cache_types(request)]
+    return [
+        *_heads(request),
+        *_splits(request),
+        *_offloads(request),
+        *_slots(request),
+        *_chunks(request),
+        *_cache_types(request),
+    ]
+
+
+def together(request: Request) -> Lever:
+    """Return all options at once that give more context one on top of another, but for what goes to the host."""
+    best, chosen = best_context(request), list[str]()
+    for choose in (_splits, _slots, _chunks, _heads, _cache_types):
+        last = next(reversed(list(choose(request))), None)
+        if last is not None and last.context > best:
+            request, best, chosen = last.request, last.context, [*chosen, last.option]
+    return Lever(" ".join(chosen), request)
 
 
 def better_split(request: Request) -> Request:
@@ -86,7 +105,7 @@ def fits(request: Request, context: int) -> bool:
 def _combination(request: Request, wanted: int) -> str | None:
     """Return the fewest options, in the order of what they cost, that make a context fit together."""
     chosen: list[str] = []
-    for choose in (_splits, _slots, _heads, _offloads, _cache_types):
+    for choose in (_splits, _slots, _chunks, _heads, _offloads, _cache_types):
         for lever in choose(request):
             if fits(lever.request, wanted):
                 return " ".join([*chosen, lever.option])
@@ -124,6 +143,11 @@ def _offloads(request: Request) -> Iterator[Lever]:
     if request.host is not None and request.split == "layer" and request.offload in ("auto", "none"):
         offload = "experts" if request.checkpoint.architecture.is_moe else "layers"
         yield Lever(f"--offload {offload}", replace(request, offload=offload))
+
+
+def _chunks(request: Request) -> Iterator[Lever]:
+    if request.prefill_chunk > SMALL_CHUNK:
+        yield Lever(f"--chunk {SMALL_CHUNK}", replace(request, prefill_chunk=SMALL_CHUNK))
 
 
 def _slots(request: Request) -> Iterator[Lever]:

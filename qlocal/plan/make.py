@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qlocal.config import HEAD_CHOICES, OFFLOAD_CHOICES, STORED
+from qlocal.config import CARD_RESERVE, HEAD_CHOICES, OFFLOAD_CHOICES, PREFILL_CHUNK, STORED
 from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint
 from qlocal.plan import levers
@@ -41,6 +41,8 @@ def make_plan(
     value_type: str | None = None,
     split: str = "layer",
     offload: str = "auto",
+    prefill_chunk: int = PREFILL_CHUNK,
+    card_reserve: int = CARD_RESERVE,
 ) -> Plan:
     """Place a checkpoint on this machine's `devices`, or raise PlanError with the numbers and what would make it fit.
 
@@ -50,7 +52,7 @@ def make_plan(
     quantized already stays as it is. offload: one of `config.OFFLOAD_CHOICES`. A `cpu` among cards is where offloaded
     layers compute, which it is without being named.
     """
-    places, host = here(devices, max_memory)
+    places, host = here(devices, max_memory, card_reserve)
     default = "f32" if dtype == "float32" else "f16"
     request = Request(
         checkpoint,
@@ -66,6 +68,7 @@ def make_plan(
         split=split,
         offload=offload,
         block_size=block_size,
+        prefill_chunk=prefill_chunk,
         is_for_loading=True,
     )
     return plan_for(request)
@@ -82,6 +85,8 @@ def plan_load(checkpoint: Checkpoint, load: Load) -> Plan:
         load.max_memory,
         head=load.head,
         offload=load.offload,
+        prefill_chunk=load.prefill_chunk,
+        card_reserve=load.card_reserve,
     )
 
 
@@ -167,6 +172,7 @@ def _plan(placer: Placer, placed: Placement, context: int) -> Plan:
         split=request.split,
         host_experts=tuple(range(placed.offloaded)) if request.offloads_experts else (),
         embedding_bytes=request.demand.embedding_bytes,
+        prefill_chunk=request.prefill_chunk,
     )
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from qlocal.config import CARD_RESERVE
 from qlocal.devices import free_bytes, taken_bytes
 
 CPU = "cpu"
@@ -13,8 +14,6 @@ MEMORY_SHARE = 0.92
 """Of the host's free memory; the rest is for Python, libraries and what other programs do meanwhile."""
 UNLIMITED_BYTES = 1 << 60
 """Memory of a host that nobody has told."""
-CARD_RESERVE_BYTES = 512 << 20
-"""Of a card: CUDA's own context, its libraries, the modules of kernels, fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Place:
 
 
 def here(
-    devices: Sequence[str], max_memory: int | None = None, card_reserve: int = CARD_RESERVE_BYTES
+    devices: Sequence[str], max_memory: int | None = None, card_reserve: int = CARD_RESERVE
 ) -> tuple[tuple[Place, ...], Place | None]:
     """Return the places of this machine, and the host where they are cards; UsageError for a device that there is not.
 
@@ -60,7 +59,7 @@ def _places(devices: Sequence[str], max_memory: int | None, card_reserve: int) -
     return tuple(places)
 
 
-def place(device: str, free: int, card_reserve: int = CARD_RESERVE_BYTES) -> Place:
+def place(device: str, free: int, card_reserve: int = CARD_RESERVE) -> Place:
     """Return a place with so much free memory."""
     reserve = free - int(free * MEMORY_SHARE) if device == CPU else card_reserve
     return Place(device, free, reserve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qlocal.config import STORED
+from qlocal.config import PREFILL_CHUNK, STORED
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Plan:
     holds K and V, of KV_BITS. head: how an output head of 16 bits is held, one of `config.HEAD_CHOICES`.
 
     split: `layer`, or `tensor` where every device holds a part of all layers. host_experts: layers whose experts
-    compute on the CPU, whatever holds the rest of them. embedding_bytes: of the mapped table, which nothing counts."""
+    compute on the CPU, whatever holds the rest of them. embedding_bytes: of the mapped table, which nothing counts.
+    prefill_chunk: most prompt tokens of a step."""
 
     devices: tuple[DevicePlan, ...]
     embedding_device: str
@@ -52,6 +53,7 @@ class Plan:
     split: str = "layer"
     host_experts: tuple[int, ...] = ()
     embedding_bytes: int = 0
+    prefill_chunk: int = PREFILL_CHUNK
 
     def device_of_layer(self, layer: int) -> str:
         """Return the device name that holds `layer`; of a tensor split, the first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from qlocal.config import STORED
+from qlocal.config import PREFILL_CHUNK, STORED
 from qlocal.formats.base import Checkpoint
 from qlocal.models.base import ModelConfig
 from qlocal.plan.demand import DENSE_STORAGE, Demand
@@ -13,8 +13,6 @@ from qlocal.plan.layout import UNIT_COLUMNS
 from qlocal.plan.places import Place
 
 BLOCK_SIZE = 256
-PREFILL_CHUNK = 512
-"""Most prompt tokens of one step; bounds the scratch memory."""
 SPLIT_CHOICES = ("layer", "tensor")
 LOADABLE_KV, LOADABLE_SPLITS = ("f32", "f16"), ("layer",)
 """Of all that can be planned, what the engine of this version runs."""
@@ -29,7 +27,7 @@ class Request:
 
     host: where layers or experts go that the places cannot hold; None for nowhere. limit: the longest context that the
     model was made for; max_context: what is wanted, or None for what fits. slots: sequences at once. dtype, key_type,
-    value_type, head, split, block_size: as in `Plan`; offload: one of OFFLOAD_CHOICES. is_for_loading:
+    value_type, head, split, block_size, prefill_chunk: as in `Plan`; offload: one of OFFLOAD_CHOICES. is_for_loading:
     propose only what can be run."""
 
     checkpoint: Checkpoint
@@ -45,6 +43,7 @@ class Request:
     split: str = "layer"
     offload: str = "auto"
     block_size: int = BLOCK_SIZE
+    prefill_chunk: int = PREFILL_CHUNK
     is_for_loading: bool = False
 
     @cached_property

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from qlocal.models.base import ModelConfig
 from qlocal.plan.cut import Part
-from qlocal.plan.request import PREFILL_CHUNK, Request
+from qlocal.plan.request import Request
 
 _FLOAT = 4
 _THREADS_BYTES = 8 << 20
 """What the threads of the CPU's kernels keep for themselves."""
+CARD_ATTENTION_TOKENS = 8192
+"""Keys and values that a card's attention may bring to 16 bits at once; its scratch must not grow with the context."""
 _PANEL_BYTES = 8 << 20
 """Rows that are decoded at a time for torch (`kernels/dispatch.py`)."""
 
@@ -21,14 +23,27 @@ def step_bytes(request: Request, context: int, part: Part, *, is_card: bool, att
 
     attends: whether the device holds keys and values, not experts alone."""
     config = request.checkpoint.config
-    chunk = min(PREFILL_CHUNK, context)
+    chunk = min(request.prefill_chunk, context)
     tokens, logits = chunk + request.slots, 6 * (request.slots + 1) * part.vocab_rows
-    if not is_card and request.is_native:
+    if is_card:
+        return tokens * _card_bytes(config, part) + _FLOAT * logits + _card_attention(config, context, part)
+    if request.is_native:
         step = _FLOAT * (tokens * _native_width(config) + logits) + _THREADS_BYTES
         return max(step, request.demand.loading_bytes)
     attention = 4 * context * part.num_key_value_heads * config.head_dim + 2 * chunk * context if attends else 0
     step = _FLOAT * (tokens * _width(config, part) + attention + logits) + _PANEL_BYTES + _THREADS_BYTES
-    return step if is_card else max(step, request.demand.loading_bytes)
+    return max(step, request.demand.loading_bytes)
+
+
+def _card_bytes(config: ModelConfig, part: Part) -> int:
+    """Return the bytes a token on a card: the stream, q/k/v, gate and up in float32, inputs in 16 bits."""
+    heads = (part.num_attention_heads + 2 * part.num_key_value_heads) * config.head_dim
+    return 16 * config.hidden_size + 12 * heads + 10 * part.intermediate_size * max(1, config.num_experts_per_tok)
+
+
+def _card_attention(config: ModelConfig, context: int, part: Part) -> int:
+    """Return what a prompt's attention takes on a card: keys and values in 16 bits, so many tokens at a time."""
+    return 4 * min(context, CARD_ATTENTION_TOKENS) * part.num_key_value_heads * config.head_dim
 
 
 def _width(config: ModelConfig, part: Part) -> int:

@@ -238,6 +238,8 @@ def _load_message(path: Path, options: EngineOptions) -> Load:
         max_memory=options.max_memory,
         head=options.head or STORED,
         offload=options.offload,
+        prefill_chunk=options.prefill_chunk,
+        card_reserve=options.card_reserve,
     )
 
 

@@ -27,13 +27,13 @@ def engine_of(
     prefill_chunk: int = 32,
     dtype: str = "float32",
 ) -> Engine:
-    plan = make_plan(checkpoint, devices, slots=slots, dtype=dtype, block_size=block_size)
+    plan = make_plan(checkpoint, devices, slots=slots, dtype=dtype, block_size=block_size, prefill_chunk=prefill_chunk)
     if num_blocks is not None:
         plan = replace(plan, num_blocks=num_blocks, max_context=min(plan.max_context, num_blocks * block_size))
     ready = Ready(plan.max_context, plan.slots, plan.to_json(), list(devices), 0, 0.0)
     with torch.inference_mode():
         decoder = load_model(checkpoint, plan)
-    return Engine(decoder, plan, ready, prefill_chunk)
+    return Engine(decoder, plan, ready)
 
 
 def request(

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from qlocal.config import CARD_RESERVE
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.loader import load_model
 from qlocal.layers.moe import MoeFfn
@@ -29,7 +30,7 @@ def offered(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be a host and two cards that hold a part of a model, beside activations that are not counted."""
     room = ROOM[model_type]
     monkeypatch.setattr(placement, "step_bytes", lambda *_, **__: 0)
-    free = {"cpu": 4 * GIB, "cuda:0": places.CARD_RESERVE_BYTES + room, "cuda:1": places.CARD_RESERVE_BYTES + room}
+    free = {"cpu": 4 * GIB, "cuda:0": CARD_RESERVE + room, "cuda:1": CARD_RESERVE + room}
     monkeypatch.setattr(places, "free_bytes", free.__getitem__)
     monkeypatch.setattr(places, "taken_bytes", lambda device: 0)
 

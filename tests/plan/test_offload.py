@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from qlocal.config import CARD_RESERVE
 from qlocal.errors import PlanError, UsageError
-from qlocal.plan import Plan, make_plan, places
+from qlocal.plan import Plan, make_plan, placement, places
 from tests.memory_checkpoint import MemoryCheckpoint
 
 MIB, GIB = 1 << 20, 1 << 30
-RESERVE = places.CARD_RESERVE_BYTES
+RESERVE = CARD_RESERVE
 SIZES = {
     "num_hidden_layers": 12,
     "hidden_size": 512,
@@ -22,10 +23,11 @@ SIZES = {
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Free bytes by device name, for the test to set: the model's layers take about 8 MiB each."""
+    """Free bytes by device name, for the test to set: the model's layers take about 12 MiB each with their cache."""
     sizes = {"cpu": 4 * GIB, "cuda:0": RESERVE + 120 * MIB, "cuda:1": RESERVE + 120 * MIB, "cuda:2": RESERVE + 8 * GIB}
     monkeypatch.setattr(places, "free_bytes", sizes.__getitem__)
     monkeypatch.setattr(places, "taken_bytes", lambda device: 0)
+    monkeypatch.setattr(placement, "step_bytes", lambda *_, **__: 60 * MIB)
     return sizes
 
 
@@ -63,7 +65,7 @@ def test_the_first_layers_go_to_the_host_and_as_few_as_will_do(free: dict[str, i
     assert found["cpu"] == tuple(range(num_host)) and 0 < num_host < 12
     assert plan.head_device == "cuda:1" and plan.host_experts == ()
     assert plan.device_of_layer(0) == plan.device_of_experts(0) == "cpu"
-    free["cuda:0"] += 9 * MIB
+    free["cuda:0"] += 13 * MIB
     assert len(layers_by_device(make_plan(dense, ["cuda:0", "cuda:1"]))["cpu"]) == num_host - 1
 
 
@@ -88,16 +90,16 @@ def test_memory_of_other_programs_is_mentioned(
 
 
 def test_auto_keeps_a_model_on_the_cards_that_hold_it_with_a_useful_context(free: dict[str, int]) -> None:
-    checkpoint = MemoryCheckpoint("llama", {**SIZES, "max_position_embeddings": 1 << 20})
+    checkpoint = MemoryCheckpoint("llama", {**SIZES, "max_position_embeddings": 1 << 21})
     free["cpu"] = 64 * GIB
     with pytest.raises(PlanError, match=r"The largest context that fits is \d+ tokens; --offload layers makes"):
-        make_plan(checkpoint, ["cuda:2"], max_context=1 << 19)
-    plan = make_plan(checkpoint, ["cuda:2"], max_context=1 << 19, offload="layers")
-    assert plan.max_context == 1 << 19 and layers_by_device(plan)["cpu"]
+        make_plan(checkpoint, ["cuda:2"], max_context=1 << 20)
+    plan = make_plan(checkpoint, ["cuda:2"], max_context=1 << 20, offload="layers")
+    assert plan.max_context == 1 << 20 and layers_by_device(plan)["cpu"]
 
 
 def test_experts_go_to_the_host_and_their_attention_stays(free: dict[str, int], mixture: MemoryCheckpoint) -> None:
-    free["cuda:0"] += 48 * MIB
+    free["cuda:0"] += 16 * MIB
     plan = make_plan(mixture, ["cuda:0"])
     assert_it_fits(plan, free)
     assert layers_by_device(plan) == {"cuda:0": tuple(range(12)), "cpu": ()}
