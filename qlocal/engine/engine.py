@@ -26,6 +26,7 @@ from qlocal.kernels import dispatch
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.loader import load_model
 from qlocal.plan import Plan, plan_load
+from qlocal.plan.words import brief
 from qlocal.protocol import Finished, Load, Message, Progress, Ready, Started, Submit, Tokens
 from qlocal.schema import HeldHead
 
@@ -63,13 +64,14 @@ class Engine:
         dispatch.set_threads(load.threads or default_threads())
         checkpoint = open_checkpoint(Path(load.path))
         plan = plan_load(checkpoint, load)
+        stage = f"loading {brief(plan)}"
         with out_of_memory_in_words(checkpoint.path.name, plan):
             with torch.inference_mode():
                 decoder = load_model(
                     checkpoint,
                     plan,
                     load.kernels,
-                    lambda done, total: on_progress(Progress("Loading weights", done, total)),
+                    lambda done, total: on_progress(Progress(stage, done, total)),
                 )
             return cls(decoder, plan, _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head))
 

@@ -36,6 +36,15 @@ def notes(plan: Plan) -> list[str]:
     return lines
 
 
+def brief(plan: Plan) -> str:
+    """Return the plan in a few words, for a status line."""
+    totals: dict[str, int] = {}
+    for part in plan.devices:
+        totals[part.device] = totals.get(part.device, 0) + part.total_bytes
+    places = " and ".join(f"{shown_bytes(size)} on {device}" for device, size in totals.items())
+    return f"{places} for {plan.max_context:,} tokens"
+
+
 def contexts(found: dict[str, dict[str, int]]) -> list[str]:
     """Return the largest contexts as a table: a line a split, a column a type of cache."""
     types = list(next(iter(found.values())))
