@@ -49,10 +49,11 @@ class Demand:
 
     def layer(self, index: int, device: str, part: Part) -> LayerBytes:
         """Return what decoder layer `index` takes on a device, or as much of it as `part` says."""
-        key = (index, kind_of(device), part)
-        if key not in self._layers:
-            self._layers[key] = self._layer(*key)
-        return self._layers[key]
+        key = (self._alike[index], device, part)
+        found = self._layers.get(key)
+        if found is None:
+            found = self._layers[key] = self._layer(self._alike[index], kind_of(device), part)
+        return found
 
     def head_bytes(self, device: str, part: Part) -> Held:
         """Return what the final norm and the output head take."""
@@ -88,6 +89,17 @@ class Demand:
     @cached_property
     def _layers(self) -> dict[tuple[int, str, Part], LayerBytes]:
         return {}
+
+    @cached_property
+    def _alike(self) -> list[int]:
+        """The first layer that is stored like each one: most are alike, and a plan asks for them thousands of times."""
+        first: dict[tuple[object, ...], int] = {}
+        return [
+            first.setdefault(
+                tuple((s.spec.role, s.storage, s.group_size, s.has_g_idx) for s in self._stored[index]), index
+            )
+            for index in range(self.config.num_hidden_layers)
+        ]
 
     @cached_property
     def _stored(self) -> dict[int | None, list[StoredTensor]]:
