@@ -49,6 +49,9 @@ class DescribedCheckpoint:
     def read(self, name: str) -> NoReturn:
         raise FormatError(f"{self.path.name} is not here, {name} cannot be read", hint="Get it with `qlocal pull`.")
 
+    def will_read(self, name: str) -> NoReturn:
+        self.read(name)
+
     def tokenizer(self) -> NoReturn:
         self.read("its tokenizer")
 
