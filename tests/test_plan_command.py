@@ -93,6 +93,11 @@ def test_experts_of_the_8x22b_take_the_memory_of_the_host(capsys: pytest.Capture
     assert not refused["fits"] and refused["plan"] is None and "needs" in refused["error"]["message"]
 
 
+def test_what_cannot_be_cut_is_split_by_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, "qwen2.5-0.5b-instruct", "--gpus", "2GiB,2GiB,2GiB")
+    assert set(found["largest_context"]) == {"layer"} and found["plan"]["split"] == "layer"
+
+
 def test_what_does_not_fit_is_shown_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", LARGE, "--gpus", "23.6GiB", "--offload", "none"]) == 2
     shown = capsys.readouterr()

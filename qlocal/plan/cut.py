@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from qlocal.errors import PlanError
 from qlocal.models.base import ModelConfig, Role
+
+LEAST_UNIT = 32
+"""Rows or columns that are never parted: words of codes, strips of rows and small groups are whole in it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def parts(config: ModelConfig, room: Sequence[int], ffn_unit: int) -> list[Part]
 
     ffn_unit: columns of the FFN that belong together, as a quantization group. PlanError where a rank gets none."""
     kv_heads = divided(config.num_key_value_heads, 1, room)
-    columns = divided(config.intermediate_size, ffn_unit, room)
+    columns = divided(config.intermediate_size, math.lcm(LEAST_UNIT, ffn_unit), room)
     if 0 in kv_heads or 0 in columns:
         raise PlanError(
             f"{config.num_key_value_heads} heads of keys and values and {config.intermediate_size} FFN columns in "
@@ -56,7 +60,7 @@ def parts(config: ModelConfig, room: Sequence[int], ffn_unit: int) -> list[Part]
             hint="Take --split layer, or fewer devices.",
         )
     queries = config.num_attention_heads // config.num_key_value_heads
-    rows = divided(config.vocab_size, 1, room)
+    rows = divided(config.vocab_size, LEAST_UNIT, room)
     return [Part(kv * queries, kv, f, v) for kv, f, v in zip(kv_heads, columns, rows, strict=True)]
 
 

@@ -13,6 +13,7 @@ from qlocal.models.base import QUANTIZED_ROLES, ModelConfig, Role
 from qlocal.plan import layout
 from qlocal.plan.cut import Part
 from qlocal.plan.layout import Held, Matrix
+from qlocal.plan.places import kind_of
 
 DENSE_STORAGE = frozenset({"bf16", "f16", "f32"})
 KV_BITS = {"f32": 32.0, "f16": 16.0, "q8": 8.5, "q4": 4.5}
@@ -132,11 +133,6 @@ class Demand:
 
     def _linear(self, parts: Sequence[Matrix], kind: str) -> Held:
         return layout.on_card(parts) if kind == "cuda" else layout.on_cpu(parts, is_exact=self.dtype == "float32")
-
-
-def kind_of(device: str) -> str:
-    """Return `cpu` or `cuda`."""
-    return device.partition(":")[0]
 
 
 def head_of(checkpoint: Checkpoint) -> StoredTensor:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from qlocal.config import HEAD_CHOICES, STORED
+from qlocal.errors import PlanError
+from qlocal.plan import cut
 from qlocal.plan.demand import KV_BITS, head_of, held_type
 from qlocal.plan.layout import whole_blocks
 from qlocal.plan.placement import Placer
@@ -61,7 +63,7 @@ def together(request: Request) -> Lever:
 def better_split(request: Request) -> Request:
     """Return the request with the split that gives it more context, of those that this version runs."""
     others = [lever.request for lever in _splits(request) if lever.request.split in LOADABLE_SPLITS]
-    return max((request, *others), key=lambda r: best_context(r))
+    return max((*others, request), key=best_context)
 
 
 def on_the_cards(request: Request) -> Request:
@@ -135,8 +137,16 @@ def _cache_types(request: Request) -> Iterator[Lever]:
 def _splits(request: Request) -> Iterator[Lever]:
     loadable = not request.is_for_loading or "tensor" in LOADABLE_SPLITS
     several = len(request.places) > 1 and all(place.is_card for place in request.places)
-    if several and loadable and request.split == "layer":
+    if several and loadable and request.split == "layer" and _can_be_cut(request):
         yield Lever("--split tensor", replace(request, split="tensor"))
+
+
+def _can_be_cut(request: Request) -> bool:
+    try:
+        cut.parts(request.checkpoint.config, [place.room for place in request.places], request.demand.ffn_unit)
+    except PlanError:
+        return False
+    return True
 
 
 def _offloads(request: Request) -> Iterator[Lever]:

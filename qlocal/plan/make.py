@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from qlocal.config import CARD_RESERVE, HEAD_CHOICES, OFFLOAD_CHOICES, PREFILL_CHUNK, STORED
@@ -43,6 +43,7 @@ def make_plan(
     offload: str = "auto",
     prefill_chunk: int = PREFILL_CHUNK,
     card_reserve: int = CARD_RESERVE,
+    free: Mapping[str, int] | None = None,
 ) -> Plan:
     """Place a checkpoint on this machine's `devices`, or raise PlanError with the numbers and what would make it fit.
 
@@ -50,9 +51,10 @@ def make_plan(
     max_memory: bytes to use at most on every device; None takes what is free. Devices may repeat: `cpu,cpu`
     splits the layers over two shares of the same memory. head: how an output head of 16 bits is held; one that is
     quantized already stays as it is. offload: one of `config.OFFLOAD_CHOICES`. A `cpu` among cards is where offloaded
-    layers compute, which it is without being named.
+    layers compute, which it is without being named. split: `layer`, `tensor`, or `auto` for what gives more context.
+    free: bytes of devices that other machines have told.
     """
-    places, host = here(devices, max_memory, card_reserve)
+    places, host = here(devices, max_memory, card_reserve, free)
     default = "f32" if dtype == "float32" else "f16"
     request = Request(
         checkpoint,
@@ -65,13 +67,13 @@ def make_plan(
         key_type=key_type or default,
         value_type=value_type or default,
         head=head,
-        split=split,
+        split="layer" if split == "auto" else split,
         offload=offload,
         block_size=block_size,
         prefill_chunk=prefill_chunk,
         is_for_loading=True,
     )
-    return plan_for(request)
+    return plan_for(levers.better_split(request) if split == "auto" else request)
 
 
 def plan_load(checkpoint: Checkpoint, load: Load) -> Plan:
@@ -173,6 +175,7 @@ def _plan(placer: Placer, placed: Placement, context: int) -> Plan:
         host_experts=tuple(range(placed.offloaded)) if request.offloads_experts else (),
         embedding_bytes=request.demand.embedding_bytes,
         prefill_chunk=request.prefill_chunk,
+        rank_weights=tuple(place.room for place in request.places) if request.split == "tensor" else (),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class Plan:
 
     split: `layer`, or `tensor` where every device holds a part of all layers. host_experts: layers whose experts
     compute on the CPU, whatever holds the rest of them. embedding_bytes: of the mapped table, which nothing counts.
-    prefill_chunk: most prompt tokens of a step."""
+    prefill_chunk: most prompt tokens of a step. rank_weights: in what proportion a tensor split divides all layers."""
 
     devices: tuple[DevicePlan, ...]
     embedding_device: str
@@ -54,6 +55,7 @@ class Plan:
     host_experts: tuple[int, ...] = ()
     embedding_bytes: int = 0
     prefill_chunk: int = PREFILL_CHUNK
+    rank_weights: tuple[int, ...] = ()
 
     def device_of_layer(self, layer: int) -> str:
         """Return the device name that holds `layer`; of a tensor split, the first."""
@@ -68,3 +70,10 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plan:
+        """Return the plan that `to_json` has described: one rank makes it, the others take it over."""
+        devices = tuple(DevicePlan(**{**part, "layers": tuple(part["layers"])}) for part in values["devices"])
+        lists = {name: tuple(values[name]) for name in ("host_experts", "rank_weights")}
+        return cls(**{**values, **lists, "devices": devices})
