@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from qlocal.formats.base import StoredTensor
-from qlocal.ggml_types import FLOAT_TYPES, LAYOUTS, GgmlType, row_bytes
+from qlocal.ggml_types import FLOAT_TYPES, GgmlType, row_bytes
 
 STRIP_ROWS, UNIT_COLUMNS = 16, 32
 LARGE_PAGE = 2 << 20
@@ -181,11 +181,6 @@ def _chunks_of(matrix: Matrix) -> _Chunks | None:
     if matrix.group_size not in CARD_GROUP_SIZES:
         return None
     return _Chunks(128, 64, matrix.group_size, max(1, 64 // matrix.group_size))
-
-
-def whole_blocks(ggml_type: GgmlType, columns: int) -> bool:
-    """Say whether rows of so many columns are whole blocks of a type."""
-    return columns % LAYOUTS[ggml_type].block_size == 0
 
 
 def shown_bytes(num_bytes: int) -> str:

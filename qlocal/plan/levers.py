@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from qlocal.config import HEAD_CHOICES, STORED
 from qlocal.errors import PlanError
+from qlocal.ggml_types import LAYOUTS
 from qlocal.plan import cut
 from qlocal.plan.demand import KV_BITS, head_of, held_type
-from qlocal.plan.layout import whole_blocks
 from qlocal.plan.placement import Placer
 from qlocal.plan.request import LOADABLE_KV, LOADABLE_SPLITS, MIN_CONTEXT, Request
 
@@ -121,7 +121,7 @@ def _heads(request: Request) -> Iterator[Lever]:
     stored = head_of(request.checkpoint)
     for choice in HEAD_CHOICES[HEAD_CHOICES.index(request.head) + 1 :]:
         held = held_type(stored, choice)
-        if choice != STORED and held is not None and whole_blocks(held, stored.shape[1]):
+        if choice != STORED and held is not None and stored.shape[1] % LAYOUTS[held].block_size == 0:
             yield Lever(f"--head {choice}", replace(request, head=choice))
 
 

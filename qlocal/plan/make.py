@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from qlocal.config import CARD_RESERVE, HEAD_CHOICES, OFFLOAD_CHOICES, PREFILL_CHUNK, STORED
 from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint
+from qlocal.ggml_types import LAYOUTS
 from qlocal.plan import levers
 from qlocal.plan.demand import KV_BITS, head_of, held_type
-from qlocal.plan.layout import shown_bytes, whole_blocks
 from qlocal.plan.placement import Placement, Placer
 from qlocal.plan.places import CPU, here
 from qlocal.plan.plan import DevicePlan, Plan
+from qlocal.plan.refusal import refusal
 from qlocal.plan.request import (
     BLOCK_SIZE,
     ENOUGH_CONTEXT,
@@ -23,9 +23,6 @@ from qlocal.plan.request import (
     context_limit,
 )
 from qlocal.protocol import Load
-
-_WORTH_SAYING = 1 << 30
-"""Bytes of other programs on the cards that a refusal mentions: they could be ended."""
 
 
 def make_plan(
@@ -98,7 +95,7 @@ def plan_for(request: Request) -> Plan:
     placer = Placer(request)
     found = _chosen(placer)
     if found is None:
-        raise _refusal(placer)
+        raise refusal(placer)
     context, offloaded = found
     return _plan(placer, placer.evenly(context, offloaded), context)
 
@@ -127,10 +124,11 @@ def _check(request: Request) -> None:
 def _check_head(request: Request) -> None:
     stored = head_of(request.checkpoint)
     held = held_type(stored, request.head)
-    if held is not None and not whole_blocks(held, stored.shape[1]):
+    block_size = 1 if held is None else LAYOUTS[held].block_size
+    if stored.shape[1] % block_size:
         raise PlanError(
             f"the head of {request.checkpoint.path.name} has {stored.shape[1]} columns, "
-            f"{request.head} needs a multiple of 256",
+            f"{request.head} needs a multiple of {block_size}",
             hint="Hold it as q8_0, or as it is stored.",
         )
 
@@ -197,32 +195,3 @@ def _device_plans(placer: Placer, placed: Placement, num_blocks: int) -> list[De
             )
         )
     return plans
-
-
-def _refusal(placer: Placer) -> PlanError:
-    """Say what is needed, what there is, and what would make it fit."""
-    request = placer.request
-    least = min(MIN_CONTEXT, request.limit)
-    context = max(request.max_context or least, least)
-    wanted = replace(request, max_context=context)
-    message = _shortage(placer.evenly(context), placer.blocks_of(context), request, context)
-    return PlanError(message, hint=levers.hint(wanted))
-
-
-def _shortage(placed: Placement, num_blocks: int, request: Request, context: int) -> str:
-    """Return the numbers of the places together, or of the fullest one where together they would do."""
-    shares, demand = list(placed.shares), request.demand
-    if sum(s.num_bytes(demand, num_blocks) for s in shares) <= sum(s.place.room for s in shares):
-        shares = [max(shares, key=lambda s: s.num_bytes(demand, num_blocks) / s.place.room)]
-    weights = sum(s.weights.total for s in shares)
-    cache, scratch = sum(s.cache_bytes(demand, num_blocks) for s in shares), sum(s.scratch_bytes for s in shares)
-    devices = " and ".join(dict.fromkeys(s.place.device for s in shares))
-    taken = sum(s.place.taken_bytes for s in shares)
-    others = f", other programs hold {shown_bytes(taken)}" if taken >= _WORTH_SAYING else ""
-    return (
-        f"{request.checkpoint.path.name} with {context} tokens of context needs "
-        f"{shown_bytes(weights + cache + scratch)} on {devices} ({shown_bytes(weights)} weights, "
-        f"{shown_bytes(cache)} cache, {shown_bytes(scratch)} scratch), "
-        f"{shown_bytes(sum(s.place.room for s in shares))} can be used of "
-        f"{shown_bytes(sum(s.place.free_bytes for s in shares))} that are free{others}"
-    )
