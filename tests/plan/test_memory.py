@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from qlocal.plan import Plan, make_plan
 from tests import tiny
 from tests.memory_checkpoint import MemoryCheckpoint
 from tests.plan.folders import write_awq
+from tests.real_models import real_model
 
 MID_SIZED = {
     "hidden_size": 1024,
@@ -97,10 +97,7 @@ def test_a_process_holds_what_was_planned_of_dense_weights_and_in_float32(tmp_pa
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"])
 def test_a_process_holds_what_was_planned_of_real_files(name: str) -> None:
-    path = Path(os.environ.get("QLOCAL_REAL_MODELS", "/nonexistent")) / f"{name}.gguf"
-    if not path.is_file():
-        pytest.skip(f"needs {path.name} in the folder QLOCAL_REAL_MODELS")
-    assert_held([f"{path}:bfloat16"])
+    assert_held([f"{real_model(f'{name}.gguf')}:bfloat16"])
 
 
 def assert_held(runs: list[str]) -> None:
