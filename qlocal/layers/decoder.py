@@ -118,9 +118,14 @@ class Decoder:
 
     def forward(self, input_ids: Tensor, positions: Tensor, attend_of_layer: Callable[[int], Attend]) -> Tensor:
         """Run all layers. input_ids and positions: (T,) int64. Returns the residual stream (T, D) f32, unnormalized."""
-        hidden_states = self.embedding(input_ids)
-        rotation = self.rotary.at(positions)
-        for index, layer in enumerate(self.layers):
+        return self.run_layers(0, self.embedding(input_ids), self.rotary.at(positions), attend_of_layer)
+
+    def run_layers(
+        self, first: int, hidden_states: Tensor, rotation: Rotation, attend_of_layer: Callable[[int], Attend]
+    ) -> Tensor:
+        """Run the layers from `first` on. hidden_states: (T, D) f32 before them; returns the same after all of them."""
+        for index in range(first, len(self.layers)):
+            layer = self.layers[index]
             if hidden_states.device != layer.device:
                 hidden_states = hidden_states.to(layer.device)
             if rotation.cos.device != layer.device:

@@ -17,16 +17,23 @@ from qlocal.layers.decoder import Decoder, DecoderLayer
 from qlocal.layers.ffn import Ffn
 from qlocal.layers.linear import QuantLinear
 from qlocal.layers.moe import MoeFfn
-from qlocal.layers.paged_attention import TokenRun
+from qlocal.layers.paged_attention import PagedAttention, TokenRun
 
 
 class NativeDecoder:
-    """Runs all layers of `decoder` over the cache of `storage`. Made by `native_decoder`."""
+    """Runs the first layers of `decoder` in one call, all of them or those that cards could not hold, and the others as
+    `decoder` does. Made by `native_decoder`."""
 
-    def __init__(self, decoder: Decoder, step: native_step.NativeStep) -> None:
+    def __init__(
+        self, decoder: Decoder, step: native_step.NativeStep, num_layers: int, storage: KVStorage, block_size: int
+    ) -> None:
+        """step: of the first `num_layers` layers, over the cache of `storage`."""
         self._decoder = decoder
         self._step = step
-        parts = [p for layer in decoder.layers for linear in _linears(layer) for p in linear.parts()]
+        self._num_layers = num_layers
+        self._storage = storage
+        self._block_size = block_size
+        parts = [p for layer in decoder.layers[:num_layers] for linear in _linears(layer) for p in linear.parts()]
         self._takes_prompts = all(p.weight.matrix is not None and not p.weight.matrix.is_exact for p in parts)
 
     def takes(self, num_tokens: int) -> bool:
@@ -45,22 +52,28 @@ class NativeDecoder:
         ]
         cos, sin = (angles.squeeze(1).contiguous() for angles in (rotation.cos, rotation.sin))
         self._step.run(hidden_states, cos, sin, described)
-        return hidden_states
+        if self._num_layers == len(self._decoder.layers):
+            return hidden_states
+        attention = PagedAttention(runs, self._storage, self._block_size)
+        return self._decoder.run_layers(self._num_layers, hidden_states, rotation, attention.of_layer)
 
 
 def native_decoder(decoder: Decoder, storage: KVStorage, block_size: int) -> NativeDecoder | None:
     """Return the native way to run `decoder`, or None where there is none: then its own forward is the way.
 
-    A model that computes in float32 is one of these: it is there to be exact and easily followed.
+    It begins with the first layer and ends before one on a card. A model that computes in float32 has none: it is
+    there to be exact and easily followed.
     """
-    linears = [linear for layer in decoder.layers for linear in _linears(layer)]
-    if any(part.weight.dtype != torch.bfloat16 for linear in linears for part in linear.parts()):
-        return None
-    return describe(decoder, storage, block_size)
+    is_rounded = [all(p.weight.dtype == torch.bfloat16 for n in _linears(x) for p in n.parts()) for x in decoder.layers]
+    ready = [rounded and _has_layout(layer) for rounded, layer in zip(is_rounded, decoder.layers, strict=True)]
+    return describe(decoder, storage, block_size, [*ready, False].index(False))
 
 
-def describe(decoder: Decoder, storage: KVStorage, block_size: int) -> NativeDecoder | None:
-    """Describe `decoder` to the library, whatever it computes in. None where the library or a layout is missing."""
+def describe(
+    decoder: Decoder, storage: KVStorage, block_size: int, num_layers: int | None = None
+) -> NativeDecoder | None:
+    """Describe the first `num_layers` of `decoder`, or all, to the library, whatever they compute in. None where there
+    are none, or the library or a layout is missing."""
     library, config = native.load(), decoder.config
     if isinstance(library, native.Absent):
         return None
@@ -75,13 +88,13 @@ def describe(decoder: Decoder, storage: KVStorage, block_size: int) -> NativeDec
         block_size=block_size,
         rms_norm_eps=config.rms_norm_eps,
     )
-    has_layout = all(cache.kv.dtype == torch.float16 for cache in storage.layers) and all(
-        map(_has_layout, decoder.layers)
-    )
-    if native_step.unsupported(geometry) is not None or not has_layout:
+    num_layers = len(decoder.layers) if num_layers is None else num_layers
+    pairs = list(zip(decoder.layers, storage.layers, strict=True))[:num_layers]
+    has_layout = all(cache.kv.dtype == torch.float16 and _has_layout(layer) for layer, cache in pairs)
+    if native_step.unsupported(geometry) is not None or not pairs or not has_layout:
         return None
-    layers = [_describe(layer, cache.kv) for layer, cache in zip(decoder.layers, storage.layers, strict=True)]
-    return NativeDecoder(decoder, native_step.NativeStep(library, geometry, layers))
+    step = native_step.NativeStep(library, geometry, [_describe(layer, cache.kv) for layer, cache in pairs])
+    return NativeDecoder(decoder, step, num_layers, storage, block_size)
 
 
 def _has_layout(layer: DecoderLayer) -> bool:

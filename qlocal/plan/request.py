@@ -52,13 +52,12 @@ class Request:
 
     @cached_property
     def is_native(self) -> bool:
-        """Whether the CPU runs prompts in one native call: bfloat16, quantized layers, no card."""
+        """Whether the CPU runs prompts through its layers in one native call: bfloat16 and quantized layers."""
         config = self.checkpoint.config
         sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
         linears = (stored for stored in self.checkpoint.tensors.values() if stored.spec.is_quantized)
         return (
             self.dtype == "bfloat16"
-            and not any(place.is_card for place in self.places)
             and all(size % UNIT_COLUMNS == 0 for size in sizes)
             and not any(stored.storage in DENSE_STORAGE for stored in linears)
         )

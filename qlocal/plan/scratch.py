@@ -27,7 +27,7 @@ def step_bytes(request: Request, context: int, part: Part, *, is_card: bool, att
     tokens, logits = chunk + request.slots, 6 * (request.slots + 1) * part.vocab_rows
     if is_card:
         return tokens * _card_bytes(config, part) + _FLOAT * logits + _card_attention(config, context, part)
-    if request.is_native:
+    if request.is_native and attends:
         step = _FLOAT * (tokens * _native_width(config) + logits) + _THREADS_BYTES
         return max(step, request.demand.loading_bytes)
     attention = 4 * context * part.num_key_value_heads * config.head_dim + 2 * chunk * context if attends else 0

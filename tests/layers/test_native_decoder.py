@@ -161,6 +161,25 @@ def test_prompts_go_the_same_way(isa: native.Isa, model_type: str, kind: str, in
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_layers_that_the_library_does_not_read_follow_those_that_it_does(isa: native.Isa, model_type: str) -> None:
+    """As layers on cards do: the first ones, which the cards could not hold, are one call all the same."""
+    checkpoint = MemoryCheckpoint(model_type, SIZES | {"num_hidden_layers": 4})
+    plain = [load_layer(checkpoint, i, "cpu", "bfloat16", "reference", join=True) for i in range(4)]
+    own = [load_layer(checkpoint, i, "cpu", "bfloat16", join=True) for i in range(2)]
+    parts = (load_embedding(checkpoint, "cpu"), [*own, *plain[2:]], *load_head(checkpoint, "cpu", "bfloat16"))
+    mixed, whole = Decoder(checkpoint.config, *parts), Decoder(checkpoint.config, parts[0], plain, *parts[2:])
+    plain_cache, fast_cache = storage_of(whole), storage_of(mixed)
+    step = native_decoder(mixed, fast_cache, BLOCK)
+    assert step is not None and native_decoder(whole, plain_cache, BLOCK) is None
+    for runs in ([TokenRun(4, 0, SHORT)], [TokenRun(1, 4, SHORT), TokenRun(3, 0, LONG)]):
+        ids = random_ids(320, sum(run.length for run in runs))
+        expected = plain_forward(whole, plain_cache, ids, runs)
+        assert distance(native_forward(step, fast_cache, ids, runs), expected) < 2e-2
+    for mine, theirs in zip(fast_cache.layers, plain_cache.layers, strict=True):
+        assert mine.kv.any() and distance(mine.kv.float(), theirs.kv.float()) < 2e-2
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_unquantized_models_decode_natively_and_read_prompts_by_amx_or_torch(isa: native.Isa, model_type: str) -> None:
     exact, fast = decoder_of(model_type, "bf16", "float32"), decoder_of(model_type, "bf16", "bfloat16")
     plain_cache, fast_cache = storage_of(exact), storage_of(fast)
