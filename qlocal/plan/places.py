@@ -20,12 +20,13 @@ UNLIMITED_BYTES = 1 << 60
 class Place:
     """One entry of `--devices`. free_bytes: before loading; reserve_bytes: of these, not for the model.
 
-    taken_bytes: what others hold beside them."""
+    taken_bytes: what others hold beside them. is_limited: more is free, but `--max-memory` forbids it."""
 
     device: str
     free_bytes: int
     reserve_bytes: int
     taken_bytes: int = 0
+    is_limited: bool = False
 
     @property
     def room(self) -> int:
@@ -68,7 +69,8 @@ def _places(
     for device in devices:
         limit = free[device] if max_memory is None else min(free[device], max_memory)
         made = place(device, limit // shares[device], card_reserve)
-        places.append(replace(made, taken_bytes=0 if device in told else taken_bytes(device)))
+        taken = 0 if device in told else taken_bytes(device)
+        places.append(replace(made, taken_bytes=taken, is_limited=limit < free[device]))
     return tuple(places)
 
 

@@ -34,10 +34,11 @@ def _shortage(placed: Placement, num_blocks: int, request: Request, context: int
     devices = " and ".join(dict.fromkeys(s.place.device for s in shares))
     taken = sum(s.place.taken_bytes for s in shares)
     others = f", other programs hold {shown_bytes(taken)}" if taken >= _WORTH_SAYING else ""
+    which = "that --max-memory allows" if any(s.place.is_limited for s in shares) else "that are free"
     return (
         f"{request.checkpoint.path.name} with {context} tokens of context needs "
         f"{shown_bytes(weights + cache + scratch)} on {devices} ({shown_bytes(weights)} weights, "
         f"{shown_bytes(cache)} cache, {shown_bytes(scratch)} scratch), "
         f"{shown_bytes(sum(s.place.room for s in shares))} can be used of "
-        f"{shown_bytes(sum(s.place.free_bytes for s in shares))} that are free{others}"
+        f"{shown_bytes(sum(s.place.free_bytes for s in shares))} {which}{others}"
     )

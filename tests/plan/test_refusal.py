@@ -58,5 +58,5 @@ def test_loading_is_refused_before_an_engine_starts(large: Path, tmp_path: Path)
     finally:
         qlocal(tmp_path, "stop")
     assert result.returncode == 2 and seconds < 1.0
-    assert "needs" in result.stderr and "3.68 GiB can be used of 4.00 GiB that are free" in result.stderr
+    assert "needs" in result.stderr and "3.68 GiB can be used of 4.00 GiB that --max-memory allows" in result.stderr
     assert "cannot be loaded" in log and "engine is given up" not in log
