@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_shown_and_said(capsys: pytest.CaptureFixture[str])
 def test_a_context_that_is_too_large_is_answered_with_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", LARGE, *TWO_CARDS, "--context", "60000"]) == 2
     said = capsys.readouterr().err
-    assert "The largest context that fits is" in said and "makes 60000 fit" in said
+    assert "The largest context that fits is" in said and "; --kv q8,q4 makes 60000 fit" in said
 
 
 def test_a_checkpoint_on_disk_is_planned_by_its_headers(

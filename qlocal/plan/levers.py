@@ -39,14 +39,14 @@ def best_context(request: Request) -> int:
 
 
 def levers(request: Request) -> list[Lever]:
-    """Return every option that asks for less memory than the request does, each alone."""
+    """Return every option that asks the devices for less, each alone, what makes answers slow last."""
     return [
         *_heads(request),
         *_splits(request),
-        *_offloads(request),
         *_slots(request),
         *_chunks(request),
         *_cache_types(request),
+        *_offloads(request),
     ]
 
 
@@ -107,7 +107,7 @@ def fits(request: Request, context: int) -> bool:
 def _combination(request: Request, wanted: int) -> str | None:
     """Return the fewest options, in the order of what they cost, that make a context fit together."""
     chosen: list[str] = []
-    for choose in (_splits, _slots, _chunks, _heads, _offloads, _cache_types):
+    for choose in (_splits, _slots, _chunks, _heads, _cache_types, _offloads):
         for lever in choose(request):
             if fits(lever.request, wanted):
                 return " ".join([*chosen, lever.option])
