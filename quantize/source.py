@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlocal.errors import FormatError, UnsupportedError
-from qlocal.formats.base import Checkpoint, GenerationDefaults, StoredTensor, TokenizerData
+from qlocal.formats.base import WHOLE, Checkpoint, GenerationDefaults, Region, StoredTensor, TokenizerData
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.hf_checkpoint import HfCheckpoint
 from qlocal.models.base import Architecture, ModelConfig, TensorSpec
@@ -51,10 +51,11 @@ class PaddedSource(Checkpoint):
             name: replace(stored, spec=shapes[name]) for name, stored in checkpoint.tensors.items()
         }
 
-    def read(self, name: str) -> DenseWeight:
+    def read(self, name: str, region: Region = WHOLE) -> DenseWeight:
         """Return a tensor, padded; FormatError names the tensor and file that hold a value which is not finite."""
         from qlocal.weights import DenseWeight
 
+        assert region == WHOLE, "a source is quantized by one process"
         weight = self._checkpoint.read(name)
         assert isinstance(weight, DenseWeight), "open_source admits dense folders alone"
         if name not in self._checked:

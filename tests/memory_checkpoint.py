@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlocal.formats.base import GenerationDefaults, StoredTensor, TokenizerData
+from qlocal.formats import regions
+from qlocal.formats.base import WHOLE, GenerationDefaults, Region, StoredTensor, TokenizerData
 from qlocal.models import ARCHITECTURES
 from qlocal.weights import DenseWeight, Weight
 from tests import tiny
@@ -31,8 +32,12 @@ class MemoryCheckpoint:
         }
         self.files: tuple[Path, ...] = ()
 
-    def read(self, name: str) -> Weight:
-        return self.weights[name]
+    def read(self, name: str, region: Region = WHOLE) -> Weight:
+        weight = self.weights[name]
+        if region == WHOLE:
+            return weight
+        assert isinstance(weight, DenseWeight) and weight.row_map is None, "files show how the others are cut"
+        return DenseWeight(regions.cut(weight.data, region))
 
     def will_read(self, name: str) -> None:
         pass  # it is in memory

@@ -38,6 +38,21 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A rectangle of a tensor: a range of its rows (elements of a vector) and of its columns, None for all.
+
+    Columns of GGML types are cut between blocks, rows that a file holds in another order between heads, rows and
+    columns of 4-bit codes on multiples of 8.
+    """
+
+    rows: range | None = None
+    columns: range | None = None
+
+
+WHOLE = Region()
+
+
+@dataclass(frozen=True)
 class TokenizerData:
     """What is needed to tokenize, as read from the folder or from GGUF metadata; bytes of strangers.
 
@@ -94,8 +109,12 @@ class Checkpoint(Protocol):
     files: tuple[Path, ...]
     """All files that hold tensors or metadata, for hashing and for counting bytes."""
 
-    def read(self, name: str) -> Weight:
-        """Return the tensor `name` (canonical) mapped from disk; nothing is re-encoded."""
+    def read(self, name: str, region: Region = WHOLE) -> Weight:
+        """Return the tensor `name` (canonical), or a region of it, mapped from disk; nothing is re-encoded.
+
+        No byte outside the region is touched, but for whole pages. Codes that are cut inside a group keep its scale;
+        with a g_idx that permutes columns, a region of them has the scales of all groups, and groups of any size.
+        """
         ...
 
     def will_read(self, name: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qlocal.errors import FormatError, UsageError
-from qlocal.formats.base import StoredTensor
+from qlocal.formats.base import WHOLE, Region, StoredTensor
 from qlocal.formats.hf_checkpoint import expected_parts
 from qlocal.formats.type_mix import MIXES, choose_types
 from qlocal.ggml_types import row_bytes
@@ -46,7 +46,7 @@ class DescribedCheckpoint:
     tensors: Mapping[str, StoredTensor]
     files: tuple[Path, ...] = ()
 
-    def read(self, name: str) -> NoReturn:
+    def read(self, name: str, region: Region = WHOLE) -> NoReturn:
         raise FormatError(f"{self.path.name} is not here, {name} cannot be read", hint="Get it with `qlocal pull`.")
 
     def will_read(self, name: str) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qlocal.errors import CheckpointError
 from qlocal.formats import gguf_metadata
-from qlocal.formats.base import GenerationDefaults, StoredTensor, TokenizerData
+from qlocal.formats.base import WHOLE, GenerationDefaults, Region, StoredTensor, TokenizerData
 from qlocal.formats.gguf_reader import GgufHeader, GgufTensor, read_gguf
 from qlocal.ggml_types import FLOAT_TYPES, GgmlType, row_bytes
 from qlocal.models.base import Architecture, ModelConfig, TensorSpec
@@ -43,16 +43,18 @@ class GgufCheckpoint:
         tensors = {spec.name: _stored(spec, header.tensors[spec.gguf_name]) for spec in specs}
         return cls(path, architecture, config, tensors, header.files, header)
 
-    def read(self, name: str) -> Weight:
-        from qlocal.formats.gguf_rows import permuted_rows  # imports torch, and opening does without
+    def read(self, name: str, region: Region = WHOLE) -> Weight:
+        from qlocal.formats import regions  # imports torch, and opening does without
         from qlocal.weights import BlockWeight, DenseWeight
 
         spec = self.tensors[name].spec
         tensor = self.header.tensors[spec.gguf_name]
-        row_map = permuted_rows(spec.shape[0], spec.permuted_heads) if spec.permuted_heads else None
+        row_map = regions.permuted_rows(spec, region.rows) if spec.permuted_heads else None
         if tensor.ggml_type in FLOAT_TYPES:
-            return DenseWeight(_float_tensor(tensor, spec), row_map)
-        return BlockWeight(_blocks(tensor, spec), tensor.ggml_type, spec.shape[-1], row_map)
+            return DenseWeight(regions.cut(_float_tensor(tensor, spec), region), row_map)
+        columns = len(region.columns or range(spec.shape[-1]))
+        blocks = regions.cut_blocks(_blocks(tensor, spec), region, tensor.ggml_type)
+        return BlockWeight(blocks, tensor.ggml_type, columns, row_map)
 
     def will_read(self, name: str) -> None:
         stored = self.tensors[name]

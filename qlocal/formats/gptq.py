@@ -42,7 +42,7 @@ def decode(
         scales=scales.T.contiguous(),
         zero_points=packing.zeros_from_words(_words_v2(qzeros, config, where)),
         group_size=group_size,
-        g_idx=_permuted(g_idx, columns, group_size, where),
+        g_idx=column_groups(g_idx, columns, group_size, where),
     )
 
 
@@ -81,8 +81,8 @@ def _words_v2(qzeros: Tensor, config: QuantizationConfig, where: str) -> Tensor:
     return qzeros + _ONES if is_v1 else qzeros
 
 
-def _permuted(g_idx: Tensor | None, columns: int, group_size: int, where: str) -> Tensor | None:
-    """Return g_idx, or None where it only says k // group_size."""
+def column_groups(g_idx: Tensor | None, columns: int, group_size: int, where: str) -> Tensor | None:
+    """Return g_idx (K,), or None where it only says k // group_size; FormatError when a group does not exist."""
     if g_idx is None:
         return None
     groups = columns // group_size

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qlocal.errors import CheckpointError
 from qlocal.formats import hf_folder
-from qlocal.formats.base import GenerationDefaults, StoredTensor, TokenizerData
+from qlocal.formats.base import WHOLE, GenerationDefaults, Region, StoredTensor, TokenizerData
 from qlocal.formats.quantization_config import QuantizationConfig, parse_quantization_config
 from qlocal.formats.safetensors_file import TensorInfo
 from qlocal.models import by_model_type
@@ -56,32 +56,28 @@ class HfCheckpoint:
     quantization: QuantizationConfig | None
     parts: Mapping[str, _Parts]
 
-    def read(self, name: str) -> Weight:
+    def read(self, name: str, region: Region = WHOLE) -> Weight:
         parts = self.parts[name]
-        if parts.stored.storage == "awq":
-            return self._read_awq(parts)
-        if parts.stored.storage == "gptq":
-            return self._read_gptq(parts)
-        return _read_dense(parts)
+        if parts.stored.storage in ("awq", "gptq"):
+            return self._read_codes(parts, region)
+        return _read_dense(parts, region)
 
     def will_read(self, name: str) -> None:
         for info in self.parts[name].infos.values():
             info.file.will_read(info.offset, info.num_bytes)
 
-    def _read_awq(self, parts: _Parts) -> Weight:
-        from qlocal.formats import awq  # imports torch, and opening does without
+    def _read_codes(self, parts: _Parts, region: Region) -> Weight:
+        from qlocal.formats import awq, gptq, regions  # import torch, and opening does without
 
-        loaded = {part: info.load() for part, info in parts.infos.items()}
-        return awq.decode(**loaded, group_size=self._settings(parts).groups(parts.stored.shape[1]))
-
-    def _read_gptq(self, parts: _Parts) -> Weight:
-        from qlocal.formats import gptq  # imports torch, see above
-
-        loaded = {part: info.load() for part, info in parts.infos.items()}
+        settings, columns = self._settings(parts), parts.stored.shape[1]
         where = f"{parts.infos['qweight'].file.path.name}: {parts.stored.spec.module}"
-        return gptq.decode(
-            loaded["qweight"], loaded["qzeros"], loaded["scales"], loaded.get("g_idx"), self._settings(parts), where
-        )
+        loaded = {part: info.load() for part, info in parts.infos.items()}
+        g_idx = gptq.column_groups(loaded.pop("g_idx", None), columns, settings.groups(columns), where)
+        cut = regions.CodeRegion.of(region, parts.stored, is_permuted=g_idx is not None)
+        stored = cut.parts(loaded)
+        if settings.method == "awq":
+            return cut.weight(awq.decode(**stored, group_size=cut.group_size), None)
+        return cut.weight(gptq.decode(**stored, g_idx=None, config=settings, where=where), g_idx)
 
     def _settings(self, parts: _Parts) -> QuantizationConfig:
         settings = None if self.quantization is None else self.quantization.of(parts.stored.spec)
@@ -271,13 +267,14 @@ def expected_parts(
     return parts
 
 
-def _read_dense(parts: _Parts) -> DenseWeight:
+def _read_dense(parts: _Parts, region: Region) -> DenseWeight:
+    from qlocal.formats import regions  # imports torch, see above
     from qlocal.weights import DenseWeight
 
     data: torch.Tensor = parts.infos["weight"].load()
     if parts.expert is not None:
         data = data[parts.expert]
-    return DenseWeight(data if parts.rows is None else data[parts.rows])
+    return DenseWeight(regions.cut(data if parts.rows is None else data[parts.rows], region))
 
 
 def _product(shape: tuple[int, ...]) -> int:

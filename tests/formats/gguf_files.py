@@ -24,16 +24,20 @@ from qlocal.ggml_types import FLOAT_TYPES, GgmlType
 from qlocal.models import ARCHITECTURES
 from qlocal.models.config_fields import parse_config
 from qlocal.weights import BlockWeight, DenseWeight
+from quantize.methods.ggml import quantize_ggml
 from tests import tiny
 
 SAMPLING = GenerationDefaults(temperature=0.2, top_k=20, top_p=0.9, repetition_penalty=1.05)
+K_QUANTS = (GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K)
 TORCH_DTYPES = {GgmlType.F32: torch.float32, GgmlType.F16: torch.float16, GgmlType.BF16: torch.bfloat16}
 
 
 def neutral(values: torch.Tensor, ggml_type: GgmlType) -> DenseWeight | BlockWeight:
-    """Return `values` in `ggml_type`, in the model's row order; blocks are the gguf package's."""
+    """Return `values` in `ggml_type`, in the model's row order; blocks are those of the gguf package, but K-quants."""
     if ggml_type in FLOAT_TYPES:
         return DenseWeight(values.to(TORCH_DTYPES[ggml_type]))
+    if ggml_type in K_QUANTS:
+        return quantize_ggml(values.float(), ggml_type, None).weight
     blocks = gguf.quants.quantize(values.float().numpy(), gguf.GGMLQuantizationType(int(ggml_type)))
     return BlockWeight(torch.from_numpy(blocks), ggml_type, values.shape[-1])
 
