@@ -21,6 +21,23 @@ APP = "qlocal"
 STORED = "stored"
 HEAD_CHOICES = (STORED, "q8_0", "q6_k")
 """How an output head of 16 bits is held: as it is stored, or quantized at load."""
+SPLIT_CHOICES = ("auto", "layer", "tensor")
+"""How a model is divided over several devices. layer: some of the layers each, in one process. tensor: a part of all
+layers each, a process a device. auto: tensor, where the model can be cut so."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Machines that hold one model together. rank: which of `count` this is; node 0 serves.
+
+    host, port: where they meet. has_store: another program (torchrun) keeps the store there. prefix: of its keys."""
+
+    count: int
+    rank: int
+    host: str
+    port: int
+    has_store: bool = False
+    prefix: str = "qlocal"
 
 
 PREFILL_CHUNK = 512
@@ -38,7 +55,7 @@ context; then the experts of a mixture, else whole layers."""
 class EngineOptions:
     """How a model is loaded. `max_context` None takes what fits; `max_memory` in bytes. head: one of HEAD_CHOICES, or
     None where it does not matter: a server that holds the model keeps its head, a new one holds it as stored. offload:
-    one of OFFLOAD_CHOICES."""
+    one of OFFLOAD_CHOICES. split: one of SPLIT_CHOICES. nodes: None for this machine alone."""
 
     devices: tuple[str, ...] = ("cpu",)
     max_context: int | None = None
@@ -51,6 +68,8 @@ class EngineOptions:
     offload: str = "auto"
     prefill_chunk: int = PREFILL_CHUNK
     card_reserve: int = CARD_RESERVE
+    split: str = "auto"
+    nodes: Nodes | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,7 @@ class ChatOptions:
     context: int | None = None
     devices: tuple[str, ...] = ("cpu",)
     head: str | None = None
+    split: str = "auto"
     system: str | None = None
 
 

@@ -39,6 +39,16 @@ def taken_bytes(device: str) -> int:
     return memory.total - memory.free
 
 
+def on_node(device: str, node: int) -> str:
+    """Return what a plan over several machines calls a device of machine `node`."""
+    return f"node{node}/{device}"
+
+
+def local_name(device: str) -> str:
+    """Return what a device of a plan is called on its own machine."""
+    return device.rpartition("/")[2]
+
+
 @functools.cache
 def cpu_has_bf16() -> bool:
     """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX, or Arm's BF16)."""

@@ -139,7 +139,7 @@ def ensure_server(model: str | None, options: EngineOptions | None = None) -> Ad
 
 def request_load(address: Address, model: str, options: EngineOptions) -> Status:
     """Ask a server to load a model; returns its status at once."""
-    body: dict[str, Any] = {"model": model, "devices": list(options.devices)}
+    body: dict[str, Any] = {"model": model, "devices": list(options.devices), "split": options.split}
     if options.max_context is not None:
         body["max_context"] = options.max_context
     if options.offload != "auto":
@@ -204,6 +204,8 @@ def _must_load(path: str, options: EngineOptions, status: Status) -> bool:
         return True
     if status.plan is not None and not _devices(status.plan) <= set(options.devices):
         return True
+    if status.plan is not None and options.split not in ("auto", status.plan.get("split")) and len(options.devices) > 1:
+        return True
     if options.head is not None and status.plan is not None and status.plan.get("head", STORED) != options.head:
         return True
     return (options.max_context or 0) > (status.max_context or options.max_context or 0)
@@ -243,6 +245,7 @@ def _start(model: str | None, options: EngineOptions, settings: Settings, addres
 def _serve_arguments(model: str | None, options: EngineOptions, settings: Settings, socket: Path) -> list[str]:
     arguments = ["--socket", str(socket), "--idle-exit", f"{settings.idle_exit_s:g}"]
     arguments += ["--devices", ",".join(options.devices), "--dtype", options.dtype, "--kernels", options.kernels]
+    arguments += ["--split", options.split]
     optional = {
         "--context": options.max_context,
         "--threads": options.threads,

@@ -1,4 +1,4 @@
-"""Messages between the server and engine rank 0: length-prefixed msgpack over a socket pair. Never pickle.
+"""Messages between the server and the engine's ranks: length-prefixed msgpack over a socket pair. Never pickle.
 
 A frame is a u32 length (little endian) and a msgpack map with the key `type`. Both sides check every frame;
 the engine checks ranges again although the server has validated the request. No torch here.
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import msgpack
 
-from qlocal.config import CARD_RESERVE, PREFILL_CHUNK, STORED
+from qlocal.config import CARD_RESERVE, PREFILL_CHUNK, STORED, Nodes
 from qlocal.errors import EngineError
 from qlocal.schema import HeldHead
 
@@ -55,7 +55,8 @@ class Load(Message):
     """The first message: load the checkpoint at `path`. `max_context` None takes what fits, up to the model's own.
 
     devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto or reference; head: stored, q8_0 or q6_k;
-    offload: auto, none, layers or experts. card_reserve: bytes of a card that are left alone.
+    offload: auto, none, layers or experts. card_reserve: bytes of a card that are left alone. split: auto, layer or
+    tensor. nodes: the machines that load it together, and which of them this is.
     """
 
     path: str
@@ -70,6 +71,8 @@ class Load(Message):
     offload: str = "auto"
     prefill_chunk: int = PREFILL_CHUNK
     card_reserve: int = CARD_RESERVE
+    split: str = "auto"
+    nodes: Nodes | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,52 @@ class Shutdown(Message):
     """Finish nothing, free everything, exit 0."""
 
 
-# From the rank to the server.
+# Between the ranks of a tensor split: Join from the process that starts one, the others from rank 0 to all at once.
+
+
+@dataclass(frozen=True)
+class Join(Message):
+    """The first message: become a rank of several that load the checkpoint at `path` by `plan` (Plan.to_json()).
+
+    They meet in the file `meeting_path`, or at `host` and `port`; prefix: of the keys there. threads: of this rank.
+    """
+
+    path: str
+    rank: int
+    plan: dict[str, Any]
+    kernels: str
+    threads: int
+    meeting_path: str | None = None
+    host: str = ""
+    port: int = 0
+    prefix: str = "qlocal"
+
+
+@dataclass(frozen=True)
+class Forward(Message):
+    """Run all layers. runs: (length, num_past, blocks...) of every sequence, whose tokens stand one after another."""
+
+    input_ids: list[int]
+    runs: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Logits(Message):
+    """Compute the head for rows of the last Forward."""
+
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class CopyBlock(Message):
+    """Copy the first tokens of one block of the cache to another."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
+# From the rank to the server, and from other ranks to rank 0 (Progress, Failed).
 
 
 @dataclass(frozen=True)
@@ -200,6 +248,7 @@ _NESTED: dict[str, Any] = {
     "logprobs": TokenLogprobs,
     "prompt_logprobs": TokenLogprobs,
     "held_head": HeldHead,
+    "nodes": Nodes,
 }
 
 

@@ -13,6 +13,7 @@ from qlocal.plan import places
 from tests import tiny
 
 GIB = 1 << 30
+MORE_CARDS_THAN_HEADS = ",".join(["2GiB"] * 15)
 TWO_CARDS = ("--gpus", "23.6GiB,23.6GiB")
 LARGE = "qwen2.5-72b-instruct"
 
@@ -94,7 +95,7 @@ def test_experts_of_the_8x22b_take_the_memory_of_the_host(capsys: pytest.Capture
 
 
 def test_what_cannot_be_cut_is_split_by_layers(capsys: pytest.CaptureFixture[str]) -> None:
-    found = planned(capsys, "qwen2.5-0.5b-instruct", "--gpus", "2GiB,2GiB,2GiB")
+    found = planned(capsys, "qwen2.5-0.5b-instruct", "--gpus", MORE_CARDS_THAN_HEADS)
     assert set(found["largest_context"]) == {"layer"} and found["plan"]["split"] == "layer"
 
 
@@ -134,7 +135,10 @@ def test_a_checkpoint_on_disk_is_planned_by_its_headers(
         ((LARGE, *TWO_CARDS, "--kv", "q3"), "'q3' is none of f16, q8, q4"),
         ((LARGE, *TWO_CARDS, "--context", "200000"), "the model was made for 131072"),
         ((LARGE, *TWO_CARDS, "--offload", "experts"), "has no experts"),
-        (("qwen2.5-0.5b-instruct", "--gpus", "1GiB,1GiB,1GiB", "--split", "tensor"), "cannot be divided among 3"),
+        (
+            ("qwen2.5-0.5b-instruct", "--gpus", MORE_CARDS_THAN_HEADS, "--split", "tensor"),
+            "7 query heads of a KV head cannot be divided among 8",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:

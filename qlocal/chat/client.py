@@ -81,10 +81,16 @@ class ChatClient:
         return wire.parse_status(await self._get("/qlocal/status"))
 
     async def load(
-        self, model: str, max_context: int | None = None, devices: list[str] | None = None, head: str | None = None
+        self,
+        model: str,
+        max_context: int | None = None,
+        devices: list[str] | None = None,
+        head: str | None = None,
+        split: str | None = None,
     ) -> Status:
         """Ask our server to load a model in place of the present one; progress comes by `status_events`."""
-        wanted: dict[str, Any] = {"model": model, "max_context": max_context, "devices": devices, "head": head}
+        wanted: dict[str, Any] = {"model": model, "max_context": max_context, "devices": devices}
+        wanted |= {"head": head, "split": split}
         return wire.parse_status(await self._post("/qlocal/load", {k: v for k, v in wanted.items() if v is not None}))
 
     async def count(self, messages: list[ChatMessage]) -> TokenCount:

@@ -32,7 +32,9 @@ class LocalLink:
 
     def __init__(self, options: ChatOptions) -> None:
         self._model = options.model
-        self._engine = EngineOptions(devices=options.devices, max_context=options.context, head=options.head)
+        self._engine = EngineOptions(
+            devices=options.devices, max_context=options.context, head=options.head, split=options.split
+        )
         self._client: ChatClient | None = None
         self._is_wanted = asyncio.Event()
         self._losses: list[float] = []
@@ -70,7 +72,7 @@ class LocalLink:
         self._is_wanted.set()
         if self._client is not None:
             engine = self._engine
-            await self._client.load(self._model, engine.max_context, list(engine.devices), engine.head)
+            await self._client.load(self._model, engine.max_context, list(engine.devices), engine.head, engine.split)
 
     async def count(self, messages: list[ChatMessage]) -> TokenCount | None:
         """See `Link.count`."""

@@ -53,6 +53,7 @@ def _bench_model(args: argparse.Namespace) -> int:
         offload=options.offload,
         prefill_chunk=options.prefill_chunk,
         card_reserve=options.card_reserve,
+        split=options.split,
     )
     found = bench.run(load, bench.Lengths(args.prompt_tokens, args.decode_tokens, args.repeats))
     print(json.dumps(found) if args.json else "\n".join(_model_lines(found)))
@@ -66,11 +67,16 @@ def _model_lines(found: dict[str, Any]) -> list[str]:
 
     read = found["read_bytes_per_s"] / 1e9
     return [
-        f"loaded  {human_bytes(found['loaded_bytes'])} in {found['load_s']:.1f} s",
+        f"loaded  {human_bytes(found['loaded_bytes'])} in {found['load_s']:.1f} s{_split(found)}",
         f"prompt  {rate('prompt')}, {found['prompt_tokens']} tokens",
         f"decode  {rate('decode')}, {found['decode_tokens']} tokens",
         f"limit   memory reads at {read:.1f} GB/s; decoding reaches {found['decode_share']:.0%} of it",
     ]
+
+
+def _split(found: dict[str, Any]) -> str:
+    devices = found["devices"]
+    return f", {found['split']} split over {', '.join(devices)}" if len(devices) > 1 else ""
 
 
 def _bench_kernels(args: argparse.Namespace) -> int:

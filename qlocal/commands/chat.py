@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from qlocal.commands.options import add_head, add_model, devices, positive
+from qlocal.commands.options import add_head, add_model, add_split, devices, positive
 from qlocal.config import ChatOptions, load_settings
 
 
@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="the system message of new conversations")
     parser.add_argument("--devices", type=devices, metavar="LIST", help="cpu, cuda:0, ... separated by commas")
     parser.add_argument("--context", type=positive, metavar="TOKENS", help="size of the context; default: what fits")
+    add_split(parser)
     add_head(parser)
     parser.epilog = "The token of --endpoint is read from QLOCAL_TOKEN: arguments can be seen by other users."
 
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
         context=settings.max_context,
         devices=settings.devices,
         head=args.head,
+        split=args.split,
         system=args.system,
     )
     from qlocal.chat.app import run_chat  # Textual, which no other command needs

@@ -14,6 +14,7 @@ from qlocal.config import (
     KV_TYPES,
     OFFLOAD_CHOICES,
     PREFILL_CHUNK,
+    SPLIT_CHOICES,
     EngineOptions,
     Settings,
     device_list,
@@ -37,6 +38,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add what says how a model is loaded."""
     group = parser.add_argument_group("loading")
     group.add_argument("--devices", type=devices, metavar="LIST", help="cpu, cuda:0, ... separated by commas")
+    add_split(group)
     group.add_argument("--context", type=positive, metavar="TOKENS", help="size of the context; default: what fits")
     group.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="inputs of products")
     group.add_argument("--kernels", choices=("auto", "reference"), default="auto", help="reference: plain torch")
@@ -53,6 +55,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--offload", choices=OFFLOAD_CHOICES, default="auto", help="what may compute on the CPU when cards are full"
     )
     add_head(group)
+
+
+def add_split(parser: argparse._ActionsContainer) -> None:
+    """Add `--split`."""
+    parser.add_argument(
+        "--split", choices=SPLIT_CHOICES, default="auto", help="over several devices: whole layers, or a part of all"
+    )
 
 
 def add_head(parser: argparse._ActionsContainer) -> None:
@@ -77,6 +86,7 @@ def engine_options(args: argparse.Namespace) -> tuple[EngineOptions, Settings]:
         offload=args.offload,
         prefill_chunk=args.chunk,
         card_reserve=args.reserve,
+        split=args.split,
     )
     return options, settings
 

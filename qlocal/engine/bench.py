@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,18 @@ def run(load: Load, lengths: Lengths) -> dict[str, Any]:
     checkpoint = open_checkpoint(Path(load.path))
     vocab_size = checkpoint.config.vocab_size
     engine = Engine.load(load, lambda _: None)
-    warm_up = Lengths(lengths.prompt_tokens, min(4, lengths.decode_tokens))  # first touch of weights and buffers
-    _one_run(engine, warm_up, 0, vocab_size)
-    runs = [_one_run(engine, lengths, repeat + 1, vocab_size) for repeat in range(lengths.repeats)]
+    with closing(engine):
+        warm_up = Lengths(lengths.prompt_tokens, min(4, lengths.decode_tokens))  # first touch of weights and buffers
+        _one_run(engine, warm_up, 0, vocab_size)
+        runs = [_one_run(engine, lengths, repeat + 1, vocab_size) for repeat in range(lengths.repeats)]
     prompt_rates, decode_rates = ([run[i] for run in runs] for i in (0, 1))
     read_rate = read_bandwidth()
     saved_bytes = 0 if engine.ready.held_head is None else engine.ready.held_head.saved_bytes
     return {
         "model": load.path,
         "dtype": load.dtype,
+        "devices": engine.ready.devices,
+        "split": engine.ready.plan["split"],
         "loaded_bytes": engine.ready.loaded_bytes,
         "load_s": engine.ready.load_s,
         "prompt_tokens": lengths.prompt_tokens,

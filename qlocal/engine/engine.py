@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import math
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from qlocal.cache.block_manager import BlockManager
-from qlocal.cache.storage import KVStorage
-from qlocal.devices import default_threads
+from qlocal.engine.assembly import lead
 from qlocal.engine.memory import out_of_memory_in_words
-from qlocal.engine.model_runner import ModelRunner
+from qlocal.engine.model_runner import ModelRunner, storage_of
+from qlocal.engine.relay import LeadingRunner
 from qlocal.engine.requests import refusal
 from qlocal.engine.sampler import Choice, prompt_logprobs, sample
 from qlocal.engine.scheduler import ScheduledRun, Scheduler
 from qlocal.engine.sequence import Sequence
+from qlocal.engine.team import Team
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
 from qlocal.layers.decoder import Decoder
-from qlocal.layers.loader import load_model
-from qlocal.plan import Plan, plan_load
+from qlocal.layers.loader import OnProgress, load_model
+from qlocal.layers.paged_attention import TokenRun
+from qlocal.parallel.collectives import Collectives
+from qlocal.parallel.rendezvous import leave
+from qlocal.plan import Plan
 from qlocal.plan.words import brief
 from qlocal.protocol import Finished, Load, Message, Progress, Ready, Started, Submit, Tokens
 from qlocal.schema import HeldHead
 
-_CACHE_DTYPES = {"f16": "float16", "f32": "float32"}
+Placed = tuple[ScheduledRun, int]
+"""A run, and the row of the step's hidden states where its tokens begin."""
 LOGITS_ROWS = 64
 """Prompt rows whose logits are held at once; (64, V) f32 are 39 MB for Qwen."""
 
@@ -38,20 +45,23 @@ LOGITS_ROWS = 64
 class Engine:
     """One loaded model that serves up to `plan.slots` sequences at once."""
 
-    def __init__(self, decoder: Decoder, plan: Plan, ready: Ready) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        plan: Plan,
+        ready: Ready,
+        collectives: Collectives | None = None,
+        team: Team | None = None,
+    ) -> None:
+        """collectives: of the ranks of a tensor split, which `decoder` is a part of; team: those that end with this."""
         config = decoder.config
-        storage = KVStorage(
-            [plan.device_of_layer(i) for i in range(config.num_hidden_layers)],
-            plan.num_blocks,
-            plan.block_size,
-            config.num_key_value_heads,
-            config.head_dim,
-            _CACHE_DTYPES[plan.key_type],
-        )
+        own = ModelRunner(decoder, storage_of(decoder, plan), plan.block_size, is_whole=collectives is None)
+        self._team = team or Team([])
+        self._relay = None if collectives is None else LeadingRunner(own, collectives, self._team)
+        self._runner = self._relay or own
         fingerprint = f"{config!r} {plan.dtype} {plan.key_type} {plan.value_type}"
-        self._blocks = BlockManager(plan.num_blocks, plan.block_size, fingerprint, storage.copy_block)
+        self._blocks = BlockManager(plan.num_blocks, plan.block_size, fingerprint, self._runner.copy_block)
         self._scheduler = Scheduler(self._blocks, plan.slots, plan.prefill_chunk)
-        self._runner = ModelRunner(decoder, storage, plan.block_size)
         self.vocab_size = config.vocab_size
         self._max_context = plan.max_context
         self._outbox: list[Message] = []
@@ -61,19 +71,39 @@ class Engine:
     def load(cls, load: Load, on_progress: Callable[[Progress], None]) -> Engine:
         """Open, plan and load what `load` names. Raises a QLocalError when the file or the machine cannot."""
         start = time.perf_counter()
-        dispatch.set_threads(load.threads or default_threads())
         checkpoint = open_checkpoint(Path(load.path))
-        plan = plan_load(checkpoint, load)
-        stage = f"loading {brief(plan)}"
-        with out_of_memory_in_words(checkpoint.path.name, plan):
-            with torch.inference_mode():
-                decoder = load_model(
-                    checkpoint,
-                    plan,
-                    load.kernels,
-                    lambda done, total: on_progress(Progress(stage, done, total)),
-                )
-            return cls(decoder, plan, _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head))
+        assembled = lead(load, checkpoint, on_progress)
+        plan, seat, team = assembled.plan, assembled.seat, assembled.team
+        dispatch.set_threads(assembled.threads)
+        try:
+            with out_of_memory_in_words(checkpoint.path.name, plan):
+                with torch.inference_mode():
+                    decoder = load_model(checkpoint, plan, load.kernels, _progress(plan, team, on_progress), seat)
+                if seat is not None and team is not None:
+                    with team.explaining():
+                        seat.collectives.wait_for_all()
+                ready = _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head)
+                return cls(decoder, plan, ready, None if seat is None else seat.collectives, team)
+        except BaseException:
+            _end_ranks(team)
+            raise
+
+    @property
+    def rank_sockets(self) -> list[socket.socket]:
+        """What becomes readable when `check_ranks` has something to say."""
+        return self._team.sockets
+
+    def check_ranks(self) -> None:
+        """Raise EngineError with the reason when a rank of this machine has ended."""
+        self._team.check()
+
+    def close(self) -> None:
+        """End the other ranks. An engine without any needs no closing."""
+        if self._relay is not None:
+            try:
+                self._relay.close()
+            finally:
+                _end_ranks(self._team)
 
     @property
     def has_work(self) -> bool:
@@ -106,65 +136,67 @@ class Engine:
         """Compute one batch, and return what there is to say about it."""
         batch = self._scheduler.next_batch()
         if batch:
-            hidden_states = self._runner.forward(batch)  # (T, D) f32
-            batch, hidden_states = self._drop_broken(batch, hidden_states)
-            self._score_prompts(batch, hidden_states)
-            choices = self._sample(batch, hidden_states)
-            self._scheduler.commit(batch)
+            placed = self._compute(batch)
+            self._score_prompts(placed)
+            choices = self._sample(placed)
+            kept = [run for run, _ in placed]
+            self._scheduler.commit(kept)
             for sequence, choice in choices:
                 self._advance(sequence, choice)
-            self._finish_scored(batch)
+            self._finish_scored(kept)
         messages, self._outbox = self._outbox, []
         return messages
 
-    def _drop_broken(self, batch: list[ScheduledRun], hidden_states: Tensor) -> tuple[list[ScheduledRun], Tensor]:
-        """End the sequences whose hidden states are not finite, before their keys and values are remembered."""
+    def _compute(self, batch: list[ScheduledRun]) -> list[Placed]:
+        """Run the layers over a batch. Sequences whose hidden states are not finite end, before their keys and values
+        are remembered; the others are returned."""
+        runs = []
+        for run in batch:
+            assert run.sequence.table is not None, "the scheduler gave it blocks"
+            runs.append(TokenRun(run.length, run.start, run.sequence.table.blocks))
+        hidden_states = self._runner.forward([i for run in batch for i in run.token_ids], runs)  # (T, D) f32
+        ends = accumulate(run.length for run in batch)
+        placed = [(run, end - run.length) for run, end in zip(batch, ends, strict=True)]
         if _is_finite(hidden_states):
-            return batch, hidden_states
-        kept: list[tuple[ScheduledRun, Tensor]] = []
-        for run, rows in zip(batch, torch.split(hidden_states, [run.length for run in batch]), strict=True):
-            if _is_finite(rows):
-                kept.append((run, rows))
+            return placed
+        kept = []
+        for run, first_row in placed:
+            if _is_finite(hidden_states[first_row : first_row + run.length]):
+                kept.append((run, first_row))
             else:
                 self._fail(run.sequence)
-        return [run for run, _ in kept], torch.cat([rows for _, rows in kept] or [hidden_states[:0]])
+        return kept
 
-    def _score_prompts(self, batch: list[ScheduledRun], hidden_states: Tensor) -> None:
+    def _score_prompts(self, placed: list[Placed]) -> None:
         """Collect the log probabilities of prompt tokens for the requests that ask for them."""
-        first_row = 0
-        for run in batch:
+        for run, first_row in placed:
             request = run.sequence.request
-            if request.echo_logprobs:
-                next_ids = request.input_ids[run.start + 1 : run.start + 1 + run.length]
-                rows = hidden_states[first_row : first_row + len(next_ids)]
-                top = request.sampling.top_logprobs or 0
-                for at in range(0, len(next_ids), LOGITS_ROWS):
-                    logits = self._runner.logits(rows[at : at + LOGITS_ROWS])
-                    scored = prompt_logprobs(logits, next_ids[at : at + LOGITS_ROWS], request.num_tokens, top)
-                    run.sequence.prompt_logprobs += scored
-            first_row += run.length
+            if not request.echo_logprobs:
+                continue
+            next_ids = request.input_ids[run.start + 1 : run.start + 1 + run.length]
+            top = request.sampling.top_logprobs or 0
+            for at in range(0, len(next_ids), LOGITS_ROWS):
+                wanted = next_ids[at : at + LOGITS_ROWS]
+                logits = self._runner.logits(range(first_row + at, first_row + at + len(wanted)))
+                run.sequence.prompt_logprobs += prompt_logprobs(logits, wanted, request.num_tokens, top)
 
-    def _sample(self, batch: list[ScheduledRun], hidden_states: Tensor) -> list[tuple[Sequence, Choice | None]]:
+    def _sample(self, placed: list[Placed]) -> list[tuple[Sequence, Choice | None]]:
         """Choose a token for every sequence whose last known token was computed; (sequence, None) where that failed.
 
         The head computes only the rows that are sampled.
         """
         sampled: list[Sequence] = []
         rows: list[int] = []
-        end = 0
-        for run in batch:
-            end += run.length
+        for run, first_row in placed:
             if run.samples:
                 self._start(run.sequence)
                 if run.sequence.request.max_tokens == 0:
                     continue
                 sampled.append(run.sequence)
-                rows.append(end - 1)
+                rows.append(first_row + run.length - 1)
         if not sampled:
             return []
-        if len(rows) < len(hidden_states):
-            hidden_states = hidden_states[rows]
-        logits = self._runner.logits(hidden_states)  # (B, V) f32
+        logits = self._runner.logits(rows)  # (B, V) f32
         return list(zip(sampled, sample(logits, [s.sampling for s in sampled]), strict=True))
 
     def _start(self, sequence: Sequence) -> None:
@@ -227,6 +259,24 @@ class Usage:
 def _is_finite(values: Tensor) -> bool:
     """Say whether no number is broken: one that is makes the sum so, in one operation instead of four."""
     return math.isfinite(float(values.sum()))
+
+
+def _progress(plan: Plan, team: Team | None, on_progress: Callable[[Progress], None]) -> OnProgress:
+    """Return what the loader calls: it tells how far loading is, and looks after the other ranks."""
+    stage = f"loading {brief(plan)}"
+
+    def tell(done: int, total: int) -> None:
+        if team is not None:
+            team.check()
+        on_progress(Progress(stage, done, total))
+
+    return tell
+
+
+def _end_ranks(team: Team | None) -> None:
+    if team is not None:
+        team.end()
+        leave()
 
 
 def _ready(checkpoint: Checkpoint, plan: Plan, load_s: float, held_head: HeldHead | None) -> Ready:

@@ -1,38 +1,59 @@
-"""From a batch of runs to hidden states and logits: the only part of the engine that computes."""
+"""From token ids to hidden states and logits: the only part of the engine that computes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from qlocal.cache.storage import KVStorage
-from qlocal.engine.scheduler import ScheduledRun
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.native_decoder import native_decoder
 from qlocal.layers.paged_attention import PagedAttention, TokenRun
+from qlocal.plan import Plan
+
+_CACHE_DTYPES = {"f16": "float16", "f32": "float32"}
 
 
 class ModelRunner:
-    """The model with its cache."""
+    """The model with its cache, or one rank's part of both. is_whole: no other rank has a part."""
 
-    def __init__(self, decoder: Decoder, storage: KVStorage, block_size: int) -> None:
+    def __init__(self, decoder: Decoder, storage: KVStorage, block_size: int, *, is_whole: bool = True) -> None:
         self._decoder = decoder
         self._storage = storage
         self._block_size = block_size
-        self._native = native_decoder(decoder, storage, block_size)
+        # The native step runs a layer in one call, which leaves no place for sums over ranks.
+        self._native = native_decoder(decoder, storage, block_size) if is_whole else None
+        self._hidden_states = torch.empty(0)
 
-    def forward(self, batch: list[ScheduledRun]) -> Tensor:
-        """Run all layers over the batch, whose runs stand one after another in T. Returns (T, D) f32."""
-        runs = []
-        for run in batch:
-            assert run.sequence.table is not None, "the scheduler gave it blocks"
-            runs.append(TokenRun(run.length, run.start, run.sequence.table.blocks))
-        attention = PagedAttention(runs, self._storage, self._block_size)
-        input_ids = torch.tensor([token_id for run in batch for token_id in run.token_ids], dtype=torch.int64)
-        if self._native is not None and self._native.takes(len(input_ids)):
-            return self._native.forward(input_ids, attention.positions, runs)
-        return self._decoder.forward(input_ids, attention.positions, attention.of_layer)
+    def forward(self, input_ids: Sequence[int], runs: Sequence[TokenRun]) -> Tensor:
+        """Run all layers over the tokens of `runs`, which stand one after another. Returns (T, D) f32."""
+        attention, ids = PagedAttention(runs, self._storage, self._block_size), torch.tensor(input_ids)
+        if self._native is not None and self._native.takes(len(ids)):
+            self._hidden_states = self._native.forward(ids, attention.positions, runs)
+        else:
+            self._hidden_states = self._decoder.forward(ids, attention.positions, attention.of_layer)
+        return self._hidden_states
 
-    def logits(self, hidden_states: Tensor) -> Tensor:
-        """Return (t, V) f32 for the (t, D) hidden states of the tokens that need logits."""
-        return self._decoder.logits(hidden_states)
+    def logits(self, rows: Sequence[int]) -> Tensor:
+        """Return (t, V) f32 for t rows of the last `forward`; of a part that is not rank 0's, nothing to use."""
+        is_all = list(rows) == [*range(len(self._hidden_states))]
+        return self._decoder.logits(self._hidden_states if is_all else self._hidden_states[rows])
+
+    def copy_block(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first tokens of one block of the cache to another, in every layer."""
+        self._storage.copy_block(source, target, num_tokens)
+
+
+def storage_of(decoder: Decoder, plan: Plan) -> KVStorage:
+    """Return the cache for the heads that `decoder` has, beside its layers."""
+    config = decoder.config
+    return KVStorage(
+        [str(layer.device) for layer in decoder.layers],
+        plan.num_blocks,
+        plan.block_size,
+        config.num_key_value_heads,
+        config.head_dim,
+        _CACHE_DTYPES[plan.key_type],
+    )

@@ -1,118 +1,81 @@
-"""The engine's process: `python -m qlocal.engine.rank --fd N`, with one end of a socket pair as descriptor N.
+"""A rank's process: `python -m qlocal.engine.rank --fd N`, with one end of a socket pair as descriptor N.
 
-Frames are read between steps; the process ends when the other end closes. Nothing else starts or stops it.
+The first message says what it becomes. Load: rank 0, which talks to the server, reads frames between steps, and starts
+the other ranks of a tensor split; or, as another node, the first rank of its machine. Join: one of the others. The
+process ends when the other end closes. Nothing else starts or stops it.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import select
+import os
 import signal
 import socket
 import sys
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qlocal.devices import keep_threads_calm
+from qlocal.engine.connection import Closed, Connection
 from qlocal.errors import QLocalError
-from qlocal.protocol import (
-    HEADER,
-    Cancel,
-    Failed,
-    Load,
-    Message,
-    Ping,
-    Pong,
-    Shutdown,
-    Submit,
-    decode,
-    encode,
-    frame_length,
-)
+from qlocal.protocol import Cancel, Failed, Join, Load, Message, Ping, Pong, Shutdown, Submit
 
 if TYPE_CHECKING:
     from qlocal.engine.engine import Engine
 
 log = logging.getLogger("qlocal.rank")
-READ_BYTES = 1 << 20
-
-
-class Closed(Exception):
-    """The other end of the socket is gone, or asks to shut down."""
-
-
-class Connection:
-    """Frames over the socket. Reads what has arrived, without waiting unless asked to."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._buffer = bytearray()
-
-    def send(self, message: Message) -> None:
-        try:
-            self._socket.sendall(encode(message))
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise Closed from error
-
-    def receive(self, *, wait: bool) -> list[Message]:
-        """Return the messages that have arrived; with `wait`, at least something has been read."""
-        while select.select([self._socket], [], [], None if wait else 0)[0]:
-            self._read()
-            wait = False
-        messages = []
-        while (payload := self._next_payload()) is not None:
-            messages.append(decode(payload))
-        return messages
-
-    def _read(self) -> None:
-        try:
-            data = self._socket.recv(READ_BYTES)
-        except ConnectionResetError as error:
-            raise Closed from error
-        if not data:
-            raise Closed
-        self._buffer += data
-
-    def _next_payload(self) -> bytes | None:
-        if len(self._buffer) < HEADER.size:
-            return None
-        end = HEADER.size + frame_length(bytes(self._buffer[: HEADER.size]))
-        if len(self._buffer) < end:
-            return None
-        payload = bytes(self._buffer[HEADER.size : end])
-        del self._buffer[:end]
-        return payload
 
 
 def serve(connection: Connection) -> None:
-    """Load the model that the first message names, then step while there is work. Ends by `Closed`."""
-    engine: Engine | None = None
-    while True:
-        idle = engine is None or not engine.has_work
-        for message in connection.receive(wait=idle):
-            if isinstance(message, Load):
-                engine = _load(message, connection)
-            else:
-                _handle(message, engine, connection)
-        if engine is not None and engine.has_work:
-            for answer in engine.step():
-                connection.send(answer)
+    """Become what the first message says, and do that to the end. A server's socket ends it by `Closed`."""
+    first, *rest = connection.receive(wait=True) or connection.receive(wait=True)
+    if isinstance(first, Join) or (isinstance(first, Load) and first.nodes is not None and first.nodes.rank > 0):
+        _follow(first, connection)
+    elif isinstance(first, Load):
+        _lead(first, rest, connection)
 
 
-def _load(load: Load, connection: Connection) -> Engine:
+def _lead(load: Load, messages: list[Message], connection: Connection) -> None:
+    """Load the model, then step while there is work. Ends by `Closed`."""
     from qlocal.engine.engine import Engine  # torch: seconds, and it reads the environment that main has set
 
     engine = Engine.load(load, connection.send)
-    connection.send(engine.ready)
-    return engine
+    try:
+        connection.send(engine.ready)
+        while True:
+            for message in messages:
+                _handle(message, engine, connection)
+            if engine.has_work:
+                for answer in engine.step():
+                    connection.send(answer)
+            messages = connection.receive(wait=not engine.has_work, beside=engine.rank_sockets)
+            engine.check_ranks()
+    except Closed:
+        engine.close()
+        raise
 
 
-def _handle(message: Message, engine: Engine | None, connection: Connection) -> None:
+def _follow(first: Join | Load, connection: Connection) -> None:
+    """Load one rank's part and compute what rank 0 tells, to its orderly end."""
+    from qlocal.engine.following import run  # torch, see above
+
+    threading.Thread(target=_end_with, args=(connection.socket,), name="end with the parent", daemon=True).start()
+    run(first, connection.send)
+
+
+def _end_with(sock: socket.socket) -> None:
+    """End this process when whoever started it says so or is gone, whatever it is doing."""
+    with suppress(ConnectionError):
+        sock.recv(1)
+    os._exit(0)
+
+
+def _handle(message: Message, engine: Engine, connection: Connection) -> None:
     if isinstance(message, Shutdown):
         raise Closed
-    if engine is None:
-        log.warning("%s before Load is ignored", type(message).__name__)
-    elif isinstance(message, Submit):
+    if isinstance(message, Submit):
         engine.submit(message)
     elif isinstance(message, Cancel):
         engine.cancel(message.request_id)

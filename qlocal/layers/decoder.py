@@ -21,14 +21,27 @@ from qlocal.models.base import ModelConfig, Role
 from qlocal.schema import HeldHead
 from qlocal.weights import DenseWeight, Weight
 
+AddUp = Callable[[Tensor], Tensor]
+"""From one rank's part of a sum, (T, D) f32, to the sum over all ranks, (T, D) f32."""
+
 
 class DecoderLayer:
-    """Attention and FFN with their norms and residuals. Built without memory; `loader` or `replace` fill it."""
+    """Attention and FFN with their norms and residuals. Built without memory; `loader` or `replace` fill it.
 
-    def __init__(self, config: ModelConfig, placement: Placement, experts: Placement | None = None) -> None:
-        """experts: where those of a mixture compute, when that is elsewhere."""
+    config: of what is computed here, which may be one rank's heads and FFN channels; then `add_up` adds the ranks'
+    outputs of `o` and of the FFN. experts: where those of a mixture compute, when that is elsewhere.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        placement: Placement,
+        experts: Placement | None = None,
+        add_up: AddUp | None = None,
+    ) -> None:
         self.config = config
         self.device = placement.device
+        self._add_up = add_up
         self.input_norm = torch.empty(config.hidden_size, device="meta")
         self.post_attention_norm = torch.empty(config.hidden_size, device="meta")
         self.qkv = QuantLinear(config.hidden_size, (config.q_size, config.kv_size, config.kv_size), placement)
@@ -65,12 +78,13 @@ class DecoderLayer:
     def add_attended(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
         """Add what `o` makes of its input to the residual stream. Returns (T, D) f32."""
         (out,) = self.o(attended)
-        return hidden_states + out
+        return hidden_states + (out if self._add_up is None else self._add_up(out))
 
     def ffn_block(self, hidden_states: Tensor, observe: Observe | None = None) -> Tensor:
         """Add the feed-forward block to the residual stream. hidden_states: (T, D) f32; returns the same."""
         x = rms_norm(hidden_states, self.post_attention_norm, self.config.rms_norm_eps)
-        return hidden_states + self.ffn(x, observe)
+        out = self.ffn(x, observe)
+        return hidden_states + (out if self._add_up is None else self._add_up(out))
 
     def replace(self, role: Role, expert: int | None, weight: Weight, bias: DenseWeight | None = None) -> None:
         """Set one norm or one linear's weight and bias (no bias given: none from now on)."""
@@ -97,7 +111,11 @@ class DecoderLayer:
 
 
 class Decoder:
-    """Embedding, layers on their devices, final norm and head. held_head: what was done to the head at load."""
+    """Embedding, layers on their devices, final norm and head. held_head: what was done to the head at load.
+
+    Of a tensor split, one rank's part: config is that part's, and join_logits makes the logits of a rank's rows of the
+    head into those of all, on rank 0.
+    """
 
     def __init__(
         self,
@@ -107,8 +125,10 @@ class Decoder:
         norm: Tensor,
         head: QuantLinear,
         held_head: HeldHead | None = None,
+        join_logits: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.config = config
+        self._join_logits = join_logits
         self.layers = layers
         self.held_head = held_head
         self.embedding = embedding
@@ -134,7 +154,8 @@ class Decoder:
         return hidden_states
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Return (T, V) f32 for the residual stream (T, D) f32 of the tokens that need logits."""
+        """Return (T, V) f32 for the residual stream (T, D) f32 of the tokens that need logits; on the ranks of a tensor
+        split but the first, those of its own rows."""
         on_head = hidden_states.to(self._final_norm.device)
         (logits,) = self._head(rms_norm(on_head, self._final_norm, self.config.rms_norm_eps))
-        return logits
+        return logits if self._join_logits is None else self._join_logits(logits)

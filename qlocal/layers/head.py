@@ -5,6 +5,11 @@ A tied embedding stays as it is stored, on the map of its file, for look-ups.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
 from qlocal.config import STORED
 from qlocal.errors import UnsupportedError
 from qlocal.ggml_types import GgmlType
@@ -14,10 +19,13 @@ from qlocal.schema import HeldHead
 from qlocal.weights import BlockWeight, DenseWeight, Weight
 
 
-def hold(weight: Weight, choice: str) -> tuple[Weight, HeldHead | None]:
+def hold(
+    weight: Weight, choice: str, add_up: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Weight, HeldHead | None]:
     """Return a head as `choice` (one of `config.HEAD_CHOICES`) says, and what that cost.
 
-    weight: (V, D); what is quantized already stays as it is. Raises UnsupportedError without the native kernels, which
+    weight: (V, D), or one rank's rows of it; then `add_up` adds the ranks' costs. What is quantized already stays as it
+    is. Raises UnsupportedError without the native kernels, which
     alone fit blocks here.
     """
     if choice == STORED or not isinstance(weight, DenseWeight):
@@ -29,6 +37,7 @@ def hold(weight: Weight, choice: str) -> tuple[Weight, HeldHead | None]:
         )
     ggml_type = GgmlType[choice.upper()]
     blocks, errors = quantize_blocks(library, weight.data, ggml_type, Fit.SEARCH)
-    lost, there = errors.sum(0).tolist()
-    held = HeldHead(choice, lost / there if there > 0 else 0.0, weight.data.nbytes, blocks.nbytes)
+    costs = torch.cat((errors.sum(0), torch.tensor([weight.data.nbytes, blocks.nbytes]))).double()
+    lost, there, stored_bytes, held_bytes = (costs if add_up is None else add_up(costs)).tolist()
+    held = HeldHead(choice, lost / there if there > 0 else 0.0, int(stored_bytes), int(held_bytes))
     return BlockWeight(blocks, ggml_type, weight.shape[1], weight.row_map), held

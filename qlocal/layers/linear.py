@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qlocal.kernels import dispatch, joining
@@ -45,6 +46,7 @@ class QuantLinear:
         self._placement = placement
         self._dtype = compute_dtype(placement.dtype)
         self._groups: list[_Group | None] = [None] * len(self.out_features)
+        self._inputs: Tensor | None = None
 
     @property
     def num_calls(self) -> int:
@@ -55,10 +57,18 @@ class QuantLinear:
         """Return the weights with their biases, as they are computed: neighbours may be joined."""
         return [Part(group.prepared, group.bias) for group in self._groups if group is not None]
 
-    def fill(self, weights: Sequence[Weight], biases: Sequence[DenseWeight | None]) -> None:
-        """Set all parts at once; neighbours that can be are joined along N."""
+    def fill(
+        self, weights: Sequence[Weight], biases: Sequence[DenseWeight | None], inputs: Tensor | None = None
+    ) -> None:
+        """Set all parts at once; neighbours that can be are joined along N.
+
+        inputs: (K',) int64, the input that each column of the weights is for, `in_features` for a zero; None for (K,)
+        in order.
+        """
+        columns = self.in_features if inputs is None else len(inputs)
         for weight, size in zip(weights, self.out_features, strict=True):
-            self._check(weight, size)
+            self._check(weight, size, columns)
+        self._inputs = None if inputs is None else inputs.to(self._placement.device)
         self._groups = []
         for start, stop in _joinable_runs(weights):
             self._groups.append(self._prepare(weights[start:stop], biases[start:stop]))
@@ -66,13 +76,13 @@ class QuantLinear:
     def set_part(self, index: int, weight: Weight, bias: DenseWeight | None = None) -> None:
         """Replace part `index`; its old weight and bias are dropped."""
         assert len(self._groups) == len(self.out_features), "joined parts cannot be replaced one by one"
-        self._check(weight, self.out_features[index])
+        self._check(weight, self.out_features[index], self.in_features)
         self._groups[index] = None  # free the old weight before the new one is prepared
         self._groups[index] = self._prepare([weight], [bias])
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Multiply. x: (T, K) f32, any strides. Returns (T, N) f32 for every part."""
-        x = x.contiguous()
+        x = x.contiguous() if self._inputs is None else F.pad(x, (0, 1))[:, self._inputs]
         outputs: list[Tensor] = []
         for group in self._groups:
             assert group is not None, "every part is filled before the first forward"
@@ -82,8 +92,8 @@ class QuantLinear:
             outputs += [y] if len(group.sizes) == 1 else y.split_with_sizes(group.sizes, dim=-1)
         return tuple(outputs)
 
-    def _check(self, weight: Weight, rows: int) -> None:
-        expected = (rows, self.in_features)
+    def _check(self, weight: Weight, rows: int, columns: int) -> None:
+        expected = (rows, columns)
         assert tuple(weight.shape) == expected, f"a weight of {tuple(weight.shape)} where the table says {expected}"
 
     def _prepare(self, weights: Sequence[Weight], biases: Sequence[DenseWeight | None]) -> _Group:

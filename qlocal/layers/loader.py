@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlocal.devices import give_back_freed_memory
+from qlocal.devices import give_back_freed_memory, local_name
 from qlocal.errors import UnsupportedError
 from qlocal.formats.base import Checkpoint
 from qlocal.layers.decoder import Decoder, DecoderLayer
 from qlocal.layers.embedding import Embedding
 from qlocal.layers.head import hold
 from qlocal.layers.linear import Placement, QuantLinear, vector
+from qlocal.layers.seat import Seat, read_part
 from qlocal.models.base import Role, TensorSpec
 from qlocal.plan import Plan, head_of
+from qlocal.tensor_split import Share
 from qlocal.weights import DenseWeight, Weight
 
 OnProgress = Callable[[int, int], None]
@@ -37,35 +39,52 @@ def load_layer(
     *,
     join: bool = False,
     expert_device: str | torch.device | None = None,
+    seat: Seat | None = None,
 ) -> DecoderLayer:
     """Return decoder layer `layer`, computing on `device` with matmul inputs in `dtype` (bfloat16, float32).
 
     join: compute q/k/v and gate/up in one kernel call each; such a layer's weights cannot be replaced.
-    expert_device: where the experts of a mixture compute; None for `device`.
+    expert_device: where the experts of a mixture compute; None for `device`. seat: load one rank's part of a tensor
+    split, which is joined.
     """
+    config, add_up = checkpoint.config, None
+    if seat is not None:
+        config, add_up = seat.share.config(config), seat.collectives.add_up
     placement = Placement(torch.device(device), dtype, kernels)
     experts = None if expert_device is None else replace(placement, device=torch.device(expert_device))
-    filled = DecoderLayer(checkpoint.config, placement, experts)
+    filled = DecoderLayer(config, placement, experts, add_up)
     specs = list(checkpoint.architecture.layer_tensors(checkpoint.config, layer))
     biases = {spec.module: spec.name for spec in specs if spec.is_bias}
     joined: dict[QuantLinear, list[TensorSpec]] = {}
     for spec in specs:
         if spec.is_bias:
             continue
-        if spec.role in (Role.INPUT_NORM, Role.POST_ATTENTION_NORM) or not join:
+        if spec.role in (Role.INPUT_NORM, Role.POST_ATTENTION_NORM) or not (join or seat):
             filled.replace(spec.role, spec.expert, checkpoint.read(spec.name), _bias(checkpoint, biases, spec))
         else:
             joined.setdefault(filled.linear(spec.role, spec.expert)[0], []).append(spec)
+    share = None if seat is None else seat.share
     for linear, parts in joined.items():  # the table lists the parts in the order of the linear
-        linear.fill([checkpoint.read(s.name) for s in parts], [_bias(checkpoint, biases, s) for s in parts])
+        held = [read_part(checkpoint, s, s.role, share) for s in parts]
+        weights, vectors = [h.weight for h in held], [_bias(checkpoint, biases, s, share) for s in parts]
+        linear.fill(weights, vectors, held[0].inputs)  # what has several parts is cut by rows: its inputs are in order
     return filled
 
 
 def load_model(
-    checkpoint: Checkpoint, plan: Plan, kernels: str = "auto", on_progress: OnProgress | None = None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    kernels: str = "auto",
+    on_progress: OnProgress | None = None,
+    seat: Seat | None = None,
 ) -> Decoder:
-    """Load everything to where `plan` puts it, a layer at a time. UnsupportedError for cards that torch cannot use."""
+    """Load everything to where `plan` puts it, a layer at a time; with a seat, one rank's part of a tensor split.
+
+    UnsupportedError for cards that torch cannot use.
+    """
     _check_cards(plan)
+    if seat is not None:
+        return _load_part(checkpoint, plan, kernels, on_progress, seat)
     config, progress = checkpoint.config, _Progress(checkpoint, on_progress)
     _will_read(checkpoint, 0)
     embedding = load_embedding(checkpoint, plan.embedding_device)
@@ -80,6 +99,22 @@ def load_model(
     norm, head = load_head(checkpoint, plan.head_device, plan.dtype, kernels, weight)
     give_back_freed_memory()
     return Decoder(config, embedding, layers, norm, head, held_head)
+
+
+def _load_part(checkpoint: Checkpoint, plan: Plan, kernels: str, on_progress: OnProgress | None, seat: Seat) -> Decoder:
+    share, progress = seat.share, _Progress(checkpoint, on_progress)
+    device, config = local_name(plan.devices[share.rank].device), share.config(checkpoint.config)
+    embedding = load_embedding(checkpoint, plan.embedding_device)
+    progress.add(None)
+    layers = []
+    for index in range(config.num_hidden_layers):
+        layers.append(load_layer(checkpoint, index, device, plan.dtype, kernels, seat=seat))
+        progress.add(index)
+    rows = read_part(checkpoint, head_of(checkpoint).spec, Role.HEAD, share).weight
+    weight, held_head = hold(rows, plan.head, seat.collectives.add_up_exactly)
+    norm, head = load_head(checkpoint, device, plan.dtype, kernels, weight)
+    give_back_freed_memory()
+    return Decoder(config, embedding, layers, norm, head, held_head, seat.join_logits)
 
 
 def _will_read(checkpoint: Checkpoint, layer: int | None) -> None:
@@ -114,9 +149,9 @@ def load_head(
     weight: Weight | None = None,
 ) -> tuple[Tensor, QuantLinear]:
     """Return the final norm (D,) f32 and the output head: `weight`, or as it is stored."""
-    config, target = checkpoint.config, torch.device(device)
-    head = QuantLinear(config.hidden_size, (config.vocab_size,), Placement(target, dtype, kernels))
-    head.fill([read_head(checkpoint) if weight is None else weight], [None])
+    target, weight = torch.device(device), read_head(checkpoint) if weight is None else weight
+    head = QuantLinear(checkpoint.config.hidden_size, (weight.shape[0],), Placement(target, dtype, kernels))
+    head.fill([weight], [None])
     return vector(checkpoint.read(FINAL_NORM), target), head
 
 
@@ -125,10 +160,12 @@ def read_head(checkpoint: Checkpoint) -> Weight:
     return checkpoint.read(head_of(checkpoint).spec.name)
 
 
-def _bias(checkpoint: Checkpoint, biases: dict[str, str], spec: TensorSpec) -> DenseWeight | None:
-    if spec.module not in biases:
+def _bias(
+    checkpoint: Checkpoint, biases: dict[str, str], spec: TensorSpec, share: Share | None = None
+) -> DenseWeight | None:
+    if spec.module not in biases or not (share is None or share.adds_bias(spec.role)):
         return None
-    bias = checkpoint.read(biases[spec.module])
+    bias = read_part(checkpoint, checkpoint.tensors[biases[spec.module]].spec, spec.role, share).weight
     assert isinstance(bias, DenseWeight), "opening a checkpoint refuses quantized biases"
     return bias
 

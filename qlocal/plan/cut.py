@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from qlocal.errors import PlanError
 from qlocal.models.base import ModelConfig, Role
-
-LEAST_UNIT = 32
-"""Rows or columns that are never parted: words of codes, strips of rows and small groups are whole in it."""
+from qlocal.tensor_split import cut_model
 
 
 @dataclass(frozen=True)
@@ -51,24 +46,7 @@ def parts(config: ModelConfig, room: Sequence[int], ffn_unit: int) -> list[Part]
     """Divide a model among ranks in proportion to their `room`.
 
     ffn_unit: columns of the FFN that belong together, as a quantization group. PlanError where a rank gets none."""
-    kv_heads = divided(config.num_key_value_heads, 1, room)
-    columns = divided(config.intermediate_size, math.lcm(LEAST_UNIT, ffn_unit), room)
-    if 0 in kv_heads or 0 in columns:
-        raise PlanError(
-            f"{config.num_key_value_heads} heads of keys and values and {config.intermediate_size} FFN columns in "
-            f"groups of {ffn_unit} cannot be divided among {len(room)} devices",
-            hint="Take --split layer, or fewer devices.",
-        )
-    queries = config.num_attention_heads // config.num_key_value_heads
-    rows = divided(config.vocab_size, LEAST_UNIT, room)
-    return [Part(kv * queries, kv, f, v) for kv, f, v in zip(kv_heads, columns, rows, strict=True)]
-
-
-def divided(count: int, unit: int, weights: Sequence[int]) -> list[int]:
-    """Cut `count` on boundaries of `unit`, in proportion to weights; the last takes what fills no unit."""
-    units, reached, cuts = -(-count // unit), 0, [0]
-    for weight in weights:
-        reached += weight
-        # Halves go up, so that of two equal ranks the first has the larger piece.
-        cuts.append(min(count, (2 * units * reached + sum(weights)) // (2 * sum(weights)) * unit))
-    return [stop - start for start, stop in pairwise(cuts)]
+    return [
+        Part(len(share.heads), len(share.kv_heads), len(share.channels), len(share.vocab))
+        for share in cut_model(config, room, ffn_unit)
+    ]

@@ -8,12 +8,13 @@ from functools import cached_property
 
 from qlocal.config import STORED
 from qlocal.formats.base import Checkpoint, StoredTensor
-from qlocal.ggml_types import LAYOUTS, GgmlType
+from qlocal.ggml_types import GgmlType
 from qlocal.models.base import QUANTIZED_ROLES, ModelConfig, Role
 from qlocal.plan import layout
 from qlocal.plan.cut import Part
 from qlocal.plan.layout import Held, Matrix
 from qlocal.plan.places import kind_of
+from qlocal.tensor_split import channel_unit
 
 DENSE_STORAGE = frozenset({"bf16", "f16", "f32"})
 KV_BITS = {"f32": 32.0, "f16": 16.0, "q8": 8.5, "q4": 4.5}
@@ -84,8 +85,7 @@ class Demand:
     @cached_property
     def ffn_unit(self) -> int:
         """Columns of the FFN that a cut must not part: a quantization group, or a GGML block."""
-        downs = [s for s in self.checkpoint.tensors.values() if s.spec.role is Role.DOWN]
-        return max(s.group_size or LAYOUTS[GgmlType[s.storage.upper()]].block_size for s in downs)
+        return channel_unit(self.checkpoint)
 
     @cached_property
     def _layers(self) -> dict[tuple[int, str, Part], LayerBytes]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from qlocal.formats.base import StoredTensor
-from qlocal.ggml_types import FLOAT_TYPES, GgmlType, row_bytes
+from qlocal.ggml_types import FLOAT_TYPES, LAYOUTS, GgmlType, row_bytes
 
 STRIP_ROWS, UNIT_COLUMNS = 16, 32
 LARGE_PAGE = 2 << 20
@@ -51,13 +51,16 @@ class Matrix:
 
     @classmethod
     def of(cls, stored: StoredTensor, shape: tuple[int, ...] | None = None) -> Matrix:
-        """Return a stored matrix, or as much of it as `shape` says."""
+        """Return a stored matrix, or as much of it as `shape` says: a group or block that is parted is held whole."""
         rows, columns = stored.shape if shape is None else shape
         if stored.storage in ("awq", "gptq"):
             assert stored.group_size is not None, "a reader tells the group size of codes"
-            return cls(rows, columns, None, stored.group_size, has_order=stored.has_g_idx)
+            held = _whole_units(columns, stored.group_size)
+            return cls(rows, held, None, stored.group_size, has_order=stored.has_g_idx)
+        ggml_type = GgmlType[stored.storage.upper()]
+        held = _whole_units(columns, LAYOUTS[ggml_type].block_size)
         is_permuted = stored.ggml_type is not None and stored.spec.permuted_heads > 0
-        return cls(rows, columns, GgmlType[stored.storage.upper()], has_row_map=is_permuted)
+        return cls(rows, held, ggml_type, has_row_map=is_permuted)
 
     @property
     def is_dense(self) -> bool:
@@ -69,6 +72,10 @@ class Matrix:
         if self.ggml_type is not None:
             return self.rows * row_bytes(self.ggml_type, self.columns)
         return self.rows * (self.columns // 2 + 3 * (self.columns // self.group_size))
+
+
+def _whole_units(columns: int, unit: int) -> int:
+    return -(-columns // unit) * unit
 
 
 def on_cpu(parts: Sequence[Matrix], *, is_exact: bool) -> Held:

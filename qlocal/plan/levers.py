@@ -61,9 +61,10 @@ def together(request: Request) -> Lever:
 
 
 def better_split(request: Request) -> Request:
-    """Return the request with the split that gives it more context, of those that this version runs."""
+    """Return the request with a tensor split, where cards allow it and a layer split gives no more context."""
     others = [lever.request for lever in _splits(request) if lever.request.split in LOADABLE_SPLITS]
-    return max((*others, request), key=best_context)
+    # Whole layers are what goes to the host, so where nothing fits the cards a layer split has more ways left.
+    return max((*others, request), key=best_context) if best_context(request) else request
 
 
 def on_the_cards(request: Request) -> Request:
@@ -73,7 +74,8 @@ def on_the_cards(request: Request) -> Request:
 
 def largest_contexts(request: Request) -> dict[str, dict[str, int]]:
     """Return by split and by type of K and V the largest context that fits; 0 where none does."""
-    splits = [request, *(lever.request for lever in _splits(request))]
+    by_layers = replace(request, split="layer")
+    splits = [by_layers, *(lever.request for lever in _splits(by_layers))]
     found: dict[str, dict[str, int]] = {}
     for other in splits:
         with_types = (replace(other, key_type=k, value_type=v) for k, v in KV_LADDER)

@@ -52,6 +52,7 @@ def make_plan(
     free: bytes of devices that other machines have told.
     """
     places, host = here(devices, max_memory, card_reserve, free)
+    split = split if len(places) > 1 else "layer"
     default = "f32" if dtype == "float32" else "f16"
     request = Request(
         checkpoint,
@@ -73,11 +74,16 @@ def make_plan(
     return plan_for(levers.better_split(request) if split == "auto" else request)
 
 
-def plan_load(checkpoint: Checkpoint, load: Load) -> Plan:
-    """Return the plan by which the engine loads what a message asks for: the server's and the rank's are the same."""
+def plan_load(
+    checkpoint: Checkpoint, load: Load, devices: Sequence[str] | None = None, free: Mapping[str, int] | None = None
+) -> Plan:
+    """Return the plan by which the engine loads what a message asks for: the server's and the rank's are the same.
+
+    devices, free: of all nodes, where there are several; these are ranks whatever `load.split` says.
+    """
     return make_plan(
         checkpoint,
-        load.devices,
+        devices or load.devices,
         load.max_context,
         load.slots,
         load.dtype,
@@ -86,6 +92,8 @@ def plan_load(checkpoint: Checkpoint, load: Load) -> Plan:
         offload=load.offload,
         prefill_chunk=load.prefill_chunk,
         card_reserve=load.card_reserve,
+        split="tensor" if load.nodes is not None else load.split,
+        free=free,
     )
 
 

@@ -139,7 +139,8 @@ class EngineClient:
         while True:
             was_ready, cause = await self._live(load)
             self._fail_sequences(cause)
-            if not was_ready or not self._limits.allow():
+            # Other nodes end with the engine that they are a part of: there is nothing to start again with.
+            if not was_ready or load.nodes is not None or not self._limits.allow():
                 log.error("the engine is given up: %s", cause)
                 self._board.update(state=EngineState.FAILED, error=str(cause), progress=None)
                 return
@@ -201,6 +202,8 @@ class EngineClient:
                     plan=message.plan,
                     held_head=message.held_head,
                 )
+                if len(message.devices) > 1:
+                    log.info("%s split over %s", message.plan.get("split"), ", ".join(message.devices))
                 if message.held_head is not None:
                     log.info("%s", message.held_head.sentence)
             case Failed():

@@ -11,4 +11,6 @@ from qlocal.protocol import Load
 
 def check_plan(load: Load) -> None:
     """Raise what the rank would say of a checkpoint that cannot be read or does not fit."""
-    plan_load(open_checkpoint(Path(load.path)), load)
+    checkpoint = open_checkpoint(Path(load.path))
+    if load.nodes is None:  # what other nodes have, rank 0 alone is told
+        plan_load(checkpoint, load)

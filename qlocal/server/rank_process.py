@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -12,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from qlocal import protocol
+from qlocal.endings import ending
 from qlocal.errors import EngineError
 from qlocal.protocol import Message, Shutdown
 
@@ -51,6 +51,11 @@ class RankProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.returncode
+
     def send(self, message: Message) -> None:
         """Queue a message; a rank that is gone is noticed by the reader, not here."""
         if not self._writer.is_closing():
@@ -80,7 +85,7 @@ class RankProcess:
             code = await self._process.wait()
         finally:
             self._writer.close()
-        return _ending(code)
+        return ending("the engine", code)
 
 
 async def _start_process(command: Sequence[str], descriptor: int) -> asyncio.subprocess.Process:
@@ -93,17 +98,6 @@ async def _start_process(command: Sequence[str], descriptor: int) -> asyncio.sub
 def _kill(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         process.kill()
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"the engine ended with exit code {code}"
-    name = signal.Signals(-code).name
-    reasons = {
-        signal.SIGKILL: "; the machine may have run out of memory",
-        signal.SIGBUS: "; a model file may have changed or its disk may have failed",
-    }
-    return f"the engine was ended by {name}{reasons.get(signal.Signals(-code), '')}"
 
 
 def _raise_oom_score(pid: int) -> None:

@@ -57,6 +57,11 @@ class Service:
         Raises RequestError when there is no such model; later failures appear on the status board.
         """
         options = _with_request(options, request)
+        if options.nodes is not None and self.board.status.path is not None:
+            raise RequestError(
+                f"the model is shared by {options.nodes.count} nodes, and cannot be changed while they run",
+                hint="Start all nodes with the other model.",
+            )
         try:
             path = await asyncio.to_thread(self._resolve, request.model)
         except QLocalError as error:
@@ -164,7 +169,7 @@ class Service:
                 continue
 
     async def _load(self, name: str, path: Path, options: EngineOptions) -> None:
-        load = _load_message(path, options)
+        load = load_message(path, options)
         try:
             await asyncio.to_thread(self._check, load)
             self._model = await asyncio.to_thread(self._open_text, name, path)
@@ -218,6 +223,8 @@ def _with_request(options: EngineOptions, request: LoadRequest) -> EngineOptions
         options = replace(options, head=request.head)
     if request.offload is not None:
         options = replace(options, offload=request.offload)
+    if request.split is not None:
+        options = replace(options, split=request.split)
     if request.devices is not None:
         try:
             options = replace(options, devices=device_list(request.devices))
@@ -226,7 +233,8 @@ def _with_request(options: EngineOptions, request: LoadRequest) -> EngineOptions
     return options
 
 
-def _load_message(path: Path, options: EngineOptions) -> Load:
+def load_message(path: Path, options: EngineOptions) -> Load:
+    """Return what a rank is told to load."""
     return Load(
         path=str(path),
         devices=list(options.devices),
@@ -240,6 +248,8 @@ def _load_message(path: Path, options: EngineOptions) -> Load:
         offload=options.offload,
         prefill_chunk=options.prefill_chunk,
         card_reserve=options.card_reserve,
+        split=options.split,
+        nodes=options.nodes,
     )
 
 

@@ -41,8 +41,14 @@ def test_larger_cards_hold_more(config: ModelConfig) -> None:
 
 
 def test_a_rank_without_heads_is_refused(config: ModelConfig) -> None:
-    with pytest.raises(PlanError, match=r"8 heads of keys and values .* cannot be divided among 9 devices"):
-        cut.parts(config, [1] * 9, 128)
+    with pytest.raises(PlanError, match=r"8 query heads of a KV head cannot be divided among 9 ranks"):
+        cut.parts(config, [1] * 65, 128)
+
+
+def test_ranks_beyond_the_kv_heads_hold_the_same_ones(config: ModelConfig) -> None:
+    parts = cut.parts(config, [1] * 16, 128)
+    assert {part.num_key_value_heads for part in parts} == {1}
+    assert {part.num_attention_heads for part in parts} == {4}
 
 
 def test_ranks_together_hold_what_one_device_holds() -> None:

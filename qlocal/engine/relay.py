@@ -1,0 +1,68 @@
+"""Steps on their way from rank 0 to the other ranks of a tensor split: told by one, done by all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qlocal.engine.model_runner import ModelRunner
+from qlocal.engine.team import Team
+from qlocal.errors import EngineError
+from qlocal.layers.paged_attention import TokenRun
+from qlocal.parallel.collectives import Collectives
+from qlocal.protocol import HEADER, CopyBlock, Forward, Logits, Message, Shutdown, decode, encode
+
+
+class LeadingRunner:
+    """Does what a ModelRunner does, together with all other ranks. On rank 0, which alone decides and samples."""
+
+    def __init__(self, runner: ModelRunner, collectives: Collectives, team: Team) -> None:
+        self._runner = runner
+        self._collectives = collectives
+        self._team = team
+
+    def forward(self, input_ids: Sequence[int], runs: Sequence[TokenRun]) -> Tensor:
+        with self._team.explaining():
+            self._tell(Forward(list(input_ids), [[run.length, run.num_past, *run.blocks] for run in runs]))
+            return self._runner.forward(input_ids, runs)
+
+    def logits(self, rows: Sequence[int]) -> Tensor:
+        with self._team.explaining():
+            self._tell(Logits(list(rows)))
+            return self._runner.logits(rows)
+
+    def copy_block(self, source: int, target: int, num_tokens: int) -> None:
+        with self._team.explaining():
+            self._tell(CopyBlock(source, target, num_tokens))
+        self._runner.copy_block(source, target, num_tokens)
+
+    def close(self) -> None:
+        """Let the other ranks end."""
+        with self._team.explaining():
+            self._tell(Shutdown())
+
+    def _tell(self, message: Message) -> None:
+        self._collectives.send(encode(message)[HEADER.size :])  # which tells its length itself
+
+
+@torch.inference_mode()
+def follow_steps(runner: ModelRunner, collectives: Collectives) -> None:
+    """Do what rank 0 tells, until it says that there is no more. EngineError when it is gone."""
+    while True:
+        try:
+            message = decode(collectives.receive())
+        except RuntimeError as error:
+            raise EngineError("rank 0 went away") from error
+        match message:
+            case Forward():
+                runner.forward(message.input_ids, [TokenRun(n, past, blocks) for n, past, *blocks in message.runs])
+            case Logits():
+                runner.logits(message.rows)
+            case CopyBlock():
+                runner.copy_block(message.source, message.target, message.num_tokens)
+            case Shutdown():
+                return
+            case _:
+                raise EngineError(f"rank 0 sent a {type(message).__name__}, which it must not")
