@@ -12,6 +12,7 @@ from qlocal.engine import assembly
 from qlocal.engine.memory import out_of_memory_in_words
 from qlocal.engine.model_runner import ModelRunner, storage_of
 from qlocal.engine.relay import follow_steps
+from qlocal.engine.team import LOST_CONTACT
 from qlocal.errors import EngineError
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
@@ -62,7 +63,7 @@ def _wait_for_all(seat: Seat) -> None:
     try:
         seat.collectives.wait_for_all()
     except RuntimeError as error:
-        raise EngineError("another rank went away while the model was loading") from error
+        raise EngineError(f"{LOST_CONTACT} while the model was loading") from error
 
 
 def _end(error: EngineError, send: Send) -> None:

@@ -30,11 +30,23 @@ log = logging.getLogger("qlocal.rank")
 
 def serve(connection: Connection) -> None:
     """Become what the first message says, and do that to the end. A server's socket ends it by `Closed`."""
-    first, *rest = connection.receive(wait=True) or connection.receive(wait=True)
-    if isinstance(first, Join) or (isinstance(first, Load) and first.nodes is not None and first.nodes.rank > 0):
+    first, rest = _first(connection)
+    if isinstance(first, Join) or (first.nodes is not None and first.nodes.rank > 0):
         _follow(first, connection)
-    elif isinstance(first, Load):
+    else:
         _lead(first, rest, connection)
+
+
+def _first(connection: Connection) -> tuple[Join | Load, list[Message]]:
+    """Return the message that says what to become, and what has come after it."""
+    while True:
+        messages = connection.receive(wait=True)
+        for index, message in enumerate(messages):
+            if isinstance(message, (Join, Load)):
+                return message, messages[index + 1 :]
+            if isinstance(message, Shutdown):
+                raise Closed
+            log.warning("%s before Load is ignored", type(message).__name__)
 
 
 def _lead(load: Load, messages: list[Message], connection: Connection) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qlocal.engine.model_runner import ModelRunner
-from qlocal.engine.team import Team
+from qlocal.engine.team import LOST_CONTACT, Team, is_lost_contact
 from qlocal.errors import EngineError
 from qlocal.layers.paged_attention import TokenRun
 from qlocal.parallel.collectives import Collectives
@@ -49,20 +49,27 @@ class LeadingRunner:
 
 @torch.inference_mode()
 def follow_steps(runner: ModelRunner, collectives: Collectives) -> None:
-    """Do what rank 0 tells, until it says that there is no more. EngineError when it is gone."""
-    while True:
-        try:
-            message = decode(collectives.receive())
-        except RuntimeError as error:
-            raise EngineError("rank 0 went away") from error
-        match message:
-            case Forward():
-                runner.forward(message.input_ids, [TokenRun(n, past, blocks) for n, past, *blocks in message.runs])
-            case Logits():
-                runner.logits(message.rows)
-            case CopyBlock():
-                runner.copy_block(message.source, message.target, message.num_tokens)
-            case Shutdown():
-                return
-            case _:
-                raise EngineError(f"rank 0 sent a {type(message).__name__}, which it must not")
+    """Do what rank 0 tells, until it says that there is no more. EngineError when a rank is gone."""
+    try:
+        while _does_step(decode(collectives.receive()), runner):
+            pass
+    except RuntimeError as error:
+        if is_lost_contact(error):
+            raise EngineError(LOST_CONTACT) from error
+        raise
+
+
+def _does_step(message: Message, runner: ModelRunner) -> bool:
+    """Do what a message says; return whether more will follow."""
+    match message:
+        case Forward():
+            runner.forward(message.input_ids, [TokenRun(n, past, blocks) for n, past, *blocks in message.runs])
+        case Logits():
+            runner.logits(message.rows)
+        case CopyBlock():
+            runner.copy_block(message.source, message.target, message.num_tokens)
+        case Shutdown():
+            return False
+        case _:
+            raise EngineError(f"rank 0 sent a {type(message).__name__}, which it must not")
+    return True

@@ -18,6 +18,7 @@ from qlocal.engine.connection import Closed, Connection
 from qlocal.errors import EngineError
 from qlocal.protocol import Failed, Join
 
+LOST_CONTACT = "another rank went away"
 RANK_COMMAND = (sys.executable, "-m", "qlocal.engine.rank")
 END_GRACE_S = 5.0
 REASON_WAIT_S = 2.0
@@ -56,17 +57,24 @@ class Team:
 
     def check(self) -> None:
         """Raise EngineError with the reason when a rank has ended, other than because rank 0 let it."""
-        for member in [*self._members]:
-            name = f"rank {member.rank} ({member.device})"
-            try:
-                for message in member.connection.receive(wait=False):
-                    if isinstance(message, Failed):
-                        raise EngineError(f"{name}: {message.message}", hint=message.hint)
-            except Closed as error:
-                code = _exit_code(member.process)
-                if code != 0:
-                    raise EngineError(ending(name, code)) from error
-                self._members.remove(member)
+        reasons = [reason for member in [*self._members] if (reason := self._reason(member)) is not None]
+        if reasons:
+            # Where one rank is lost, the others lose it too and say so: what counts is what it says itself.
+            raise min(reasons, key=lambda reason: LOST_CONTACT in reason.message)
+
+    def _reason(self, member: _Member) -> EngineError | None:
+        """Return why a rank has ended, None while it runs; one that ended in order is forgotten."""
+        name = f"rank {member.rank} ({member.device})"
+        try:
+            for message in member.connection.receive(wait=False):
+                if isinstance(message, Failed):
+                    return EngineError(f"{name}: {message.message}", hint=message.hint)
+        except Closed:
+            code = _exit_code(member.process)
+            if code != 0:
+                return EngineError(ending(name, code))
+            self._members.remove(member)
+        return None
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
@@ -74,7 +82,7 @@ class Team:
         try:
             yield
         except RuntimeError as error:
-            if not _is_lost_contact(error):
+            if not is_lost_contact(error):
                 raise
             select.select(self.sockets, [], [], REASON_WAIT_S)
             self.check()
@@ -133,7 +141,7 @@ def _exit_code(process: subprocess.Popen[bytes]) -> int:
         return process.wait()
 
 
-def _is_lost_contact(error: RuntimeError) -> bool:
+def is_lost_contact(error: RuntimeError) -> bool:
     """Whether it comes from an exchange, as far as torch lets one tell: gloo raises plain RuntimeErrors."""
     from torch.distributed import DistError  # heavy, and only needed when something broke
 
