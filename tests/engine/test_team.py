@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from qlocal.config import Nodes
-from qlocal.protocol import Failed, Finished, Load, Ready, Tokens
+from qlocal.protocol import Failed, Finished, Load, Ready, Started, Tokens
 from tests import tiny
 from tests.engine.running import VOCAB, request
 from tests.engine.test_rank import Rank
@@ -62,8 +62,14 @@ def text(model: Path) -> list[int]:
 
 
 def answer(rank: Rank) -> list[int]:
-    rank.send(request("a", PROMPT, 10))
-    return [i for message in rank.until(Finished) if isinstance(message, Tokens) for i in message.token_ids]
+    """Ask twice: the second prompt begins as the first does, so that a part of a block of the cache is copied."""
+    found = []
+    for prompt, cached in ((PROMPT, 0), ([*PROMPT[:8], 7, 7, 7], 8)):
+        rank.send(request("a", prompt, 10))
+        messages = rank.until(Finished)
+        assert [m.cached_tokens for m in messages if isinstance(m, Started)] == [cached]
+        found += [i for message in messages if isinstance(message, Tokens) for i in message.token_ids]
+    return found
 
 
 def load(model: Path, nodes: Nodes | None = None, devices: list[str] | None = None) -> Load:

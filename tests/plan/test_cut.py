@@ -10,8 +10,9 @@ from qlocal import catalog
 from qlocal.errors import PlanError
 from qlocal.formats.described import Description, describe
 from qlocal.models.base import ModelConfig
-from qlocal.plan import Plan, Request, cut, plan_for
+from qlocal.plan import Plan, Request, cut, make_plan, plan_for
 from qlocal.plan.places import kind_of, place
+from tests.memory_checkpoint import MemoryCheckpoint
 
 GIB = 1 << 30
 
@@ -70,3 +71,18 @@ def test_a_plan_is_taken_over_as_it_was_made() -> None:
     plan = plan_for(Request(checkpoint, cards, 32768, split="tensor"))
     assert Plan.from_json(plan.to_json()) == plan
     assert kind_of(plan.devices[1].device) == "cuda" and plan.devices[1].reserve_bytes == 512 << 20
+
+
+@pytest.mark.parametrize(
+    ("devices", "split"),
+    [
+        (["node1/cuda:0", "node1/cuda:1"], "tensor"),
+        (["node1/cuda:0"], "layer"),
+        (["cpu", "cpu"], "layer"),  # one memory and the same cores, which a native step uses better
+        ([f"node1/cuda:{i}" for i in range(9)], "layer"),  # more than the four heads and the eight groups
+    ],
+)
+def test_auto_takes_a_tensor_split_for_cards_that_it_can_be_cut_among(devices: list[str], split: str) -> None:
+    free = {device: GIB for device in devices if device != "cpu"}
+    checkpoint = MemoryCheckpoint("llama", {"num_hidden_layers": 9})
+    assert make_plan(checkpoint, devices, split="auto", free=free).split == split
