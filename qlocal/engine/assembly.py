@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,6 +33,7 @@ from qlocal.plan import Plan, plan_load
 from qlocal.protocol import Join, Load, Progress
 from qlocal.tensor_split import check_devices, shares
 
+Result = TypeVar("Result")
 POLL_S = 0.05
 REFUSAL_WAIT_S = 5.0
 OnProgress = Callable[[Progress], None]
@@ -151,7 +154,7 @@ def _assemble(
 ) -> Assembled:
     """Start the ranks of this machine but its first, and become that."""
     devices = {rank: local_name(plan.devices[rank].device) for rank in ranks}
-    threads = max(1, (load.threads or default_threads()) // max(1, list(devices.values()).count("cpu")))
+    threads = max(1, (load.threads or default_threads()) // len(ranks))
     order = Join(load.path, ranks[0], plan.to_json(), load.kernels, threads, **_address(meeting))
     team = Team([(replace(order, rank=rank), devices[rank]) for rank in ranks[1:]], folder)
     try:
@@ -171,8 +174,32 @@ def _take_seat(
     parts = shares(checkpoint, plan.rank_weights)
     store.set(f"rank/{rank}", "here")
     _await_ranks(store, size, team)
-    group = join(meeting, store, rank, size, [local_name(part.device) for part in plan.devices])
+    devices = [local_name(part.device) for part in plan.devices]
+    group = watched(lambda: join(meeting, store, rank, size, devices), team)
     return Seat(parts, Collectives(group, compute_dtype(plan.dtype)))
+
+
+def watched(work: Callable[[], Result], team: Team | None) -> Result:
+    """Do `work`, which waits for all ranks, and give it up when one of `team` ends or after WAIT_S.
+
+    Raises EngineError then; the thread that waits ends with the process.
+    """
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # handed on to who waits
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="join", daemon=True).start()
+    deadline = time.monotonic() + WAIT_S
+    while not wait([done], POLL_S).done:
+        if team is not None:
+            team.check()
+        if time.monotonic() > deadline:
+            raise EngineError(f"the ranks were not connected within {WAIT_S:g} s")
+    return done.result()
 
 
 def _await_ranks(store: Store, size: int, team: Team | None) -> None:
