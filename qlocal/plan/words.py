@@ -42,7 +42,8 @@ def brief(plan: Plan) -> str:
     for part in plan.devices:
         totals[part.device] = totals.get(part.device, 0) + part.total_bytes
     places = " and ".join(f"{shown_bytes(size)} on {device}" for device, size in totals.items())
-    return f"{places} for {plan.max_context:,} tokens"
+    split = f", {plan.split} split" if len(plan.devices) > 1 else ""
+    return f"{places} for {plan.max_context:,} tokens{split}"
 
 
 def contexts(found: dict[str, dict[str, int]]) -> list[str]:

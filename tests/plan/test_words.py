@@ -41,7 +41,7 @@ def test_ranks_hold_a_part_of_their_layers() -> None:
 
 
 def test_a_status_line_has_the_bytes_of_every_device() -> None:
-    assert words.brief(PLAN) == "4.12 GiB on cuda:0 and 3.31 GiB on cpu for 4,096 tokens"
+    assert words.brief(PLAN) == "4.12 GiB on cuda:0 and 3.31 GiB on cpu for 4,096 tokens, layer split"
 
 
 def test_contexts_are_a_line_a_split_and_a_column_a_type() -> None:
