@@ -46,6 +46,8 @@ CARD_RESERVE = 512 << 20
 """Bytes of a card that are left alone: CUDA's own context, its libraries, the modules of kernels, fragmentation."""
 KV_TYPES = ("f16", "q8", "q4")
 """How keys and values may be held, by falling size."""
+AUTO = "auto"
+"""In place of types: the first of f16, q8, q8 with q4, and q4 that the context fits with."""
 OFFLOAD_CHOICES = ("auto", "none", "layers", "experts")
 """What may compute on the CPU where cards are full. auto: nothing, unless the cards cannot hold the model with a useful
 context; then the experts of a mixture, else whole layers."""
@@ -55,7 +57,8 @@ context; then the experts of a mixture, else whole layers."""
 class EngineOptions:
     """How a model is loaded. `max_context` None takes what fits; `max_memory` in bytes. head: one of HEAD_CHOICES, or
     None where it does not matter: a server that holds the model keeps its head, a new one holds it as stored. offload:
-    one of OFFLOAD_CHOICES. split: one of SPLIT_CHOICES. nodes: None for this machine alone."""
+    one of OFFLOAD_CHOICES. split: one of SPLIT_CHOICES. nodes: None for this machine alone. kv: how the cache holds
+    keys and values, as `--kv` takes it; None as head."""
 
     devices: tuple[str, ...] = ("cpu",)
     max_context: int | None = None
@@ -65,6 +68,7 @@ class EngineOptions:
     threads: int | None = None
     max_memory: int | None = None
     head: str | None = None
+    kv: str | None = None
     offload: str = "auto"
     prefill_chunk: int = PREFILL_CHUNK
     card_reserve: int = CARD_RESERVE
@@ -101,6 +105,7 @@ class ChatOptions:
     devices: tuple[str, ...] = ("cpu",)
     head: str | None = None
     split: str = "auto"
+    kv: str | None = None
     system: str | None = None
 
 
@@ -214,6 +219,14 @@ def device_list(value: Any) -> tuple[str, ...]:
         if device != "cpu" and not (kind == "cuda" and index.isdecimal()):
             raise ValueError(f"'{device}' is no device; expected cpu or cuda:0, cuda:1, ...")
     return devices
+
+
+def kv_types(text: str) -> tuple[str, str]:
+    """Return the types of keys and values: `q8` is both, `q8,q4` K and V, `auto` twice itself; ValueError else."""
+    types = text.split(",")
+    if text != AUTO and (len(types) > 2 or not set(types) <= set(KV_TYPES)):
+        raise ValueError(f"'{text[:40]}' is none of {', '.join((*KV_TYPES, AUTO))}, nor two types with a comma")
+    return types[0], types[-1]
 
 
 def _count(value: Any) -> int:

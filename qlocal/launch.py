@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from qlocal.catalog import resolve
-from qlocal.config import STORED, EngineOptions, Settings, load_settings
+from qlocal.config import AUTO, STORED, EngineOptions, Settings, kv_types, load_settings
 from qlocal.errors import EngineError, QLocalError, RequestError, UsageError
 from qlocal.schema import EngineState, Status
 
@@ -146,6 +146,8 @@ def request_load(address: Address, model: str, options: EngineOptions) -> Status
         body["offload"] = options.offload
     if options.head is not None:
         body["head"] = options.head
+    if options.kv is not None:
+        body["kv"] = options.kv
     with connect(address) as client:
         response = client.post("/qlocal/load", json=body)
     if response.status_code != 202:
@@ -198,8 +200,8 @@ def _timeout(read_timeout_s: float | None) -> httpx.Timeout:
 
 
 def _must_load(path: str, options: EngineOptions, status: Status) -> bool:
-    """Whether the server holds another model, or this one with less context, on other devices or with another head than
-    asked for."""
+    """Whether the server holds another model, or this one with less context, on other devices, with another head, or
+    with other types of keys and values than asked for."""
     if status.state in (EngineState.FAILED, EngineState.EMPTY) or status.path != path:
         return True
     if status.plan is not None and not _devices(status.plan) <= set(options.devices):
@@ -208,7 +210,14 @@ def _must_load(path: str, options: EngineOptions, status: Status) -> bool:
         return True
     if options.head is not None and status.plan is not None and status.plan.get("head", STORED) != options.head:
         return True
+    if status.plan is not None and not _holds(status.plan, options.kv):
+        return True
     return (options.max_context or 0) > (status.max_context or options.max_context or 0)
+
+
+def _holds(plan: Mapping[str, Any], kv: str | None) -> bool:
+    """Say whether a plan's cache is of the types asked for; none and `auto` take what is there."""
+    return kv in (None, AUTO) or kv_types(kv) == (plan.get("key_type"), plan.get("value_type"))
 
 
 def _devices(plan: Mapping[str, Any]) -> set[str]:
@@ -251,6 +260,7 @@ def _serve_arguments(model: str | None, options: EngineOptions, settings: Settin
         "--threads": options.threads,
         "--max-memory": options.max_memory,
         "--head": options.head,
+        "--kv": options.kv,
         "--offload": options.offload,
         "--slots": options.slots,
         "--chunk": options.prefill_chunk,

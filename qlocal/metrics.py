@@ -15,15 +15,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qlocal.cache.storage import KVStorage
 from qlocal.errors import UsageError
-from qlocal.layers.attention import causal
+from qlocal.layers.attention import Attend, causal
 from qlocal.layers.decoder import Decoder
+from qlocal.layers.paged_attention import PagedAttention, TokenRun
 
 ROWS = 64
 """Rows whose logits are held at once: (64, V) f32 are 39 MB for Qwen's vocabulary."""
 NUM_DRAWS = 2000
 OnChunk = Callable[[int, int], None]
 """Called with (chunks done, chunks in all)."""
+Attention = Callable[[int], Callable[[int], Attend]]
+"""From the length of a sequence that is read as a whole to the attention of each layer."""
+
+
+def without_cache(length: int) -> Callable[[int], Attend]:
+    """Return attention over the sequence itself."""
+    attend = causal([length])
+    return lambda _: attend
+
+
+def over_cache(storage: KVStorage, block_size: int) -> Attention:
+    """Return attention that stores keys and values as `storage` holds them, and reads them back."""
+
+    def attention(length: int) -> Callable[[int], Attend]:
+        run = TokenRun(length, 0, list(range(-(-length // block_size))))
+        return PagedAttention([run], storage, block_size).of_layer
+
+    return attention
 
 
 @dataclass(frozen=True)
@@ -67,10 +87,14 @@ def take_chunks(texts: Sequence[Sequence[int]], num_chunks: int, length: int) ->
 
 @torch.inference_mode()
 def evaluate(
-    model: Decoder, chunks: Sequence[Sequence[int]], reference: Decoder | None = None, on_chunk: OnChunk | None = None
+    model: Decoder,
+    chunks: Sequence[Sequence[int]],
+    reference: Decoder | None = None,
+    on_chunk: OnChunk | None = None,
+    attention: Attention = without_cache,
 ) -> Evaluation:
-    """Let `model`, and `reference` where given, predict every chunk (at least 2 tokens each)."""
-    tally = _Tally()
+    """Let `model`, with `attention`, and `reference` where given predict every chunk (at least 2 tokens each)."""
+    tally = _Tally(attention)
     for index, chunk in enumerate(chunks):
         tally.add_chunk(model, chunk, reference)
         if on_chunk is not None:
@@ -84,23 +108,23 @@ def forward_logits(decoder: Decoder, input_ids: Sequence[int]) -> Tensor:
     return decoder.logits(_hidden_states(decoder, input_ids))
 
 
-def _hidden_states(decoder: Decoder, input_ids: Sequence[int]) -> Tensor:
-    attend = causal([len(input_ids)])
+def _hidden_states(decoder: Decoder, input_ids: Sequence[int], attention: Attention = without_cache) -> Tensor:
     ids = torch.tensor(list(input_ids), dtype=torch.int64)
-    return decoder.forward(ids, torch.arange(len(ids)), lambda _: attend)
+    return decoder.forward(ids, torch.arange(len(ids)), attention(len(ids)))
 
 
 class _Tally:
     """Sums over the chunks read so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, attention: Attention) -> None:
+        self._attention = attention
         self._kl: list[np.ndarray[Any, np.dtype[np.float32]]] = []  # one array a chunk
         self._nll = self._nll_source = 0.0
         self._num_same = self._num_predicted = self._num_chunks = 0
 
     def add_chunk(self, model: Decoder, chunk: Sequence[int], reference: Decoder | None) -> None:
         inputs, targets = chunk[:-1], torch.tensor(list(chunk[1:]))
-        hidden = _hidden_states(model, inputs)
+        hidden = _hidden_states(model, inputs, self._attention)
         hidden_source = None if reference is None else _hidden_states(reference, inputs)
         divergences = []
         for start in range(0, len(targets), ROWS):

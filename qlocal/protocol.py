@@ -55,6 +55,7 @@ class Load(Message):
     """The first message: load the checkpoint at `path`. `max_context` None takes what fits, up to the model's own.
 
     devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto or reference; head: stored, q8_0 or q6_k;
+    kv: as `--kv` takes it, None for 16 bits;
     offload: auto, none, layers or experts. card_reserve: bytes of a card that are left alone. split: auto, layer or
     tensor. nodes: the machines that load it together, and which of them this is.
     """
@@ -68,6 +69,7 @@ class Load(Message):
     threads: int | None = None
     max_memory: int | None = None
     head: str = STORED
+    kv: str | None = None
     offload: str = "auto"
     prefill_chunk: int = PREFILL_CHUNK
     card_reserve: int = CARD_RESERVE

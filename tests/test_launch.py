@@ -162,6 +162,15 @@ def test_asking_for_another_head_loads_the_model_again_and_no_wish_keeps_it(addr
         assert status.plan is not None and status.plan["head"] == (held or "stored")
 
 
+def test_asking_for_other_cache_types_loads_the_model_again_and_no_wish_keeps_them(
+    address: Address, home: Path
+) -> None:
+    for kv, held in (("q8,q4", ("q8", "q4")), (None, ("q8", "q4")), ("auto", ("q8", "q4")), ("f16", ("f16", "f16"))):
+        launch.ensure_server("first", replace(OPTIONS, kv=kv))
+        plan = wait_until_ready(address).plan
+        assert plan is not None and (plan["key_type"], plan["value_type"]) == held
+
+
 def test_checkpoint_that_cannot_be_loaded_is_explained(address: Address, home: Path) -> None:
     broken = tiny.write_checkpoint(home / "broken")
     (broken / "model.safetensors").write_bytes(b"not safetensors")

@@ -33,7 +33,11 @@ class LocalLink:
     def __init__(self, options: ChatOptions) -> None:
         self._model = options.model
         self._engine = EngineOptions(
-            devices=options.devices, max_context=options.context, head=options.head, split=options.split
+            devices=options.devices,
+            max_context=options.context,
+            head=options.head,
+            split=options.split,
+            kv=options.kv,
         )
         self._client: ChatClient | None = None
         self._is_wanted = asyncio.Event()
@@ -72,7 +76,8 @@ class LocalLink:
         self._is_wanted.set()
         if self._client is not None:
             engine = self._engine
-            await self._client.load(self._model, engine.max_context, list(engine.devices), engine.head, engine.split)
+            devices = list(engine.devices)
+            await self._client.load(self._model, engine.max_context, devices, engine.head, engine.split, engine.kv)
 
     async def count(self, messages: list[ChatMessage]) -> TokenCount | None:
         """See `Link.count`."""

@@ -50,6 +50,7 @@ def _bench_model(args: argparse.Namespace) -> int:
         threads=options.threads,
         max_memory=options.max_memory,
         head=options.head or STORED,
+        kv=options.kv,
         offload=options.offload,
         prefill_chunk=options.prefill_chunk,
         card_reserve=options.card_reserve,

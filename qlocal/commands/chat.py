@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from qlocal.commands.options import add_head, add_model, add_split, devices, positive
+from qlocal.commands.options import add_head, add_kv, add_model, add_split, devices, positive
 from qlocal.config import ChatOptions, load_settings
 
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=positive, metavar="TOKENS", help="size of the context; default: what fits")
     add_split(parser)
     add_head(parser)
+    add_kv(parser)
     parser.epilog = "The token of --endpoint is read from QLOCAL_TOKEN: arguments can be seen by other users."
 
 
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
         devices=settings.devices,
         head=args.head,
         split=args.split,
+        kv=args.kv,
         system=args.system,
     )
     from qlocal.chat.app import run_chat  # Textual, which no other command needs

@@ -9,7 +9,7 @@ from typing import Any
 
 from qlocal import catalog
 from qlocal.clean import clean_line
-from qlocal.commands.options import add_head, add_model, devices, human_bytes, positive, readable_file
+from qlocal.commands.options import add_head, add_kv, add_model, devices, human_bytes, positive, readable_file
 from qlocal.config import STORED, load_settings
 
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernels", choices=("auto", "reference"), default="auto")
     parser.add_argument("--threads", type=positive, metavar="N")
     add_head(parser)
+    add_kv(parser)
     parser.add_argument("--json", action="store_true")
 
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         kernels=args.kernels,
         threads=settings.threads,
         head=args.head or STORED,
+        kv=args.kv,
     )
     result = evaluate.run(model, measured, reference, _show_progress if sys.stderr.isatty() else None)
     print(json.dumps(result) if args.json else "\n".join(_lines(result)))

@@ -11,13 +11,13 @@ import shtab
 from qlocal.config import (
     CARD_RESERVE,
     HEAD_CHOICES,
-    KV_TYPES,
     OFFLOAD_CHOICES,
     PREFILL_CHUNK,
     SPLIT_CHOICES,
     EngineOptions,
     Settings,
     device_list,
+    kv_types,
     load_settings,
 )
 
@@ -55,6 +55,14 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--offload", choices=OFFLOAD_CHOICES, default="auto", help="what may compute on the CPU when cards are full"
     )
     add_head(group)
+    add_kv(group)
+
+
+def add_kv(parser: argparse._ActionsContainer) -> None:
+    """Add `--kv`."""
+    parser.add_argument(
+        "--kv", type=kv, metavar="TYPES", help="keys and values in f16, q8 or q4, two with a comma for K and V; or auto"
+    )
 
 
 def add_split(parser: argparse._ActionsContainer) -> None:
@@ -83,6 +91,7 @@ def engine_options(args: argparse.Namespace) -> tuple[EngineOptions, Settings]:
         slots=args.slots,
         max_memory=args.max_memory,
         head=args.head,
+        kv=args.kv,
         offload=args.offload,
         prefill_chunk=args.chunk,
         card_reserve=args.reserve,
@@ -120,12 +129,13 @@ def sizes(text: str) -> tuple[int, ...]:
     return tuple(size(part) for part in text.split(","))
 
 
-def kv_types(text: str) -> tuple[str, str]:
-    """Return the types of keys and values: `q8` is both, `q8,q4` K and V."""
-    types = text.split(",")
-    if len(types) > 2 or not set(types) <= set(KV_TYPES):
-        raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(KV_TYPES)}, nor two of them")
-    return types[0], types[-1]
+def kv(text: str) -> str:
+    """Return how the cache is to hold keys and values, as it was given."""
+    try:
+        kv_types(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def seconds(text: str) -> float:

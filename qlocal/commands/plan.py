@@ -9,13 +9,14 @@ from typing import Any
 
 from qlocal import catalog
 from qlocal.clean import clean_line
-from qlocal.commands.options import add_head, add_model, devices, kv_types, positive, size, sizes
+from qlocal.commands.options import add_head, add_kv, add_model, devices, positive, size, sizes
 from qlocal.config import CARD_RESERVE, OFFLOAD_CHOICES, PREFILL_CHUNK, STORED, load_settings
 from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.described import TYPES, Description, describe
 from qlocal.plan import levers, words
+from qlocal.plan.demand import cache_types
 from qlocal.plan.make import plan_for
 from qlocal.plan.places import CPU, UNLIMITED_BYTES, Place, here, place
 from qlocal.plan.plan import Plan
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     loading = parser.add_argument_group("loading")
     loading.add_argument("--context", type=positive, metavar="TOKENS", help="size of the context; default: what fits")
-    loading.add_argument("--kv", type=kv_types, metavar="TYPES", help="f16, q8 or q4; two with a comma for K and V")
+    add_kv(loading)
     loading.add_argument("--split", choices=("auto", *SPLIT_CHOICES), default="auto", help="among several cards")
     loading.add_argument("--slots", type=positive, default=8, metavar="N", help="conversations at once")
     loading.add_argument("--chunk", type=positive, default=PREFILL_CHUNK, metavar="TOKENS", help="prompt of a step")
@@ -112,7 +113,7 @@ def _described(entry: catalog.Entry, description: Description) -> Subject:
 
 
 def _request(args: argparse.Namespace, subject: Subject) -> Request:
-    key_type, value_type = args.kv or (("f32", "f32") if args.dtype == "float32" else ("f16", "f16"))
+    key_type, value_type = cache_types(args.kv, args.dtype)
     places, host = _machine(args)
     request = Request(
         subject.checkpoint,
@@ -129,6 +130,7 @@ def _request(args: argparse.Namespace, subject: Subject) -> Request:
         offload=args.offload,
         prefill_chunk=args.chunk,
     )
+    request = levers.with_cache_types(request)
     return levers.better_split(request) if args.split == "auto" else request
 
 

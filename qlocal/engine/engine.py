@@ -16,7 +16,7 @@ from torch import Tensor
 from qlocal.cache.block_manager import BlockManager
 from qlocal.engine.assembly import lead
 from qlocal.engine.memory import out_of_memory_in_words
-from qlocal.engine.model_runner import ModelRunner, storage_of
+from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.relay import LeadingRunner
 from qlocal.engine.requests import refusal
 from qlocal.engine.sampler import Choice, prompt_logprobs, sample
@@ -27,6 +27,7 @@ from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
 from qlocal.layers.decoder import Decoder
+from qlocal.layers.kv_conditioning import storage_for
 from qlocal.layers.loader import OnProgress, load_model
 from qlocal.layers.paged_attention import TokenRun
 from qlocal.parallel.collectives import Collectives
@@ -55,7 +56,7 @@ class Engine:
     ) -> None:
         """collectives: of the ranks of a tensor split, which `decoder` is a part of; team: those that end with this."""
         config = decoder.config
-        own = ModelRunner(decoder, storage_of(decoder, plan), plan.block_size, is_whole=collectives is None)
+        own = ModelRunner(decoder, storage_for(decoder, plan), plan.block_size, is_whole=collectives is None)
         self._team = team or Team([])
         self._relay = None if collectives is None else LeadingRunner(own, collectives, self._team)
         self._runner = self._relay or own

@@ -16,9 +16,10 @@ from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.guard.client import Guard
 from qlocal.kernels import dispatch
 from qlocal.layers.decoder import Decoder
+from qlocal.layers.kv_conditioning import storage_for
 from qlocal.layers.loader import load_model
-from qlocal.metrics import OnChunk, evaluate, take_chunks
-from qlocal.plan import make_plan
+from qlocal.metrics import Attention, OnChunk, evaluate, over_cache, take_chunks, without_cache
+from qlocal.plan import Plan, make_plan
 from qlocal.schema import HeldHead
 from qlocal.tokenizer import Tokenizer
 
@@ -26,7 +27,8 @@ from qlocal.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Measured:
     """What is measured and how. float32 leaves the weights as the only difference between two models. head: how the
-    model's own output head is held; the reference's is as stored."""
+    model's own output head is held; the reference's is as stored. kv: the types of a cache that
+    the model reads its keys and values from, as `--kv` takes them; None is without a cache."""
 
     texts: Sequence[Path]
     num_chunks: int = 16
@@ -36,6 +38,7 @@ class Measured:
     kernels: str = "auto"
     threads: int | None = None
     head: str = STORED
+    kv: str | None = None
 
 
 def run(
@@ -53,9 +56,14 @@ def run(
     source = None if reference is None else open_checkpoint(reference)
     if source is not None:
         _check_same_vocabulary(checkpoint, source)
-    chunks = take_chunks(_token_ids(source or checkpoint, measured.texts), measured.num_chunks, measured.length)
-    decoder = _load(checkpoint, measured, measured.head)
-    result = evaluate(decoder, chunks, None if source is None else _load(source, measured, STORED), on_chunk)
+    chunks = take_chunks(tokens_of(source or checkpoint, measured.texts), measured.num_chunks, measured.length)
+    plan = _plan(checkpoint, measured, measured.head, measured.kv)
+    decoder = _load(checkpoint, plan, measured)
+    attention: Attention = without_cache
+    if measured.kv is not None:
+        attention = over_cache(storage_for(decoder, plan), plan.block_size)
+    other = None if source is None else _load(source, _plan(source, measured, STORED), measured)
+    result = evaluate(decoder, chunks, other, on_chunk, attention)
     return {
         "model": model.name,
         "reference": None if reference is None else reference.name,
@@ -63,6 +71,7 @@ def run(
         "length": measured.length,
         "dtype": measured.dtype,
         "bytes": sum(stored.num_bytes for stored in checkpoint.tensors.values()),
+        **({} if measured.kv is None else {"key_type": plan.key_type, "value_type": plan.value_type}),
         **_head_measures(decoder.held_head),
         **result.to_json(),
     }
@@ -74,13 +83,17 @@ def _head_measures(head: HeldHead | None) -> dict[str, Any]:
     return {"head": head.type, "head_loss": head.loss, "head_saved_bytes": head.saved_bytes}
 
 
-def _load(checkpoint: Checkpoint, measured: Measured, head: str) -> Decoder:
-    plan = make_plan(checkpoint, measured.devices, measured.length, slots=1, dtype=measured.dtype, head=head)
+def _plan(checkpoint: Checkpoint, measured: Measured, head: str, kv: str | None = None) -> Plan:
+    return make_plan(checkpoint, measured.devices, measured.length, slots=1, dtype=measured.dtype, head=head, kv=kv)
+
+
+def _load(checkpoint: Checkpoint, plan: Plan, measured: Measured) -> Decoder:
     with torch.inference_mode():
         return load_model(checkpoint, plan, measured.kernels)
 
 
-def _token_ids(checkpoint: Checkpoint, texts: Sequence[Path]) -> list[list[int]]:
+def tokens_of(checkpoint: Checkpoint, texts: Sequence[Path]) -> list[list[int]]:
+    """Return every text in the checkpoint's tokens. UsageError for a file that is no text."""
     with Guard() as guard:
         tokenizer = Tokenizer.load(checkpoint.tokenizer(), guard)
         return [tokenizer.encode(_read(text)) for text in texts]

@@ -10,12 +10,13 @@ import torch
 
 from qlocal.engine import assembly
 from qlocal.engine.memory import out_of_memory_in_words
-from qlocal.engine.model_runner import ModelRunner, storage_of
+from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.relay import follow_steps
 from qlocal.engine.team import LOST_CONTACT
 from qlocal.errors import EngineError
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
+from qlocal.layers.kv_conditioning import storage_for
 from qlocal.layers.loader import load_model
 from qlocal.layers.seat import Seat
 from qlocal.parallel.rendezvous import leave
@@ -49,7 +50,7 @@ def run(first: Join | Load, send: Send) -> None:
 
     with out_of_memory_in_words(checkpoint.path.name, plan), torch.inference_mode():
         decoder = load_model(checkpoint, plan, assembled.kernels, on_progress, seat)
-    runner = ModelRunner(decoder, storage_of(decoder, plan), plan.block_size, is_whole=False)
+    runner = ModelRunner(decoder, storage_for(decoder, plan), plan.block_size, is_whole=False)
     _wait_for_all(seat)
     if tells:
         send(Ready(plan.max_context, plan.slots, plan.to_json(), [part.device for part in plan.devices], 0, 0.0))

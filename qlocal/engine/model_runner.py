@@ -11,9 +11,6 @@ from qlocal.cache.storage import KVStorage
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.native_decoder import native_decoder
 from qlocal.layers.paged_attention import PagedAttention, TokenRun
-from qlocal.plan import Plan
-
-_CACHE_DTYPES = {"f16": "float16", "f32": "float32"}
 
 
 class ModelRunner:
@@ -44,16 +41,3 @@ class ModelRunner:
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one block of the cache to another, in every layer."""
         self._storage.copy_block(source, target, num_tokens)
-
-
-def storage_of(decoder: Decoder, plan: Plan) -> KVStorage:
-    """Return the cache for the heads that `decoder` has, beside its layers."""
-    config = decoder.config
-    return KVStorage(
-        [str(layer.device) for layer in decoder.layers],
-        plan.num_blocks,
-        plan.block_size,
-        config.num_key_value_heads,
-        config.head_dim,
-        _CACHE_DTYPES[plan.key_type],
-    )

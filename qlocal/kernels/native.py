@@ -23,7 +23,7 @@ from qlocal.kernels import affine_layout, joining, large_pages
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 ISA_VARIABLE = "QLOCAL_CPU_ISA"
-_ABI = 3
+_ABI = 4
 _UNIT = 32  # columns that a kernel decodes at once
 _STRIP_ROWS = 16
 

@@ -19,6 +19,10 @@ from qlocal.kernels.dispatch import PreparedWeight
 KEY_TILE = 16
 """Keys of the cache that lie beside each other; `kKeyTile` of csrc/step_ops.h."""
 _UNIT = 32
+KV_TYPES = ("f16", "q8", "q4")
+"""How the step's cache may hold keys and values; the index is `KvType` of csrc/step_ops.h."""
+_OVERHEAD = {"f16": 0, "q8": 2, "q4": 2}
+_BITS = {"f16": 16, "q8": 8, "q4": 4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +38,34 @@ Linear = Sequence[Part]
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """What one decoder layer computes with. Norms: (D,) f32. feed_forwards: (gate and up, down), one an expert.
+class Cache:
+    """Keys and values of a layer: (P, Hk, bytes) uint8 each, as `cache/storage.py` lays them out, of one of KV_TYPES.
 
-    cache: K and V of the layer, as `cache/storage.py` lays them out, float16."""
+    key_bias, key_scale, value_mean, value_scale: (Hk, Dh) f32 or None, as `cache/conditioning.py` has them, for packed
+    types alone; a bias where it is kept out."""
+
+    keys: Tensor
+    values: Tensor
+    key_type: str
+    value_type: str
+    key_bias: Tensor | None = None
+    key_scale: Tensor | None = None
+    value_mean: Tensor | None = None
+    value_scale: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Angles:
+    """Cosines, then sines. of_tiles: (tiles, Dh) f32 of the first position of every KEY_TILE positions; of_lanes:
+    (Dh, KEY_TILE) f32 of the first KEY_TILE positions, without the attention factor."""
+
+    of_tiles: Tensor
+    of_lanes: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What one decoder layer computes with. Norms: (D,) f32. feed_forwards: (gate and up, down), one an expert."""
 
     input_norm: Tensor
     post_attention_norm: Tensor
@@ -45,7 +73,7 @@ class Layer:
     o: Linear
     router: Linear
     feed_forwards: Sequence[tuple[Linear, Linear]]
-    cache: Tensor
+    cache: Cache
 
 
 @dataclass(frozen=True)
@@ -101,6 +129,12 @@ class _FeedForward(ctypes.Structure):
     _fields_ = (("gate_up", _Linear), ("down", _Linear))
 
 
+class _Cache(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_void_p) for name in ("keys", "values", "key_bias", "key_scale", "value_mean", "value_scale")
+    )
+
+
 class _Layer(ctypes.Structure):
     _fields_ = (
         ("input_norm", ctypes.c_void_p),
@@ -109,7 +143,7 @@ class _Layer(ctypes.Structure):
         ("o", _Linear),
         ("router", _Linear),
         ("feed_forwards", ctypes.POINTER(_FeedForward)),
-        ("blocks", ctypes.c_void_p),
+        ("cache", _Cache),
     )
 
 
@@ -125,6 +159,10 @@ class _Model(ctypes.Structure):
         ("num_kv_heads", ctypes.c_int64),
         ("block_size", ctypes.c_int64),
         ("head_dim", ctypes.c_int64),
+        ("key_type", ctypes.c_int64),
+        ("value_type", ctypes.c_int64),
+        ("tile_angles", ctypes.c_void_p),
+        ("lane_angles", ctypes.c_void_p),
         ("rms_norm_eps", ctypes.c_float),
     )
 
@@ -147,11 +185,15 @@ class _Batch(ctypes.Structure):
 class NativeStep:
     """The layers of a model, described to the library once."""
 
-    def __init__(self, library: native.Library, geometry: Geometry, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self, library: native.Library, geometry: Geometry, layers: Sequence[Layer], angles: Angles | None = None
+    ) -> None:
+        """angles: of every position that the cache can hold, where a layer keeps a key bias out."""
         assert unsupported(geometry) is None, "the caller asks first"
+        assert angles is not None or all(layer.cache.key_bias is None for layer in layers), "a bias has angles"
         self._library = library
         self._geometry = geometry
-        self._keep: list[object] = [layers]  # the memory that the structs point to
+        self._keep: list[object] = [layers, angles]  # the memory that the structs point to
         described = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
         self._keep.append(described)
         self._model = _Model(
@@ -165,6 +207,10 @@ class NativeStep:
             num_kv_heads=geometry.num_kv_heads,
             block_size=geometry.block_size,
             head_dim=geometry.head_dim,
+            key_type=KV_TYPES.index(layers[0].cache.key_type),
+            value_type=KV_TYPES.index(layers[0].cache.value_type),
+            tile_angles=None if angles is None else self._angles(angles.of_tiles, (-1, geometry.head_dim)),
+            lane_angles=None if angles is None else self._angles(angles.of_lanes, (geometry.head_dim, KEY_TILE)),
             rms_norm_eps=geometry.rms_norm_eps,
         )
         self._step = library.functions.qlocal_step
@@ -198,9 +244,6 @@ class NativeStep:
         q_size, kv_size = (heads * geometry.head_dim for heads in (geometry.num_heads, geometry.num_kv_heads))
         for norm in (layer.input_norm, layer.post_attention_norm):
             self._check(norm, (hidden,))
-        stored = (2, geometry.num_kv_heads, geometry.block_size * geometry.head_dim)
-        assert layer.cache.dtype == torch.float16 and layer.cache.is_contiguous(), "the step reads a float16 cache"
-        assert layer.cache.shape[1:] == stored, f"cache blocks are {stored}, not {tuple(layer.cache.shape[1:])}"
         assert len(layer.feed_forwards) == max(geometry.num_experts, 1), "a feed-forward an expert, or one"
         blocks = [
             _FeedForward(self._linear(gate_up, hidden, 2 * wide), self._linear(down, wide, hidden))
@@ -215,8 +258,27 @@ class NativeStep:
             o=self._linear(layer.o, q_size, hidden),
             router=self._linear(layer.router, hidden, geometry.num_experts),
             feed_forwards=feed_forwards,
-            blocks=layer.cache.data_ptr(),
+            cache=self._cache(layer.cache),
         )
+
+    def _cache(self, cache: Cache) -> _Cache:
+        geometry = self._geometry
+        for memory, kind in ((cache.keys, cache.key_type), (cache.values, cache.value_type)):
+            groups = geometry.head_dim // _UNIT
+            token_bytes = geometry.head_dim * _BITS[kind] // 8 + groups * _OVERHEAD[kind]
+            stored = (geometry.num_kv_heads, geometry.block_size * token_bytes)
+            assert memory.shape[1:] == stored, f"cache blocks are {stored}, not {tuple(memory.shape[1:])}"
+            assert memory.dtype == torch.uint8 and memory.is_contiguous(), "the step reads bytes"
+        constants = (cache.key_bias, cache.key_scale, cache.value_mean, cache.value_scale)
+        for constant in constants:
+            if constant is not None:
+                self._check(constant, (geometry.num_kv_heads, geometry.head_dim))
+        pointers = (None if constant is None else constant.data_ptr() for constant in constants)
+        return _Cache(cache.keys.data_ptr(), cache.values.data_ptr(), *pointers)
+
+    def _angles(self, angles: Tensor, shape: tuple[int, int]) -> int:
+        self._check(angles, (len(angles), shape[1]) if shape[0] < 0 else shape)
+        return angles.data_ptr()
 
     def _linear(self, linear: Linear, columns: int, rows: int) -> _Linear:
         shapes = [part.weight.shape for part in linear]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qlocal.cache.storage import KVStorage
+from qlocal.cache.storage import KVStorage, LayerCache
 from qlocal.kernels import native, native_step
 from qlocal.kernels.dispatch import FEW_TOKENS
 from qlocal.layers.decoder import Decoder, DecoderLayer
@@ -18,6 +18,7 @@ from qlocal.layers.ffn import Ffn
 from qlocal.layers.linear import QuantLinear
 from qlocal.layers.moe import MoeFfn
 from qlocal.layers.paged_attention import PagedAttention, TokenRun
+from qlocal.layers.rotary import Rotary
 
 
 class NativeDecoder:
@@ -90,10 +91,13 @@ def describe(
     )
     num_layers = len(decoder.layers) if num_layers is None else num_layers
     pairs = list(zip(decoder.layers, storage.layers, strict=True))[:num_layers]
-    has_layout = all(cache.kv.dtype == torch.float16 and _has_layout(layer) for layer, cache in pairs)
+    has_layout = all(_is_native(cache) and _has_layout(layer) for layer, cache in pairs)
     if native_step.unsupported(geometry) is not None or not pairs or not has_layout:
         return None
-    step = native_step.NativeStep(library, geometry, [_describe(layer, cache.kv) for layer, cache in pairs])
+    layers = [_describe(layer, _describe_cache(cache)) for layer, cache in pairs]
+    num_positions = len(storage.layers[0].keys.memory) * block_size
+    angles = None if all(layer.cache.key_bias is None for layer in layers) else _angles(decoder.rotary, num_positions)
+    step = native_step.NativeStep(library, geometry, layers, angles)
     return NativeDecoder(decoder, step, num_layers, storage, block_size)
 
 
@@ -112,7 +116,38 @@ def _blocks(layer: DecoderLayer) -> list[Ffn]:
     return layer.ffn.experts if isinstance(layer.ffn, MoeFfn) else [layer.ffn]
 
 
-def _describe(layer: DecoderLayer, cache: Tensor) -> native_step.Layer:
+def _is_native(cache: LayerCache) -> bool:
+    return {cache.keys.type, cache.values.type} <= set(native_step.KV_TYPES)
+
+
+def _describe_cache(cache: LayerCache) -> native_step.Cache:
+    """Say where a layer's cache lies, and what is taken off before rounding."""
+    keys, values, known = cache.keys, cache.values, cache.conditioning
+    of_keys = known if keys.type != "f16" else None
+    of_values = known if values.type != "f16" else None
+    return native_step.Cache(
+        keys.memory,
+        values.memory,
+        keys.type,
+        values.type,
+        key_bias=None if of_keys is None or of_keys.key_bias is None else of_keys.key_bias.contiguous(),
+        key_scale=None if of_keys is None else of_keys.key_scale.contiguous(),
+        value_mean=None if of_values is None else of_values.value_mean.contiguous(),
+        value_scale=None if of_values is None else of_values.value_scale.contiguous(),
+    )
+
+
+def _angles(rotary: Rotary, num_positions: int) -> native_step.Angles:
+    """Return what the angles of all positions are added from: of every tile's first one, and of the tile's lanes."""
+    tile = native_step.KEY_TILE
+    lanes = rotary.at(torch.arange(tile))
+    factor = lanes.cos[0, 0, 0]  # the attention factor: the angle is 0
+    of_lanes = torch.cat((lanes.cos, lanes.sin), -1).squeeze(1).T / factor
+    tiles = rotary.at(torch.arange(0, num_positions, tile))
+    return native_step.Angles(torch.cat((tiles.cos, tiles.sin), -1).squeeze(1).contiguous(), of_lanes.contiguous())
+
+
+def _describe(layer: DecoderLayer, cache: native_step.Cache) -> native_step.Layer:
     router: QuantLinear | None = layer.ffn.router if isinstance(layer.ffn, MoeFfn) else None
     return native_step.Layer(
         input_norm=layer.input_norm,

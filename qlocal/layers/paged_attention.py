@@ -23,14 +23,16 @@ class TokenRun:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the step's tokens are stored, on one device. blocks, offsets: (T,) int64; tables: one a run."""
+    """Where the step's tokens are stored, on one device. blocks, offsets, positions: (T,) int64; tables: one a run."""
 
     blocks: Tensor
     offsets: Tensor
+    positions: Tensor
     tables: list[Tensor]
 
     def to(self, device: torch.device) -> _Places:
-        return _Places(self.blocks.to(device), self.offsets.to(device), [t.to(device) for t in self.tables])
+        tables = [table.to(device) for table in self.tables]
+        return _Places(self.blocks.to(device), self.offsets.to(device), self.positions.to(device), tables)
 
 
 class PagedAttention:
@@ -48,10 +50,10 @@ class PagedAttention:
     def of_layer(self, layer: int) -> Attend:
         """Return the attention of decoder layer `layer`."""
         cache = self._storage.layers[layer]
-        places = self._places_on(cache.kv.device)
+        places = self._places_on(cache.device)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache.write(places.blocks, places.offsets, k, v)
+            cache.write(places.blocks, places.offsets, places.positions, k, v)
             outputs, start = [], 0
             for run, table in zip(self._runs, places.tables, strict=True):
                 seen_k, seen_v = cache.read(table, run.num_past + run.length)
@@ -72,4 +74,4 @@ class PagedAttention:
         tables = [torch.tensor(run.blocks, dtype=torch.int64) for run in self._runs]
         positions = torch.split(self.positions, [run.length for run in self._runs])
         blocks = torch.cat([table[p // self._block_size] for table, p in zip(tables, positions, strict=True)])
-        return _Places(blocks, self.positions % self._block_size, tables)
+        return _Places(blocks, self.positions % self._block_size, self.positions, tables)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from qlocal.config import STORED
+from qlocal.config import STORED, kv_types
 from qlocal.formats.base import Checkpoint, StoredTensor
 from qlocal.ggml_types import GgmlType
 from qlocal.models.base import QUANTIZED_ROLES, ModelConfig, Role
@@ -19,6 +19,8 @@ from qlocal.tensor_split import channel_unit
 DENSE_STORAGE = frozenset({"bf16", "f16", "f32"})
 KV_BITS = {"f32": 32.0, "f16": 16.0, "q8": 8.5, "q4": 4.5}
 """Bits of a key or value in the cache, by type."""
+_KV_GROUP, _SCALE_BYTES = 32, 2
+"""Values of a head that share the scales of q8 and q4, and their bytes; fewer where a head is no multiple."""
 _DECODING = 4
 """Copies of an AWQ or GPTQ linear at once while it becomes strips: words, nibbles, codes, records."""
 _FFN = frozenset({Role.GATE, Role.UP, Role.DOWN})
@@ -72,9 +74,9 @@ class Demand:
 
     def cache_bytes(self, num_blocks: int, device: str, part: Part) -> int:
         """Return what so many blocks of the cache take for one layer."""
-        values = num_blocks * self.block_size * part.num_key_value_heads * self.config.head_dim
-        num_bytes = int(values * (KV_BITS[self.key_type] + KV_BITS[self.value_type]) / 8)
-        return layout.in_pages(num_bytes) if kind_of(device) == "cpu" else num_bytes
+        tokens = num_blocks * self.block_size * part.num_key_value_heads
+        sides = [tokens * _token_bytes(kind, self.config.head_dim) for kind in (self.key_type, self.value_type)]
+        return sum(layout.in_pages(side) if kind_of(device) == "cpu" else side for side in sides)
 
     @cached_property
     def loading_bytes(self) -> int:
@@ -144,3 +146,19 @@ def head_of(checkpoint: Checkpoint) -> StoredTensor:
 def held_type(stored: StoredTensor, head: str) -> GgmlType | None:
     """Return the type that a head gets at load, or None where it is held as it is stored."""
     return None if head == STORED or stored.storage not in DENSE_STORAGE else GgmlType[head.upper()]
+
+
+def cache_types(kv: str | None, dtype: str) -> tuple[str, str]:
+    """Return the types of K and V for what `--kv` says, or for nothing; `auto` twice where the plan is to choose."""
+    if kv is None:
+        return ("f32", "f32") if dtype == "float32" else ("f16", "f16")
+    return kv_types(kv)
+
+
+def _token_bytes(kind: str, head_dim: int) -> int:
+    """Return the bytes of one token's key or value of one head."""
+    values = int(head_dim * KV_BITS[kind] / 8)
+    if kind in ("f32", "f16"):
+        return values
+    group = min(_KV_GROUP, head_dim & -head_dim)
+    return values - _SCALE_BYTES * head_dim // _KV_GROUP + _SCALE_BYTES * (head_dim // group)

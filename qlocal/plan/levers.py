@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qlocal.config import HEAD_CHOICES, STORED
+from qlocal.config import AUTO, HEAD_CHOICES, STORED
 from qlocal.errors import PlanError
 from qlocal.ggml_types import LAYOUTS
 from qlocal.plan import cut
-from qlocal.plan.demand import KV_BITS, head_of, held_type
+from qlocal.plan.demand import KV_BITS, cache_types, head_of, held_type
 from qlocal.plan.placement import Placer
-from qlocal.plan.request import LOADABLE_KV, LOADABLE_SPLITS, MIN_CONTEXT, Request
+from qlocal.plan.request import ENOUGH_CONTEXT, LOADABLE_SPLITS, MIN_CONTEXT, Request
 
 KV_LADDER = (("f16", "f16"), ("q8", "q8"), ("q8", "q4"), ("q4", "q4"))
 """Types of K and V by falling size, the ones worth having: K needs its bits more than V."""
@@ -65,6 +65,19 @@ def better_split(request: Request) -> Request:
     others = [lever.request for lever in _splits(request) if lever.request.split in LOADABLE_SPLITS]
     # Whole layers are what goes to the host, so where nothing fits the cards a layer split has more ways left.
     return max((*others, request), key=best_context) if best_context(request) else request
+
+
+def with_cache_types(request: Request) -> Request:
+    """Return the request with the types of least loss that fit what is asked for, where it leaves them to the plan.
+
+    Without a context, what fits is a useful one. A smaller cache comes before layers on the host."""
+    if AUTO not in (request.key_type, request.value_type):
+        return request
+    default = cache_types(None, request.dtype)
+    ladder = [replace(request, key_type=k, value_type=v) for k, v in dict.fromkeys((default, *KV_LADDER))]
+    wanted = request.max_context or min(request.limit, ENOUGH_CONTEXT)
+    fitting = (other for other in ladder if fits(on_the_cards(other), wanted))
+    return next(fitting, None) or next((other for other in ladder if fits(other, wanted)), ladder[-1])
 
 
 def on_the_cards(request: Request) -> Request:
@@ -130,8 +143,7 @@ def _heads(request: Request) -> Iterator[Lever]:
 def _cache_types(request: Request) -> Iterator[Lever]:
     bits = KV_BITS[request.key_type] + KV_BITS[request.value_type]
     for key_type, value_type in KV_LADDER:
-        loadable = not request.is_for_loading or {key_type, value_type} <= set(LOADABLE_KV)
-        if KV_BITS[key_type] + KV_BITS[value_type] < bits and loadable and request.dtype != "float32":
+        if KV_BITS[key_type] + KV_BITS[value_type] < bits and request.dtype != "float32":
             option = f"--kv {shown_types(key_type, value_type)}"
             yield Lever(option, replace(request, key_type=key_type, value_type=value_type))
 

@@ -9,7 +9,7 @@ from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint
 from qlocal.ggml_types import LAYOUTS
 from qlocal.plan import levers
-from qlocal.plan.demand import KV_BITS, head_of, held_type
+from qlocal.plan.demand import KV_BITS, cache_types, head_of, held_type
 from qlocal.plan.placement import Placement, Placer
 from qlocal.plan.places import CPU, here
 from qlocal.plan.plan import DevicePlan, Plan
@@ -34,8 +34,7 @@ def make_plan(
     max_memory: int | None = None,
     block_size: int = BLOCK_SIZE,
     head: str = STORED,
-    key_type: str | None = None,
-    value_type: str | None = None,
+    kv: str | None = None,
     split: str = "layer",
     offload: str = "auto",
     prefill_chunk: int = PREFILL_CHUNK,
@@ -47,13 +46,14 @@ def make_plan(
     max_context: tokens of one sequence; None takes what fits, up to the model's own limit.
     max_memory: bytes to use at most on every device; None takes what is free. Devices may repeat: `cpu,cpu`
     splits the layers over two shares of the same memory. head: how an output head of 16 bits is held; one that is
-    quantized already stays as it is. offload: one of `config.OFFLOAD_CHOICES`. A `cpu` among cards is where offloaded
+    quantized already stays as it is. kv: how the cache holds keys and values, as `--kv` takes it; None is 16 bits,
+    or 32 with float32. offload: one of `config.OFFLOAD_CHOICES`. A `cpu` among cards is where offloaded
     layers compute, which it is without being named. split: `layer`, `tensor`, or `auto` for what gives more context.
     free: bytes of devices that other machines have told.
     """
     places, host = here(devices, max_memory, card_reserve, free)
     split = split if len(places) > 1 else "layer"
-    default = "f32" if dtype == "float32" else "f16"
+    key_type, value_type = cache_types(kv, dtype)
     request = Request(
         checkpoint,
         places,
@@ -62,8 +62,8 @@ def make_plan(
         max_context=max_context,
         slots=slots,
         dtype=dtype,
-        key_type=key_type or default,
-        value_type=value_type or default,
+        key_type=key_type,
+        value_type=value_type,
         head=head,
         split="layer" if split == "auto" else split,
         offload=offload,
@@ -71,6 +71,7 @@ def make_plan(
         prefill_chunk=prefill_chunk,
         is_for_loading=True,
     )
+    request = levers.with_cache_types(request)
     return plan_for(levers.better_split(request) if split == "auto" else request)
 
 
@@ -89,6 +90,7 @@ def plan_load(
         load.dtype,
         load.max_memory,
         head=load.head,
+        kv=load.kv,
         offload=load.offload,
         prefill_chunk=load.prefill_chunk,
         card_reserve=load.card_reserve,

@@ -14,7 +14,7 @@ from qlocal.plan.places import Place
 
 BLOCK_SIZE = 256
 SPLIT_CHOICES = ("layer", "tensor")
-LOADABLE_KV, LOADABLE_SPLITS = ("f32", "f16"), SPLIT_CHOICES
+LOADABLE_SPLITS = SPLIT_CHOICES
 """Of all that can be planned, what the engine of this version runs."""
 MIN_CONTEXT = 256
 ENOUGH_CONTEXT = 8192

@@ -30,7 +30,8 @@ def step_bytes(request: Request, context: int, part: Part, *, is_card: bool, att
     if request.is_native and attends:
         step = _FLOAT * (tokens * _native_width(config) + logits) + _THREADS_BYTES
         return max(step, request.demand.loading_bytes)
-    attention = 4 * context * part.num_key_value_heads * config.head_dim + 2 * chunk * context if attends else 0
+    copies = 4 if request.key_type in ("f32", "f16") and request.value_type in ("f32", "f16") else 8
+    attention = copies * context * part.num_key_value_heads * config.head_dim + 2 * chunk * context if attends else 0
     step = _FLOAT * (tokens * _width(config, part) + attention + logits) + _PANEL_BYTES + _THREADS_BYTES
     return max(step, request.demand.loading_bytes)
 

@@ -229,6 +229,7 @@ class LoadRequest(_Body):
     max_context: int | None = Field(None, ge=1, lt=1 << 31)
     devices: list[str] | None = Field(None, min_length=1, max_length=16)
     head: Literal["stored", "q8_0", "q6_k"] | None = None
+    kv: str | None = None
     offload: Literal["auto", "none", "layers", "experts"] | None = None
     split: Literal["auto", "layer", "tensor"] | None = None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlocal.catalog import display_name
-from qlocal.config import STORED, EngineOptions, device_list
+from qlocal.config import STORED, EngineOptions, device_list, kv_types
 from qlocal.errors import EngineError, QLocalError, RequestError, TokenizerError
 from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
 from qlocal.schema import EngineState, LoadProgress
@@ -221,6 +221,12 @@ def _with_request(options: EngineOptions, request: LoadRequest) -> EngineOptions
         options = replace(options, max_context=request.max_context)
     if request.head is not None:
         options = replace(options, head=request.head)
+    if request.kv is not None:
+        try:
+            kv_types(request.kv)
+        except ValueError as error:
+            raise RequestError(f"kv: {error}", param="kv") from error
+        options = replace(options, kv=request.kv)
     if request.offload is not None:
         options = replace(options, offload=request.offload)
     if request.split is not None:
@@ -245,6 +251,7 @@ def load_message(path: Path, options: EngineOptions) -> Load:
         threads=options.threads,
         max_memory=options.max_memory,
         head=options.head or STORED,
+        kv=options.kv,
         offload=options.offload,
         prefill_chunk=options.prefill_chunk,
         card_reserve=options.card_reserve,

@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from qlocal.engine.model_runner import ModelRunner, storage_of
+from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.relay import LeadingRunner, follow_steps
 from qlocal.engine.team import Team
 from qlocal.formats.checkpoint import open_checkpoint
+from qlocal.layers.kv_conditioning import storage_for
 from qlocal.layers.loader import load_model
 from qlocal.layers.paged_attention import TokenRun
 from qlocal.layers.precision import compute_dtype
@@ -66,7 +67,7 @@ def layer_split(path: Path, num_devices: int, **choices: Any) -> ModelRunner:
     plan = make_plan(checkpoint, ["cpu"] * num_devices, **{"dtype": "float32", "block_size": 16, "slots": 1, **choices})
     with torch.inference_mode():
         decoder = load_model(checkpoint, plan)
-    return ModelRunner(decoder, storage_of(decoder, plan), plan.block_size)
+    return ModelRunner(decoder, storage_for(decoder, plan), plan.block_size)
 
 
 def tensor_plan(path: Path, num_ranks: int, **choices: Any) -> Plan:
@@ -102,7 +103,7 @@ def _part(path: Path, plan: Plan, groups: dict[int, dist.ProcessGroup]) -> Any:
     checkpoint = open_checkpoint(path)
     collectives = Collectives(groups[len(plan.devices)], compute_dtype(plan.dtype))
     decoder = load_model(checkpoint, plan, seat=Seat(shares(checkpoint, plan.rank_weights), collectives))
-    runner = ModelRunner(decoder, storage_of(decoder, plan), plan.block_size, is_whole=False)
+    runner = ModelRunner(decoder, storage_for(decoder, plan), plan.block_size, is_whole=False)
     return (runner if collectives.rank else LeadingRunner(runner, collectives, Team([]))), collectives
 
 

@@ -26,8 +26,17 @@ def engine_of(
     slots: int = 8,
     prefill_chunk: int = 32,
     dtype: str = "float32",
+    kv: str | None = None,
 ) -> Engine:
-    plan = make_plan(checkpoint, devices, slots=slots, dtype=dtype, block_size=block_size, prefill_chunk=prefill_chunk)
+    plan = make_plan(
+        checkpoint,
+        devices,
+        slots=slots,
+        dtype=dtype,
+        block_size=block_size,
+        kv=kv,
+        prefill_chunk=prefill_chunk,
+    )
     if num_blocks is not None:
         plan = replace(plan, num_blocks=num_blocks, max_context=min(plan.max_context, num_blocks * block_size))
     ready = Ready(plan.max_context, plan.slots, plan.to_json(), list(devices), 0, 0.0)

@@ -56,8 +56,11 @@ def test_the_size_of_prompt_chunks_does_not_change_an_answer(qwen: MemoryCheckpo
     assert run(engine_of(qwen, prefill_chunk=prefill_chunk), one)["a"].token_ids == expected
 
 
-def test_a_reused_prefix_gives_the_same_answer_and_is_not_computed_again(checkpoint: MemoryCheckpoint) -> None:
-    engine = engine_of(checkpoint)
+@pytest.mark.parametrize("kv", [None, "q8", "q8,q4"])
+def test_a_reused_prefix_gives_the_same_answer_and_is_not_computed_again(
+    checkpoint: MemoryCheckpoint, kv: str | None
+) -> None:
+    engine = engine_of(checkpoint, kv=kv)
     prompt = random_ids(VOCAB, 50)
     first = run(engine, request("a", prompt, 12))["a"]
     second = run(engine, request("b", prompt, 12))["b"]
@@ -66,7 +69,7 @@ def test_a_reused_prefix_gives_the_same_answer_and_is_not_computed_again(checkpo
     turn = [*prompt, *first.token_ids, *random_ids(VOCAB, 6, seed=9)]
     continued = run(engine, request("c", turn, 12))["c"]
     assert continued.started is not None and continued.started.cached_tokens == 61
-    assert continued.token_ids == run(engine_of(checkpoint), request("c", turn, 12))["c"].token_ids
+    assert continued.token_ids == run(engine_of(checkpoint, kv=kv), request("c", turn, 12))["c"].token_ids
 
 
 def test_two_shares_of_one_device_give_the_same_answers(checkpoint: MemoryCheckpoint) -> None:

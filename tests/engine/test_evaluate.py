@@ -47,6 +47,15 @@ def test_a_model_is_measured_against_its_reference(folder: Path, model: Path, te
     assert result["bytes"] == sum(t.num_bytes for t in open_checkpoint(other).tensors.values())
 
 
+def test_what_the_cache_loses_is_measured_by_its_types(model: Path, text: Path) -> None:
+    def loss(kv: str) -> float:
+        result = evaluate.run(model, Measured([text], num_chunks=2, length=24, kv=kv), model)
+        assert ",".join(dict.fromkeys((result["key_type"], result["value_type"]))) == kv
+        return float(result["mean_kl"])
+
+    assert loss("f16") < loss("q8") < loss("q8,q4") < 0.1
+
+
 @needs_native
 def test_a_head_held_in_fewer_bits_is_measured_with_what_it_saves(model: Path, text: Path) -> None:
     result = evaluate.run(model, Measured([text], num_chunks=2, length=24, head="q8_0"), model)

@@ -59,7 +59,8 @@ def measure(path: str, dtype: str) -> dict[str, int]:
     before = settled()
     engine = Engine.load(Load(path, ["cpu"], max_context=CONTEXT, slots=1, dtype=dtype), lambda _: None)
     for layer in engine._runner._storage.layers:
-        layer.kv.fill_(0.5)
+        for side in (layer.keys, layer.values):
+            side.memory.fill_(1)
     held = settled()
     with Watch() as watch:
         input_ids = [7 * i % 300 for i in range(CONTEXT - 2)]

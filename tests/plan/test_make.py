@@ -8,6 +8,7 @@ import pytest
 
 from qlocal.errors import PlanError, UsageError
 from qlocal.plan import make_plan, places
+from qlocal.plan.places import MEMORY_SHARE
 from tests.memory_checkpoint import MemoryCheckpoint
 
 GIB = 1 << 30
@@ -55,6 +56,28 @@ def test_float32_doubles_the_cache_and_leaves_stored_weights_as_they_are(free: d
     half, full = (make_plan(checkpoint, ["cpu"], dtype=dtype).devices[0] for dtype in ("bfloat16", "float32"))
     assert full.cache_bytes == 2 * half.cache_bytes
     assert full.weight_bytes == half.weight_bytes
+
+
+def test_packed_types_take_8_and_4_bits_and_their_scales(free: dict[str, int]) -> None:
+    checkpoint = MemoryCheckpoint("qwen2", {"hidden_size": 256})
+    plans = {kv: make_plan(checkpoint, ["cpu"], kv=kv) for kv in ("f16", "q8", "q8,q4", "q4")}
+    bits = {kv: 16 * plan.devices[0].cache_bytes / plans["f16"].devices[0].cache_bytes for kv, plan in plans.items()}
+    assert bits == {"f16": 16, "q8": 8.5, "q8,q4": 6.5, "q4": 4.5}
+    assert (plans["q8,q4"].key_type, plans["q8,q4"].value_type) == ("q8", "q4")
+
+
+def test_auto_takes_the_types_of_least_loss_that_fit_the_context(free: dict[str, int]) -> None:
+    checkpoint = MemoryCheckpoint(
+        "qwen2", {"hidden_size": 256, "max_position_embeddings": 65536, "num_hidden_layers": 48}
+    )
+    context, chosen = 65536, []
+    for kv in ("f16", "q8", "q8,q4", "q4"):
+        plan = make_plan(checkpoint, ["cpu"], context, slots=1, kv=kv)
+        free["cpu"] = int((plan.devices[0].total_bytes + (1 << 20)) / MEMORY_SHARE)
+        found = make_plan(checkpoint, ["cpu"], context, slots=1, kv="auto")
+        chosen.append((found.key_type, found.value_type))
+        free["cpu"] = 8 * GIB
+    assert chosen == [("f16", "f16"), ("q8", "q8"), ("q8", "q4"), ("q4", "q4")]
 
 
 def test_a_head_of_16_bits_is_counted_as_it_is_held(free: dict[str, int]) -> None:

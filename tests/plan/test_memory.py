@@ -72,14 +72,15 @@ def test_tensors_of_a_tiny_model_take_what_was_planned(model_type: str, dtype: s
     assert sum(size for at, size in held.items() if at in in_files) == part.mapped_bytes
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-def test_a_tiny_cache_takes_what_was_planned(slots: int) -> None:
-    checkpoint = MemoryCheckpoint("llama")
-    plan = make_plan(checkpoint, ["cpu"], slots=slots)
+@pytest.mark.parametrize("head_dim", [16, 32, 80])
+@pytest.mark.parametrize(("slots", "kv"), [(1, "f16"), (3, "f16"), (3, "q8"), (1, "q8,q4"), (3, "q4")])
+def test_a_tiny_cache_takes_what_was_planned(slots: int, kv: str, head_dim: int) -> None:
+    checkpoint = MemoryCheckpoint("llama", {"hidden_size": 4 * head_dim})
+    assert checkpoint.config.head_dim == head_dim
+    plan = make_plan(checkpoint, ["cpu"], slots=slots, kv=kv)
     config = checkpoint.config
-    storage = KVStorage(
-        ["cpu"] * 2, plan.num_blocks, plan.block_size, config.num_key_value_heads, config.head_dim, "float16"
-    )
+    sizes = (plan.num_blocks, plan.block_size, config.num_key_value_heads, config.head_dim)
+    storage = KVStorage(["cpu"] * 2, *sizes, plan.key_type, plan.value_type)
     assert sum(s.nbytes() for s in storages(storage)) == plan.devices[0].cache_bytes
 
 

@@ -92,7 +92,7 @@ def test_memory_of_other_programs_is_mentioned(
 def test_auto_keeps_a_model_on_the_cards_that_hold_it_with_a_useful_context(free: dict[str, int]) -> None:
     checkpoint = MemoryCheckpoint("llama", {**SIZES, "max_position_embeddings": 1 << 21})
     free["cpu"] = 64 * GIB
-    with pytest.raises(PlanError, match=r"The largest context that fits is \d+ tokens; --offload layers makes"):
+    with pytest.raises(PlanError, match=r"The largest context that fits is \d+ tokens; --kv q8 makes"):
         make_plan(checkpoint, ["cuda:2"], max_context=1 << 20)
     plan = make_plan(checkpoint, ["cuda:2"], max_context=1 << 20, offload="layers")
     assert plan.max_context == 1 << 20 and layers_by_device(plan)["cpu"]

@@ -41,6 +41,26 @@ struct Avx2Floats {
         return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
     }
 
+    static inline F at_least(F a, F b) { // 1 where a >= b, else 0
+        return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ), _mm256_set1_ps(1.0f));
+    }
+    static inline F copy_sign(F value, F sign) {
+        return _mm256_or_ps(value, _mm256_and_ps(sign, _mm256_set1_ps(-0.0f)));
+    }
+
+    // Eight bytes as numbers: signed, or the lower or upper halves.
+    static inline F load_i8(const uint8_t* at) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes(at))); }
+    static inline F lower_halves(const uint8_t* at) {
+        return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_cvtepu8_epi32(bytes(at)), _mm256_set1_epi32(15)));
+    }
+    static inline F upper_halves(const uint8_t* at) {
+        return _mm256_cvtepi32_ps(_mm256_srli_epi32(_mm256_cvtepu8_epi32(bytes(at)), 4));
+    }
+    static inline F load_scales(const uint8_t* at) { // upper halves of positive float16
+        return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(bytes(at)), 7));
+    }
+    static inline __m128i bytes(const uint8_t* at) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)); }
+
     static inline F load_f16(const uint16_t* at) {
         return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
     }

@@ -20,9 +20,9 @@ int64_t keys_a_part(int64_t context, int64_t groups) {
 
 } // namespace
 
-void qlocal::PagedAttention::run(const Batch& batch, const uint16_t* blocks, const float* queries, int64_t stride,
+void qlocal::PagedAttention::run(const Batch& batch, const LayerCache& cache, const float* queries, int64_t stride,
                                  float* out) {
-    blocks_ = blocks;
+    cache_ = &cache;
     queries_ = queries;
     stride_ = stride;
     out_ = out;
@@ -67,22 +67,24 @@ void qlocal::PagedAttention::plan(const Batch& batch) {
 }
 
 void qlocal::PagedAttention::attend(int64_t item) {
-    static thread_local std::vector<float> scores, queries;
+    static thread_local std::vector<float> scores, queries, unpacked;
     const Group& group = groups_[size_t(group_of_item_[size_t(item)])];
-    const int64_t heads = heads_a_group(), head_dim = model_.cache.head_dim, width = heads * head_dim;
+    const int64_t heads = heads_a_group(), head_dim = model_.cache.head_dim, width = key_size(model_.cache, *cache_);
     scores.resize(size_t(group.num_tokens * heads * kScoreRun));
-    queries.resize(size_t(group.num_tokens * width));
+    queries.resize(size_t(group.num_tokens * heads * width));
+    unpacked.resize(size_t(unpacked_size(model_.cache, *cache_)));
     const float scale = 1.0f / std::sqrt(float(head_dim));
-    for (int64_t token = 0; token < group.num_tokens; ++token) {
-        const float* row = queries_ + (group.token + token) * stride_ + group.kv_head * width;
-        std::transform(row, row + width, queries.data() + token * width, [=](float value) { return value * scale; });
+    for (int64_t row = 0; row < group.num_tokens * heads; ++row) {
+        const int64_t head = group.kv_head * heads + row % heads;
+        const float* query = queries_ + (group.token + row / heads) * stride_ + head * head_dim;
+        ops_.make_query(model_.cache, *cache_, group.kv_head, query, scale, queries.data() + row * width);
     }
     const int64_t past = group.run->num_past + group.first, rows = rows_before_item_[size_t(item)];
     const int64_t from = (item - group.first_part) * group.part_keys;
     const int64_t to = std::min(from + group.part_keys, past + group.num_tokens);
-    ops_.attend(model_.cache,
-                {queries.data(), blocks_, group.run->table, group.num_tokens, heads, group.kv_head, past + 1, from, to,
-                 scores.data(), parts_.data() + rows * head_dim, largest_.data() + rows, totals_.data() + rows});
+    ops_.attend(model_.cache, {queries.data(), cache_, group.run->table, group.num_tokens, heads, group.kv_head,
+                               past + 1, from, to, scores.data(), unpacked.data(), parts_.data() + rows * head_dim,
+                               largest_.data() + rows, totals_.data() + rows});
 }
 
 void qlocal::PagedAttention::combine(const Group& group) {
@@ -90,8 +92,9 @@ void qlocal::PagedAttention::combine(const Group& group) {
     const int64_t first = rows_before_item_[size_t(group.first_part)];
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t token = group.token + row / heads, head = group.kv_head * heads + row % heads;
+        float* out = out_ + (token * model_.num_heads + head) * head_dim;
         ops_.combine(parts_.data() + (first + row) * head_dim, largest_.data() + first + row,
-                     totals_.data() + first + row, group.parts, rows * head_dim, rows,
-                     out_ + (token * model_.num_heads + head) * head_dim, head_dim);
+                     totals_.data() + first + row, group.parts, rows * head_dim, rows, out, head_dim);
+        ops_.finish(model_.cache, *cache_, group.kv_head, out);
     }
 }

@@ -14,7 +14,7 @@ class PagedAttention {
 
     // queries: (T, H, head_dim) rotated, rows `stride` floats apart. out: (T, H * head_dim). The tokens' own keys and
     // values are in the cache already.
-    void run(const Batch& batch, const uint16_t* blocks, const float* queries, int64_t stride, float* out);
+    void run(const Batch& batch, const LayerCache& cache, const float* queries, int64_t stride, float* out);
 
   private:
     // Neighbouring tokens of a run with the heads of one KV head. parts: into how many its context is divided; they are
@@ -31,7 +31,7 @@ class PagedAttention {
 
     const StepOps& ops_;
     const Model& model_;
-    const uint16_t* blocks_ = nullptr;
+    const LayerCache* cache_ = nullptr;
     const float* queries_ = nullptr;
     float* out_ = nullptr;
     int64_t stride_ = 0;

@@ -53,18 +53,20 @@ class Step {
             each(run->length, [&](int64_t token) { rotate_and_store(layer, *run, token, first_token + token); });
             first_token += run->length;
         }
-        attention_.run(batch_, layer.blocks, qkv_.data(), qkv_size_, attended_.data());
+        attention_.run(batch_, layer.cache, qkv_.data(), qkv_size_, attended_.data());
         multiply(layer.o, attended_.data(), out_.data());
         add_to_stream();
     }
 
     void rotate_and_store(const Layer& layer, const Run& run, int64_t token_of_run, int64_t token) {
         const int64_t head_dim = model_.cache.head_dim, angles = token * head_dim / 2;
+        const int64_t kv_size = model_.cache.num_kv_heads * head_dim;
         float *q = qkv_.data() + token * qkv_size_, *k = q + q_size_;
+        if (layer.cache.key_bias)
+            ops_.add_scaled(k, layer.cache.key_bias, -1.0f, kv_size);
         ops_.rotate(q, model_.num_heads + model_.cache.num_kv_heads, head_dim, batch_.cos + angles,
                     batch_.sin + angles);
-        ops_.append(model_.cache, layer.blocks, run.table, run.num_past + token_of_run, k,
-                    k + model_.cache.num_kv_heads * head_dim);
+        ops_.append(model_.cache, layer.cache, run.table, run.num_past + token_of_run, k, k + kv_size);
     }
 
     void dense_block(const FeedForward& block) {

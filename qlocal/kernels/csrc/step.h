@@ -18,13 +18,13 @@ struct FeedForward {
 };
 
 // Norms are (D,) float32. qkv: q_size + 2 kv_size rows. router: num_experts rows, unused when there are none; then
-// there is one feed-forward. blocks: as CacheLayout says.
+// there is one feed-forward.
 struct Layer {
     const float* input_norm;
     const float* post_attention_norm;
     Linear qkv, o, router;
     const FeedForward* feed_forwards;
-    uint16_t* blocks;
+    LayerCache cache;
 };
 
 // hidden_size, intermediate_size: multiples of 32. num_heads: a multiple of the KV heads.

@@ -18,10 +18,11 @@ constexpr int64_t kDepth = 32; // columns of a row of 16-bit values in a tile
 
 // One thread's scratch for a job of up to `rows` rows, in bytes from its start. Tiles come in pairs: upper bits, rest.
 struct Workspace {
-    int64_t rows, depth_tiles; // rows padded to 32
+    int64_t rows, depth_tiles, head_dim; // rows padded to 32; depth: of keys
     uint8_t* base;
 
-    Workspace(int64_t num_rows, int64_t head_dim) : rows((num_rows + 31) / 32 * 32), depth_tiles(head_dim / kDepth) {
+    Workspace(int64_t num_rows, int64_t key_size, int64_t head_size)
+        : rows((num_rows + 31) / 32 * 32), depth_tiles(key_size / kDepth), head_dim(head_size) {
         base = static_cast<uint8_t*>(qlocal::thread_scratch(end()));
     }
 
@@ -30,7 +31,7 @@ struct Workspace {
     int64_t weights_bytes() const { return rows / kTileRows * (kScoreRun / kDepth) * 2 * kTileBytes; }
     int64_t values_bytes() const { return kScoreRun / kDepth * 2 * 2 * kTileBytes; }
     int64_t scores_bytes() const { return rows * kScoreRun * 4; }
-    int64_t sums_bytes() const { return rows * depth_tiles * kDepth * 4; }
+    int64_t sums_bytes() const { return rows * head_dim * 4; }
     int64_t end() const {
         return queries_bytes() + keys_bytes() + weights_bytes() + values_bytes() + scores_bytes() + sums_bytes();
     }
@@ -82,22 +83,49 @@ inline void store_row(uint8_t* tile, int64_t row, __m512 first, __m512 second) {
     _mm256_store_si256(lower + 1, upper_halves(rest(second)));
 }
 
-void split_queries(const Workspace& space, const AttendJob& job, int64_t head_dim) {
+void split_queries(const Workspace& space, const AttendJob& job, int64_t size) {
     const int64_t rows = job.num_tokens * job.heads;
     for (int64_t row = 0; row < space.rows; ++row)
-        for (int64_t d = 0; d < head_dim; d += kDepth) {
-            const float* at = job.queries + row * head_dim + d;
+        for (int64_t d = 0; d < size; d += kDepth) {
+            const float* at = job.queries + row * size + d;
             const bool is_there = row < rows;
             store_row(space.queries(row / kTileRows, d / kDepth), row % kTileRows, is_there ? V::load(at) : V::zero(),
                       is_there ? V::load(at + 16) : V::zero());
         }
 }
 
-// keys: (head_dim, 16) float16.
-void split_keys(const Workspace& space, int64_t tile, const uint16_t* keys, int64_t head_dim) {
-    for (int64_t d = 0; d < head_dim; d += 2, keys += 2 * kKeyTile)
-        store_pairs(space.keys(tile, d / kDepth), d % kDepth / 2, V::load_f16(keys), V::load_f16(keys + kKeyTile));
+// keys: (size, 16).
+template <class T> void split_keys(const Workspace& space, int64_t tile, const T* keys, int64_t size) {
+    for (int64_t d = 0; d < size; d += 2, keys += 2 * kKeyTile)
+        store_pairs(space.keys(tile, d / kDepth), d % kDepth / 2, load_stored<V>(keys),
+                    load_stored<V>(keys + kKeyTile));
 }
+
+// The keys from `at` on.
+void split_key_tile(const CacheLayout& layout, const Workspace& space, const AttendJob& job, int64_t tile, int64_t at) {
+    if (layout.key_type == qlocal::kF16)
+        return split_keys(space, tile, halves(key_tile(layout, job, at)), layout.head_dim);
+    unpack_tile<V>(layout, job, at, job.unpacked);
+    split_keys(space, tile, static_cast<const float*>(job.unpacked), key_size(layout, *job.cache));
+}
+
+// 32 values of one token, the columns from d on.
+struct ValuePart {
+    __m512 first, second;
+
+    ValuePart() : first(V::zero()), second(V::zero()) {}
+    ValuePart(const CacheLayout& layout, const uint8_t* row, int64_t d) {
+        if (layout.value_type == qlocal::kF16) {
+            first = V::load_f16(halves(row) + d);
+            second = V::load_f16(halves(row) + d + V::lanes);
+            return;
+        }
+        float values[kGroup];
+        unpack_value_group<V>(layout.value_type, row, layout.head_dim, d / kGroup, values);
+        first = V::load(values);
+        second = V::load(values + V::lanes);
+    }
+};
 
 // Probabilities, `keys` (a multiple of 32) of each row.
 void split_weights(const Workspace& space, int64_t keys) {
@@ -113,11 +141,12 @@ void split_values(const CacheLayout& layout, const Workspace& space, const Atten
                   int64_t d) {
     for (int64_t at = from; at < from + padded_keys(to - from); at += 2) {
         const int64_t group = (at - from) / kDepth, row = (at - from) % kDepth / 2;
-        const uint16_t* even = at < to ? value_row(layout, job, at) + d : nullptr;
-        const uint16_t* odd = at + 1 < to ? even + layout.head_dim : nullptr; // blocks are even: it lies behind
-        for (int64_t tile = 0; tile < 2; ++tile)
-            store_pairs(space.values(group, tile), row, even ? V::load_f16(even + 16 * tile) : V::zero(),
-                        odd ? V::load_f16(odd + 16 * tile) : V::zero());
+        const uint8_t* row_of_even = at < to ? value_row(layout, job, at) : nullptr;
+        const int64_t bytes = token_bytes(layout.value_type, layout.head_dim); // blocks are even: the odd one follows
+        const ValuePart even = at < to ? ValuePart(layout, row_of_even, d) : ValuePart();
+        const ValuePart odd = at + 1 < to ? ValuePart(layout, row_of_even + bytes, d) : ValuePart();
+        store_pairs(space.values(group, 0), row, even.first, odd.first);
+        store_pairs(space.values(group, 1), row, even.second, odd.second);
     }
 }
 
@@ -153,8 +182,8 @@ inline void store_tiles(float* out, int64_t stride) {
 // Scores of all rows with the keys from..to.
 void score_tiles(const CacheLayout& layout, const Workspace& space, const AttendJob& job, int64_t from, int64_t to) {
     for (int64_t at = from; at < to; at += kKeyPair) {
-        split_keys(space, 0, key_tile(layout, job, at), layout.head_dim);
-        split_keys(space, 1, key_tile(layout, job, at + kKeyTile < to ? at + kKeyTile : at), layout.head_dim);
+        split_key_tile(layout, space, job, 0, at);
+        split_key_tile(layout, space, job, 1, at + kKeyTile < to ? at + kKeyTile : at);
         for (int64_t tile = 0; tile < space.rows / kTileRows; tile += 2) {
             _tile_zero(0);
             _tile_zero(1);
@@ -195,8 +224,9 @@ void attend_tiles(const CacheLayout& layout, const AttendJob& job) {
     if (rows < kTileRows)
         return attend<V>(layout, job);
     const UseTiles tiles;
-    const Workspace space(rows, head_dim);
-    split_queries(space, job, head_dim);
+    const int64_t size = key_size(layout, *job.cache);
+    const Workspace space(rows, size, head_dim);
+    split_queries(space, job, size);
     AttendJob padded = job; // the same with scratch for whole tiles
     padded.scores = space.scores();
     padded.out = space.sums();

@@ -1,0 +1,98 @@
+"""Measures what a packed cache needs to know of every layer: once, at load, by a few made-up tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qlocal.cache.conditioning import Conditioning
+from qlocal.cache.storage import DENSE_DTYPES, KVStorage
+from qlocal.layers.attention import Attend, causal
+from qlocal.layers.decoder import Decoder, DecoderLayer
+from qlocal.layers.rotary import Rotary
+from qlocal.plan import Plan
+
+NUM_TOKENS = 256
+FREQUENT = 5000
+"""Ids below are the vocabulary's common pieces, whichever tokenizer it is. Own text is 3 % better, random ids over the
+whole vocabulary are as good for keys and a tenth worse for values."""
+SINKS = 4
+"""First tokens, on which attention rests whatever they say: their keys and values are like no other's."""
+
+
+def storage_for(decoder: Decoder, plan: Plan) -> KVStorage:
+    """Return the cache for the heads that `decoder` has, beside its layers, with what packed types need to know.
+
+    Of a tensor split every rank calls it at the same time: what is measured takes the sums of all."""
+    config = decoder.config
+    is_packed = not {plan.key_type, plan.value_type} <= DENSE_DTYPES.keys()
+    return KVStorage(
+        [str(layer.device) for layer in decoder.layers],
+        plan.num_blocks,
+        plan.block_size,
+        config.num_key_value_heads,
+        config.head_dim,
+        plan.key_type,
+        plan.value_type,
+        measure(decoder) if is_packed else None,
+    )
+
+
+@torch.inference_mode()
+def measure(decoder: Decoder) -> list[Conditioning]:
+    """Return the constants of every layer. Costs one prompt of so many tokens."""
+    upper = min(FREQUENT, decoder.config.vocab_size)
+    ids = torch.randint(0, upper, (NUM_TOKENS,), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(NUM_TOKENS)
+    found: dict[int, Conditioning] = {}
+
+    def recording(index: int) -> Attend:
+        attend = causal([NUM_TOKENS])
+
+        def record(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            found[index] = _conditioning(decoder.layers[index], decoder.rotary, q, k, v)
+            return attend(q, k, v)
+
+        return record
+
+    decoder.forward(ids, positions, recording)
+    return [found[index] for index in range(len(decoder.layers))]
+
+
+def _conditioning(layer: DecoderLayer, rotary: Rotary, q: Tensor, k: Tensor, v: Tensor) -> Conditioning:
+    """q: (T, H, Dh), k and v: (T, Hk, Dh), rotated."""
+    bias, shape = key_bias(layer), k.shape[1:]
+
+    def rotate(x: Tensor, positions: Tensor) -> Tensor:
+        return rotary.at(positions).apply(x)
+
+    if bias is not None:
+        k = k - rotate(bias.expand(k.shape), torch.arange(len(k), device=k.device))
+    query_energy = _of_pairs(q).view(shape[0], -1, shape[1] // 2).mean(1)
+    key_scale = _scale((query_energy / _of_pairs(k)) ** 0.25).repeat(1, 2)
+    values = v[SINKS:]
+    value_scale = _scale(values.std(0) ** -0.5)
+    return Conditioning(bias, key_scale, values.mean(0), value_scale, rotate)
+
+
+def _scale(scale: Tensor) -> Tensor:
+    """Return (Hk, n) scales around 1, without what is no number and without extremes."""
+    scale = scale.nan_to_num(nan=1.0, posinf=1.0).clamp_min(2**-20)
+    return (scale / scale.log().mean(-1, keepdim=True).exp()).clamp(2**-6, 2**6)
+
+
+def key_bias(layer: DecoderLayer) -> Tensor | None:
+    """Return the bias of `k_proj` as (Hk, Dh) f32, or None."""
+    parts = layer.qkv.parts()
+    if all(part.bias is None for part in parts):
+        return None
+    config = layer.config
+    rows = [torch.zeros(p.weight.shape[0], device=layer.device) if p.bias is None else p.bias for p in parts]
+    size = layer.qkv.out_features[1]
+    return torch.cat(rows)[config.q_size : config.q_size + size].view(-1, config.head_dim)
+
+
+def _of_pairs(x: Tensor) -> Tensor:
+    """Return the mean square of every pair of (T, H, Dh) over all but the first tokens, (H, Dh / 2)."""
+    first, second = x[SINKS:].chunk(2, -1)
+    return (first.square() + second.square()).mean(0)
