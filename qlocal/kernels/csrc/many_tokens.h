@@ -46,11 +46,14 @@ template <class T> struct StripWeight {
     StripLayout layout = strip_layout(weight.storage, weight.group_size);
     int64_t units = strip_records(weight) * layout.units;
 
+    // The records of the strip with this row.
+    const uint8_t* data_of(int64_t row) const { return weight.data + row / kStripRows * strip_bytes(weight); }
+
     // Call use(scales, unit of the record, codes) for units first..last of 16 rows (V::rows of them, `half` as in
     // strip_types.h).
     template <class V, class Use>
     QLOCAL_INLINE void for_units(int64_t row, int half, int64_t first, int64_t last, const Use& use) const {
-        const uint8_t* strip = weight.data + row / kStripRows * strip_bytes(weight);
+        const uint8_t* strip = data_of(row);
         for (int64_t at = first; at < last;) {
             const int64_t index = at / layout.units, unit = at % layout.units;
             const uint8_t* record = strip + index * layout.record_bytes();

@@ -9,6 +9,8 @@
 #include "strip_tiles.h"
 #include "use_tiles.h"
 
+#include <optional>
+
 namespace {
 
 // --- Activations
@@ -46,16 +48,6 @@ void pack_tiles(const float* x, int64_t x_stride, int64_t tokens, int64_t column
 
 // --- Weights
 
-// Units first..last of 16 rows as tiles.
-template <class T>
-void decode_tiles(const StripWeight<T>& weight, int64_t row, int64_t first, int64_t last, uint8_t* tiles) {
-    weight.template for_units<Avx512Rows>(row, 0, first, last,
-                                          [&](const auto& scales, int64_t unit, const uint8_t* codes) {
-                                              unit_to_tile<T>(codes, scales, unit, tiles);
-                                              tiles += kTileBytes;
-                                          });
-}
-
 // Rows of bfloat16 as they are stored.
 struct RowWeight {
     const Matrix& weight;
@@ -66,63 +58,143 @@ struct RowWeight {
     }
 };
 
-void decode_tiles(const RowWeight& rows, int64_t row, int64_t first, int64_t last, uint8_t* tiles) {
-    const int64_t num_rows = least(rows.weight.num_rows - row, kStripRows);
-    for (int64_t unit = first; unit < last; ++unit, tiles += kTileBytes) {
-        const int64_t left = rows.weight.columns - unit * kUnitColumns;
-        const __mmask32 is_there = left >= kUnitColumns ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
-        __m512i lines[kTileRows];
-        for (int64_t r = 0; r < kTileRows; ++r)
-            lines[r] = r < num_rows ? _mm512_maskz_loadu_epi16(is_there, rows.start_of(row + r) + unit * kLineBytes)
-                                    : _mm512_setzero_si512();
-        transpose(lines);
-        for (int64_t r = 0; r < kTileRows; ++r)
-            _mm512_store_si512(tiles + r * kLineBytes, lines[r]);
-    }
-}
-
 // A strip of the first half of the rows and one of the other half, in turns.
 template <class Weight> struct HalvesInTurn {
     const Weight& rows;
     int64_t half = rows.weight.num_rows / 2, units = rows.units;
+
+    int64_t row_of(int64_t row) const {
+        const int64_t strip = row / kStripRows;
+        return strip / 2 * kStripRows + strip % 2 * half;
+    }
 };
 
-template <class Weight>
-void decode_tiles(const HalvesInTurn<Weight>& weight, int64_t row, int64_t first, int64_t last, uint8_t* tiles) {
-    const int64_t strip = row / kStripRows;
-    decode_tiles(weight.rows, strip / 2 * kStripRows + strip % 2 * weight.half, first, last, tiles);
-}
+// Decodes units of 16 rows to tiles, in kUnitParts parts each: begin(row, unit), then part(0, tile) to the last. Units
+// of the same rows come in ascending order.
+template <class Weight> class UnitDecoder;
+
+template <class T> class UnitDecoder<StripWeight<T>> {
+  public:
+    explicit UnitDecoder(const StripWeight<T>& weight) : weight_(weight) {}
+
+    void begin(int64_t row, int64_t unit) {
+        const StripLayout& layout = weight_.layout;
+        const uint8_t* record = weight_.data_of(row) + unit / layout.units * layout.record_bytes();
+        if (record != record_)
+            scales_.emplace(record_ = record, 0);
+        const int64_t in_record = unit % layout.units;
+        first_ = TileScale::of<T>(*scales_, in_record, 0);
+        second_ = T::by_half ? TileScale::of<T>(*scales_, in_record, 1) : first_;
+        codes_ = record + layout.scale_bytes + in_record * layout.unit_bytes;
+    }
+
+    void part(int64_t index, uint8_t* tile) const {
+        switch (index) {
+        case 0:
+            return part_to_tile<T, 0>(codes_, first_, second_, tile);
+        case 1:
+            return part_to_tile<T, 1>(codes_, first_, second_, tile);
+        case 2:
+            return part_to_tile<T, 2>(codes_, first_, second_, tile);
+        case 3:
+            return part_to_tile<T, 3>(codes_, first_, second_, tile);
+        }
+    }
+
+  private:
+    const StripWeight<T>& weight_;
+    const uint8_t *record_ = nullptr, *codes_ = nullptr;
+    std::optional<typename T::template Scales<Avx512Rows>> scales_;
+    TileScale first_, second_;
+};
+
+// The transposition is the first part, and all.
+template <> class UnitDecoder<RowWeight> {
+  public:
+    explicit UnitDecoder(const RowWeight& rows) : rows_(rows) {}
+
+    void begin(int64_t row, int64_t unit) { row_ = row, unit_ = unit; }
+
+    void part(int64_t index, uint8_t* tile) const {
+        if (index > 0)
+            return;
+        const int64_t num_rows = least(rows_.weight.num_rows - row_, kStripRows);
+        const int64_t left = rows_.weight.columns - unit_ * kUnitColumns;
+        const __mmask32 is_there = left >= kUnitColumns ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+        __m512i lines[kTileRows];
+        for (int64_t r = 0; r < kTileRows; ++r)
+            lines[r] = r < num_rows ? _mm512_maskz_loadu_epi16(is_there, rows_.start_of(row_ + r) + unit_ * kLineBytes)
+                                    : _mm512_setzero_si512();
+        transpose(lines);
+        for (int64_t r = 0; r < kTileRows; ++r)
+            _mm512_store_si512(tile + r * kLineBytes, lines[r]);
+    }
+
+  private:
+    const RowWeight& rows_;
+    int64_t row_ = 0, unit_ = 0;
+};
+
+template <class Weight> class UnitDecoder<HalvesInTurn<Weight>> : public UnitDecoder<Weight> {
+  public:
+    explicit UnitDecoder(const HalvesInTurn<Weight>& halves) : UnitDecoder<Weight>(halves.rows), halves_(halves) {}
+
+    void begin(int64_t row, int64_t unit) { UnitDecoder<Weight>::begin(halves_.row_of(row), unit); }
+
+  private:
+    const HalvesInTurn<Weight>& halves_;
+};
+
+// Decodes a panel part by part.
+template <class Weight> class PanelDecoder {
+  public:
+    PanelDecoder(const Weight& weight, const Panel& panel) : units_(weight), panel_(panel) {}
+
+    int64_t num_parts() const { return panel_.num_strips() * panel_.units * kUnitParts; }
+
+    // Not inlined: tiles are multiplied around it.
+    __attribute__((noinline)) void next_part() {
+        if (part_ == 0)
+            units_.begin(panel_.row + strip_ * kStripRows, panel_.first_unit + unit_);
+        units_.part(part_, panel_.strips + strip_ * panel_.strip_bytes + unit_ * kTileBytes);
+        if (++part_ < kUnitParts)
+            return;
+        part_ = 0;
+        if (++unit_ == panel_.units)
+            unit_ = 0, ++strip_;
+    }
+
+  private:
+    UnitDecoder<Weight> units_;
+    Panel panel_;
+    int64_t strip_ = 0, unit_ = 0, part_ = 0;
+};
 
 // --- Products
 
 constexpr int64_t kSumBytes = 4 * kTileBytes;
 
-// Decodes a panel a tile at a time, while another is multiplied: tiles of both strips in turn.
-template <class Weight> class TileByTile {
+// Decodes a panel in so many steps, while another is multiplied.
+template <class Weight> class DecodingMeanwhile {
   public:
-    // tiles: so many of them are decoded in `steps` steps.
-    TileByTile(const Weight& weight, const Panel& panel, int64_t tile, int64_t tiles, int64_t steps)
-        : weight_(weight), panel_(panel), tile_(tile), tiles_(tiles), steps_(steps) {}
+    DecodingMeanwhile(const Weight& weight, const Panel& panel, int64_t steps)
+        : decoder_(weight, panel), parts_(decoder_.num_parts()), steps_(steps) {}
 
     QLOCAL_INLINE void step() {
-        for (due_ += tiles_; due_ >= steps_; due_ -= steps_, ++tile_) {
-            const int64_t strips = panel_.num_strips(), strip = tile_ % strips, unit = tile_ / strips;
-            decode_tiles(weight_, panel_.row + strip * kStripRows, panel_.first_unit + unit,
-                         panel_.first_unit + unit + 1, panel_.strips + strip * panel_.strip_bytes + unit * kTileBytes);
-        }
+        for (due_ += parts_; due_ >= steps_; due_ -= steps_)
+            decoder_.next_part();
     }
 
   private:
-    const Weight& weight_;
-    const Panel& panel_;
-    int64_t tile_, tiles_, steps_, due_ = 0;
+    PanelDecoder<Weight> decoder_;
+    int64_t parts_, steps_, due_ = 0;
 };
 
 // Add the product of MT tiles of tokens and NT strips to `sums`, four tiles: the strips of the first tokens, then of
 // the second. a: the first unit of the first tokens; the second ones are a_stride behind. Tiles multiply by themselves
 // for 64 cycles a unit, meanwhile `decoding` goes on.
 template <int MT, int NT, class Decoding>
-void multiply_tiles(const Panel& panel, const uint8_t* a, int64_t a_stride, uint8_t* sums, Decoding decoding) {
+void multiply_tiles(const Panel& panel, const uint8_t* a, int64_t a_stride, uint8_t* sums, Decoding& decoding) {
     __asm__ volatile("" ::: "memory"); // GCC 12 does not know that tiles are loaded from memory
     if (panel.is_first) {
         _tile_zero(0);
@@ -214,23 +286,22 @@ class AmxTiles {
     int64_t units() const { return layout_.units; }
 
     template <class Weight> void decode(const Weight& weight, const Panel& panel) const {
-        for (int64_t n = 0; n < panel.num_strips(); ++n)
-            decode_tiles(weight, panel.row + n * kStripRows, panel.first_unit, panel.first_unit + panel.units,
-                         panel.strips + n * panel.strip_bytes);
+        PanelDecoder<Weight> decoder(weight, panel);
+        for (int64_t i = 0; i < decoder.num_parts(); ++i)
+            decoder.next_part();
     }
 
     template <class Weight, class Output>
     void multiply(const Weight& weight, const Panel& panel, const Panel& next, int64_t first_token, int64_t tokens,
                   uint8_t* sums, const Output& output) const {
         const bool has_two_strips = panel.rows > kTileRows;
-        const int64_t a_stride = layout_.at(1, 0), next_tiles = next.num_strips() * next.units;
+        const int64_t a_stride = layout_.at(1, 0), blocks = (tokens + 2 * kTileRows - 1) / (2 * kTileRows);
+        DecodingMeanwhile<Weight> decoding(weight, next, blocks * panel.units);
         for (int64_t m = 0; m < tokens; m += 2 * kTileRows, sums += kSumBytes) {
             const int64_t count = least(tokens - m, 2 * kTileRows);
             const uint8_t* at = packed_ + layout_.at((first_token + m) / kTileRows, panel.first_unit);
-            const int64_t from = next_tiles * m / tokens, to = next_tiles * least(m + 2 * kTileRows, tokens) / tokens;
             if (!panel.is_last)
                 prefetch_tokens((first_token + m) / kTileRows, panel);
-            const TileByTile decoding(weight, next, from, to - from, panel.units);
             if (count > kTileRows)
                 has_two_strips ? multiply_tiles<2, 2>(panel, at, a_stride, sums, decoding)
                                : multiply_tiles<2, 1>(panel, at, a_stride, sums, decoding);
