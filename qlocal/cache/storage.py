@@ -107,7 +107,7 @@ class LayerCache:
 class KVStorage:
     """Blocks of every layer. Zeroed memory is not touched before it is written, so unused blocks cost nothing.
 
-    key_type, value_type: f32, f16, q8 or q4. conditioning: one a layer, or None.
+    types: of keys and of values, f32, f16, q8 or q4; one pair a layer, like conditioning, unless that is None.
     """
 
     def __init__(
@@ -117,8 +117,7 @@ class KVStorage:
         block_size: int,
         num_kv_heads: int,
         head_dim: int,
-        key_type: str,
-        value_type: str,
+        types: Sequence[tuple[str, str]],
         conditioning: Sequence[Conditioning] | None = None,
     ) -> None:
         tile = min(KEY_TILE, block_size)
@@ -135,7 +134,7 @@ class KVStorage:
                 side(device, value_type, 1),
                 None if conditioning is None else conditioning[index],
             )
-            for index, device in enumerate(layer_devices)
+            for index, (device, (key_type, value_type)) in enumerate(zip(layer_devices, types, strict=True))
         ]
 
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:

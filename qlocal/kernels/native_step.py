@@ -130,8 +130,15 @@ class _FeedForward(ctypes.Structure):
 
 
 class _Cache(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_void_p) for name in ("keys", "values", "key_bias", "key_scale", "value_mean", "value_scale")
+    _fields_ = (
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("key_type", ctypes.c_int64),
+        ("value_type", ctypes.c_int64),
+        ("key_bias", ctypes.c_void_p),
+        ("key_scale", ctypes.c_void_p),
+        ("value_mean", ctypes.c_void_p),
+        ("value_scale", ctypes.c_void_p),
     )
 
 
@@ -159,8 +166,6 @@ class _Model(ctypes.Structure):
         ("num_kv_heads", ctypes.c_int64),
         ("block_size", ctypes.c_int64),
         ("head_dim", ctypes.c_int64),
-        ("key_type", ctypes.c_int64),
-        ("value_type", ctypes.c_int64),
         ("tile_angles", ctypes.c_void_p),
         ("lane_angles", ctypes.c_void_p),
         ("rms_norm_eps", ctypes.c_float),
@@ -207,8 +212,6 @@ class NativeStep:
             num_kv_heads=geometry.num_kv_heads,
             block_size=geometry.block_size,
             head_dim=geometry.head_dim,
-            key_type=KV_TYPES.index(layers[0].cache.key_type),
-            value_type=KV_TYPES.index(layers[0].cache.value_type),
             tile_angles=None if angles is None else self._angles(angles.of_tiles, (-1, geometry.head_dim)),
             lane_angles=None if angles is None else self._angles(angles.of_lanes, (geometry.head_dim, KEY_TILE)),
             rms_norm_eps=geometry.rms_norm_eps,
@@ -274,7 +277,8 @@ class NativeStep:
             if constant is not None:
                 self._check(constant, (geometry.num_kv_heads, geometry.head_dim))
         pointers = (None if constant is None else constant.data_ptr() for constant in constants)
-        return _Cache(cache.keys.data_ptr(), cache.values.data_ptr(), *pointers)
+        types = (KV_TYPES.index(kind) for kind in (cache.key_type, cache.value_type))
+        return _Cache(cache.keys.data_ptr(), cache.values.data_ptr(), *types, *pointers)
 
     def _angles(self, angles: Tensor, shape: tuple[int, int]) -> int:
         self._check(angles, (len(angles), shape[1]) if shape[0] < 0 else shape)

@@ -11,6 +11,7 @@ from qlocal.layers.attention import Attend, causal
 from qlocal.layers.decoder import Decoder, DecoderLayer
 from qlocal.layers.rotary import Rotary
 from qlocal.plan import Plan
+from qlocal.plan.demand import types_of_layer
 
 NUM_TOKENS = 256
 FREQUENT = 5000
@@ -32,8 +33,7 @@ def storage_for(decoder: Decoder, plan: Plan) -> KVStorage:
         plan.block_size,
         config.num_key_value_heads,
         config.head_dim,
-        plan.key_type,
-        plan.value_type,
+        [types_of_layer(index, plan.key_type, plan.value_type) for index in range(config.num_hidden_layers)],
         measure(decoder) if is_packed else None,
     )
 

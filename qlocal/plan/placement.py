@@ -31,7 +31,7 @@ class Share:
     scratch_bytes: int
 
     def cache_bytes(self, demand: Demand, num_blocks: int) -> int:
-        return len(self.layers) * demand.cache_bytes(num_blocks, self.place.device, self.part)
+        return demand.cache_bytes(num_blocks, self.place.device, self.part, self.layers)
 
     def num_bytes(self, demand: Demand, num_blocks: int) -> int:
         return self.weights.total + self.cache_bytes(demand, num_blocks) + self.scratch_bytes
@@ -141,7 +141,7 @@ class Placer:
         scratch = step_bytes(self.request, context, self._whole, is_card=place.is_card)
         weights = self._demand.head_bytes(place.device, self._whole) if has_head else Held()
         room = max(1, place.room - scratch) * fill - weights.total
-        cache = self._demand.cache_bytes(self.blocks_of(context), place.device, self._whole)
+        blocks = self.blocks_of(context)
         if has_head and room < 0:
             return None
         stop = start
@@ -149,7 +149,7 @@ class Placer:
             layer = self._demand.layer(stop, place.device, self._whole)
             keeps_ffn = stop >= offloaded or not self.request.offloads_experts
             held = layer.attention + layer.ffn if keeps_ffn else layer.attention
-            room -= held.total + cache
+            room -= held.total + self._demand.cache_bytes(blocks, place.device, self._whole, (stop,))
             if room < 0:
                 break
             weights, stop = weights + held, stop + 1

@@ -13,7 +13,7 @@ TOLERANCE = {"f32": 0.0, "f16": 5e-4, "q8": 8e-3, "q4": 0.1}
 
 
 def sides(key_type: str, value_type: str, block_size: int, head_dim: int) -> tuple[Side, Side]:
-    layer = KVStorage(["cpu"], 5, block_size, 2, head_dim, key_type, value_type).layers[0]
+    layer = KVStorage(["cpu"], 5, block_size, 2, head_dim, [(key_type, value_type)]).layers[0]
     return layer.keys, layer.values
 
 
@@ -52,7 +52,7 @@ def test_types_of_keys_and_values_are_chosen_apart() -> None:
 def test_a_copied_block_holds_the_first_tokens_in_every_layer(
     types: tuple[str, str], block_size: int, num_tokens: int
 ) -> None:
-    storage = KVStorage(["cpu", "cpu"], 3, block_size, 1, 32, *types)
+    storage = KVStorage(["cpu", "cpu"], 3, block_size, 1, 32, [types] * 2)
     source, target = torch.tensor([0]), torch.tensor([2])
     for layer in storage.layers:
         for side in (layer.keys, layer.values):

@@ -47,7 +47,9 @@ def test_a_model_is_measured_against_its_reference(folder: Path, model: Path, te
     assert result["bytes"] == sum(t.num_bytes for t in open_checkpoint(other).tensors.values())
 
 
-def test_what_the_cache_loses_is_measured_by_its_types(model: Path, text: Path) -> None:
+def test_what_the_cache_loses_is_measured_by_its_types(folder: Path, text: Path) -> None:
+    model = tiny.write_checkpoint(folder / "deep", "qwen2", {"num_hidden_layers": 4})
+
     def loss(kv: str) -> float:
         result = evaluate.run(model, Measured([text], num_chunks=2, length=24, kv=kv), model)
         assert ",".join(dict.fromkeys((result["key_type"], result["value_type"]))) == kv

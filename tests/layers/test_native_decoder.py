@@ -69,7 +69,8 @@ def storage_of(decoder: Decoder, key_type: str = "f16", value_type: str = "f16")
     layers = ["cpu"] * config.num_hidden_layers
     sizes = (NUM_BLOCKS, BLOCK, config.num_key_value_heads, config.head_dim)
     known = kv_conditioning.measure(decoder) if {"q8", "q4"} & {key_type, value_type} else None
-    return KVStorage(layers, *sizes, key_type, value_type, known)
+    types = [(key_type, value_type), (key_type, "q8" if value_type == "q4" else value_type)]  # in turns
+    return KVStorage(layers, *sizes, [types[i % 2] for i in range(len(layers))], known)
 
 
 def sides(storage: KVStorage) -> list[Tensor]:

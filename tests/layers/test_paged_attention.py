@@ -19,7 +19,7 @@ def tokens(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("chunks", [[19], [7, 12], [1] * 19, [16, 1, 1, 1], [5, 5, 9]])
 def test_chunks_over_blocks_equal_the_plain_sequence(chunks: list[int]) -> None:
-    storage = KVStorage(["cpu"], 9, BLOCK, KV_HEADS, HEAD_DIM, "f32", "f32")
+    storage = KVStorage(["cpu"], 9, BLOCK, KV_HEADS, HEAD_DIM, [("f32", "f32")])
     storage.layers[0].keys.dense.fill_(float("nan"))  # what was not written must not be read
     q, k, v = tokens(19)
     table, past, outputs = [7, 2, 8, 0, 5], 0, []
@@ -34,7 +34,7 @@ def test_chunks_over_blocks_equal_the_plain_sequence(chunks: list[int]) -> None:
 
 
 def test_sequences_of_one_step_read_their_own_blocks() -> None:
-    storage = KVStorage(["cpu"], 9, BLOCK, KV_HEADS, HEAD_DIM, "f32", "f32")
+    storage = KVStorage(["cpu"], 9, BLOCK, KV_HEADS, HEAD_DIM, [("f32", "f32")])
     first, second = tokens(6), tokens(3)
     runs = [TokenRun(6, 0, [3, 1]), TokenRun(3, 0, [4])]
     joined = (torch.cat(pair) for pair in zip(first, second, strict=True))

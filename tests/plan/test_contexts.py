@@ -14,7 +14,7 @@ import pytest
 
 from qlocal import catalog
 from qlocal.formats.described import Description, describe
-from qlocal.plan import Request, levers, placement
+from qlocal.plan import Request, cut, demand, levers, placement
 from qlocal.plan.levers import best_context
 from qlocal.plan.places import UNLIMITED_BYTES, Place, place
 
@@ -88,12 +88,25 @@ def test_contexts_are_those_of_the_table_under_its_assumptions(
     opts = type("Options", (), {"runtime": 0.5, "chunk": 512, "scratch": "dequant"})
     scratch = int(memory_table.scratch_bytes(model, opts, 2 if split == "tensor" else 1))
     monkeypatch.setattr(placement, "step_bytes", lambda *_, **__: scratch)
+    monkeypatch.setattr(demand, "FINE_VALUES", 0)  # the table holds all layers alike
     request = request_for(name, kind, gpus, head=head, pad=letter != "H", split=split, key_type=kv, value_type=kv)
     expected = memory_table.largest_context(model, layout, kv, gpus, 23.6, split, opts)
     # Where weights leave next to nothing, as in H, layers of unlike size decide; the table takes them for alike.
     near_bytes = 47.2 * GIB / 500 if letter == "H" else 0
     near = max(request.block_size, near_bytes / memory_table.kv_bytes_per_token(model, kv))
     assert best_context(request) == pytest.approx(expected, rel=0.02, abs=near)
+
+
+def test_values_of_the_first_layers_in_8_bits_cost_a_hundredth_of_the_cache_in_4(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cache_bytes() -> int:
+        needs = request_for("qwen2.5-72b-instruct", "awq", 2, key_type="q4", value_type="q4").demand
+        return needs.cache_bytes(1024, "cuda:0", cut.whole(needs.config), range(80))
+
+    fine = cache_bytes()
+    monkeypatch.setattr(demand, "FINE_VALUES", 0)
+    assert fine == cache_bytes() * (80 * 9 + 2 * 4) // (80 * 9)
 
 
 def test_padding_the_ffn_makes_q4_k_m_smaller_and_awq_larger() -> None:

@@ -16,6 +16,7 @@ from qlocal.cache.storage import KVStorage
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.loader import load_model
 from qlocal.plan import Plan, make_plan
+from qlocal.plan.demand import types_of_layer
 from tests import tiny
 from tests.memory_checkpoint import MemoryCheckpoint
 from tests.plan.folders import write_awq
@@ -80,7 +81,7 @@ def test_a_tiny_cache_takes_what_was_planned(slots: int, kv: str, head_dim: int)
     plan = make_plan(checkpoint, ["cpu"], slots=slots, kv=kv)
     config = checkpoint.config
     sizes = (plan.num_blocks, plan.block_size, config.num_key_value_heads, config.head_dim)
-    storage = KVStorage(["cpu"] * 2, *sizes, plan.key_type, plan.value_type)
+    storage = KVStorage(["cpu"] * 2, *sizes, [types_of_layer(i, plan.key_type, plan.value_type) for i in range(2)])
     assert sum(s.nbytes() for s in storages(storage)) == plan.devices[0].cache_bytes
 
 

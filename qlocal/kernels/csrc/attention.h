@@ -48,11 +48,11 @@ inline uint8_t* tile_of(const CacheLayout& layout, uint8_t* memory, KvType type,
 
 // The 16 keys of which token `at` (a multiple of 16) is the first.
 inline const uint8_t* key_tile(const CacheLayout& layout, const AttendJob& job, int64_t at) {
-    return tile_of(layout, job.cache->keys, layout.key_type, kKeyTile, job.table, at, job.kv_head);
+    return tile_of(layout, job.cache->keys, job.cache->key_type, kKeyTile, job.table, at, job.kv_head);
 }
 
 inline const uint8_t* value_row(const CacheLayout& layout, const AttendJob& job, int64_t at) {
-    return tile_of(layout, job.cache->values, layout.value_type, 1, job.table, at, job.kv_head);
+    return tile_of(layout, job.cache->values, job.cache->value_type, 1, job.table, at, job.kv_head);
 }
 
 inline const uint16_t* halves(const uint8_t* at) { return reinterpret_cast<const uint16_t*>(at); }
@@ -70,18 +70,18 @@ template <class V>
 void store_key(const CacheLayout& layout, const LayerCache& cache, int64_t head, float* k, int64_t lane,
                uint8_t* tile) {
     const int64_t head_dim = layout.head_dim;
-    if (layout.key_type == qlocal::kF16)
+    if (cache.key_type == qlocal::kF16)
         return store_keys_f16<V>(k, head_dim, lane, reinterpret_cast<uint16_t*>(tile));
     for (int64_t i = 0; cache.key_scale && i < head_dim; ++i)
         k[i] *= cache.key_scale[head * head_dim + i];
     hadamard(k, head_dim);
-    store_packed<V>(layout.key_type, k, head_dim, kKeyTile, lane, tile);
+    store_packed<V>(cache.key_type, k, head_dim, kKeyTile, lane, tile);
 }
 
 template <class V>
 void store_value(const CacheLayout& layout, const LayerCache& cache, int64_t head, float* v, uint8_t* row) {
     const int64_t head_dim = layout.head_dim, first = head * head_dim;
-    if (layout.value_type == qlocal::kF16) {
+    if (cache.value_type == qlocal::kF16) {
         for (int64_t i = 0; i < head_dim; i += V::lanes)
             V::store_f16(reinterpret_cast<uint16_t*>(row) + i, V::load(v + i));
         return;
@@ -89,15 +89,15 @@ void store_value(const CacheLayout& layout, const LayerCache& cache, int64_t hea
     for (int64_t i = 0; cache.value_mean && i < head_dim; ++i)
         v[i] = (v[i] - cache.value_mean[first + i]) * cache.value_scale[first + i];
     hadamard(v, head_dim);
-    store_packed<V>(layout.value_type, v, head_dim, 1, 0, row);
+    store_packed<V>(cache.value_type, v, head_dim, 1, 0, row);
 }
 
 template <class V>
 void append(const CacheLayout& layout, const LayerCache& cache, const int64_t* table, int64_t at, float* k, float* v) {
     for (int64_t head = 0; head < layout.num_kv_heads; ++head, k += layout.head_dim, v += layout.head_dim) {
-        uint8_t* keys = tile_of(layout, cache.keys, layout.key_type, kKeyTile, table, at, head);
+        uint8_t* keys = tile_of(layout, cache.keys, cache.key_type, kKeyTile, table, at, head);
         store_key<V>(layout, cache, head, k, at % kKeyTile, keys);
-        store_value<V>(layout, cache, head, v, tile_of(layout, cache.values, layout.value_type, 1, table, at, head));
+        store_value<V>(layout, cache, head, v, tile_of(layout, cache.values, cache.value_type, 1, table, at, head));
     }
 }
 
@@ -114,7 +114,7 @@ template <class V> inline typename V::F load_stored(const float* at) { return V:
 
 // A tile of packed keys as floats, with the angles that the bias meets, (key_size, 16).
 template <class V> void unpack_tile(const CacheLayout& layout, const AttendJob& job, int64_t at, float* out) {
-    unpack_keys<V>(layout.key_type, key_tile(layout, job, at), layout.head_dim, out);
+    unpack_keys<V>(job.cache->key_type, key_tile(layout, job, at), layout.head_dim, out);
     if (job.cache->key_bias)
         unpack_angles<V>(layout, at, out + layout.head_dim * kKeyTile);
 }
@@ -162,7 +162,7 @@ template <class V> void score(const CacheLayout& layout, const AttendJob& job, i
     for (int64_t at = from; at < to; at += kKeyPair) {
         const bool has_second = at + kKeyTile < to;
         float* scores = job.scores + (at - from);
-        if (layout.key_type == qlocal::kF16) {
+        if (job.cache->key_type == qlocal::kF16) {
             const uint16_t* first = halves(key_tile(layout, job, at));
             const uint16_t* second = has_second ? halves(key_tile(layout, job, at + kKeyTile)) : first;
             score_rows<V>(job, first, second, size, scores);
@@ -241,11 +241,11 @@ void add_to_rows(const AttendJob& job, const T* values, int64_t count, int64_t h
         });
 }
 
-template <class V> void unpack_values(const CacheLayout& layout, const uint8_t* values, int64_t count, float* out) {
-    const int64_t bytes = token_bytes(layout.value_type, layout.head_dim);
+template <class V> void unpack_values(KvType type, int64_t head_dim, const uint8_t* values, int64_t count, float* out) {
+    const int64_t bytes = token_bytes(type, head_dim);
     for (int64_t token = 0; token < count; ++token, values += bytes)
-        for (int64_t group = 0; group < layout.head_dim / kGroup; ++group, out += kGroup)
-            unpack_value_group<V>(layout.value_type, values, layout.head_dim, group, out);
+        for (int64_t group = 0; group < head_dim / kGroup; ++group, out += kGroup)
+            unpack_value_group<V>(type, values, head_dim, group, out);
 }
 
 template <class V> void add_all_values(const CacheLayout& layout, const AttendJob& job, int64_t from, int64_t to) {
@@ -253,10 +253,10 @@ template <class V> void add_all_values(const CacheLayout& layout, const AttendJo
         const int64_t count = least(least(kValueRun, layout.block_size - at % layout.block_size), to - at);
         const uint8_t* values = value_row(layout, job, at);
         const float* scores = job.scores + (at - from);
-        if (layout.value_type == qlocal::kF16) {
+        if (job.cache->value_type == qlocal::kF16) {
             add_to_rows<V>(job, halves(values), count, layout.head_dim, scores);
         } else {
-            unpack_values<V>(layout, values, count, job.unpacked);
+            unpack_values<V>(job.cache->value_type, layout.head_dim, values, count, job.unpacked);
             add_to_rows<V>(job, static_cast<const float*>(job.unpacked), count, layout.head_dim, scores);
         }
         at += count;

@@ -210,7 +210,7 @@ inline void make_query(const CacheLayout& layout, const LayerCache& cache, int64
     const float* by = cache.key_scale ? cache.key_scale + kv_head * head_dim : nullptr;
     for (int64_t i = 0; i < head_dim; ++i)
         out[i] = by ? query[i] * scale / by[i] : query[i] * scale;
-    if (layout.key_type == qlocal::kF16)
+    if (cache.key_type == qlocal::kF16)
         return;
     hadamard(out, head_dim);
     if (!cache.key_bias)
@@ -224,7 +224,7 @@ inline void make_query(const CacheLayout& layout, const LayerCache& cache, int64
 
 // StepOps::finish.
 inline void finish(const CacheLayout& layout, const LayerCache& cache, int64_t kv_head, float* out) {
-    if (layout.value_type == qlocal::kF16)
+    if (cache.value_type == qlocal::kF16)
         return;
     hadamard(out, layout.head_dim);
     if (!cache.value_mean)

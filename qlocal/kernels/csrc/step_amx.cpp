@@ -103,7 +103,7 @@ template <class T> void split_keys(const Workspace& space, int64_t tile, const T
 
 // The keys from `at` on.
 void split_key_tile(const CacheLayout& layout, const Workspace& space, const AttendJob& job, int64_t tile, int64_t at) {
-    if (layout.key_type == qlocal::kF16)
+    if (job.cache->key_type == qlocal::kF16)
         return split_keys(space, tile, halves(key_tile(layout, job, at)), layout.head_dim);
     unpack_tile<V>(layout, job, at, job.unpacked);
     split_keys(space, tile, static_cast<const float*>(job.unpacked), key_size(layout, *job.cache));
@@ -114,14 +114,14 @@ struct ValuePart {
     __m512 first, second;
 
     ValuePart() : first(V::zero()), second(V::zero()) {}
-    ValuePart(const CacheLayout& layout, const uint8_t* row, int64_t d) {
-        if (layout.value_type == qlocal::kF16) {
+    ValuePart(KvType type, int64_t head_dim, const uint8_t* row, int64_t d) {
+        if (type == qlocal::kF16) {
             first = V::load_f16(halves(row) + d);
             second = V::load_f16(halves(row) + d + V::lanes);
             return;
         }
         float values[kGroup];
-        unpack_value_group<V>(layout.value_type, row, layout.head_dim, d / kGroup, values);
+        unpack_value_group<V>(type, row, head_dim, d / kGroup, values);
         first = V::load(values);
         second = V::load(values + V::lanes);
     }
@@ -139,12 +139,13 @@ void split_weights(const Workspace& space, int64_t keys) {
 // Columns d..d + 32 of the values from..to, zeros behind the last: what lies there was never written.
 void split_values(const CacheLayout& layout, const Workspace& space, const AttendJob& job, int64_t from, int64_t to,
                   int64_t d) {
+    const KvType type = job.cache->value_type;
+    const int64_t bytes = token_bytes(type, layout.head_dim); // of a row; blocks are even: the odd one follows
     for (int64_t at = from; at < from + padded_keys(to - from); at += 2) {
         const int64_t group = (at - from) / kDepth, row = (at - from) % kDepth / 2;
         const uint8_t* row_of_even = at < to ? value_row(layout, job, at) : nullptr;
-        const int64_t bytes = token_bytes(layout.value_type, layout.head_dim); // blocks are even: the odd one follows
-        const ValuePart even = at < to ? ValuePart(layout, row_of_even, d) : ValuePart();
-        const ValuePart odd = at + 1 < to ? ValuePart(layout, row_of_even + bytes, d) : ValuePart();
+        const ValuePart even = at < to ? ValuePart(type, layout.head_dim, row_of_even, d) : ValuePart();
+        const ValuePart odd = at + 1 < to ? ValuePart(type, layout.head_dim, row_of_even + bytes, d) : ValuePart();
         store_pairs(space.values(group, 0), row, even.first, odd.first);
         store_pairs(space.values(group, 1), row, even.second, odd.second);
     }

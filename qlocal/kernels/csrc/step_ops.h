@@ -13,8 +13,9 @@ namespace qlocal {
 // groups of 32 (cache/packed.py says how they are rounded).
 enum KvType : int64_t { kF16 = 0, kQ8 = 1, kQ4 = 2 };
 
-// What all layers' caches share. Tokens of a head come in tiles: 16 keys beside each other, so that their scores are
-// made in one register without adding across lanes, or one value (storage.py has the same). A tile is
+// What all layers' caches share; their types are their own. Tokens of a head come in tiles: 16 keys beside each other,
+// so that their scores are made in one register without adding across lanes, or one value (storage.py has the same). A
+// tile is
 //   f16: (head_dim, tokens). q8: scales (head_dim / 32, tokens) float16, then (head_dim, tokens) bytes.
 //   q4: scales (head_dim / 16, tokens) of 8 bits, upper halves of float16 without the sign, then (head_dim / 32, 16,
 //   tokens) bytes: lower halves hold the first 16 values of a group of 32.
@@ -25,8 +26,6 @@ struct CacheLayout {
     int64_t num_kv_heads;
     int64_t block_size;
     int64_t head_dim;
-    KvType key_type;
-    KvType value_type;
     const float* tile_angles;
     const float* lane_angles;
 };
@@ -36,6 +35,8 @@ struct CacheLayout {
 struct LayerCache {
     uint8_t* keys;
     uint8_t* values;
+    KvType key_type;
+    KvType value_type;
     const float* key_bias;
     const float* key_scale;
     const float* value_mean;
