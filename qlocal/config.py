@@ -48,6 +48,8 @@ KV_TYPES = ("f16", "q8", "q4")
 """How keys and values may be held, by falling size."""
 AUTO = "auto"
 """In place of types: the first of f16, q8, q8 with q4, and q4 that the context fits with."""
+FROM_CONTEXT, NO_DRAFT = "context", "none"
+"""In place of a draft model: next tokens are guessed from what the context has said before, or not at all."""
 OFFLOAD_CHOICES = ("auto", "none", "layers", "experts")
 """What may compute on the CPU where cards are full. auto: nothing, unless the cards cannot hold the model with a useful
 context; then the experts of a mixture, else whole layers."""
@@ -58,7 +60,8 @@ class EngineOptions:
     """How a model is loaded. `max_context` None takes what fits; `max_memory` in bytes. head: one of HEAD_CHOICES, or
     None where it does not matter: a server that holds the model keeps its head, a new one holds it as stored. offload:
     one of OFFLOAD_CHOICES. split: one of SPLIT_CHOICES. nodes: None for this machine alone. kv: how the cache holds
-    keys and values, as `--kv` takes it; None as head."""
+    keys and values, as `--kv` takes it; None as head. draft: who guesses next tokens: FROM_CONTEXT, NO_DRAFT or a
+    model; None as head, a new server then guesses from the context."""
 
     devices: tuple[str, ...] = ("cpu",)
     max_context: int | None = None
@@ -74,6 +77,7 @@ class EngineOptions:
     card_reserve: int = CARD_RESERVE
     split: str = "auto"
     nodes: Nodes | None = None
+    draft: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class RunOptions:
     max_tokens: int | None = None
     seed: int | None = None
     json: bool = False
+    stats: bool = False
     engine: EngineOptions = field(default_factory=EngineOptions)
 
 

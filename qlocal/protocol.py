@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import msgpack
 
-from qlocal.config import CARD_RESERVE, PREFILL_CHUNK, STORED, Nodes
+from qlocal.config import CARD_RESERVE, FROM_CONTEXT, PREFILL_CHUNK, STORED, Nodes
 from qlocal.errors import EngineError
 from qlocal.schema import HeldHead
 
@@ -57,7 +57,8 @@ class Load(Message):
     devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto or reference; head: stored, q8_0 or q6_k;
     kv: as `--kv` takes it, None for 16 bits;
     offload: auto, none, layers or experts. card_reserve: bytes of a card that are left alone. split: auto, layer or
-    tensor. nodes: the machines that load it together, and which of them this is.
+    tensor. nodes: the machines that load it together, and which of them this is. draft: FROM_CONTEXT, NO_DRAFT, or the
+    checkpoint of a small model that guesses too.
     """
 
     path: str
@@ -75,6 +76,7 @@ class Load(Message):
     card_reserve: int = CARD_RESERVE
     split: str = "auto"
     nodes: Nodes | None = None
+    draft: str = FROM_CONTEXT
 
 
 @dataclass(frozen=True)
@@ -217,13 +219,16 @@ class Tokens(Message):
 
 @dataclass(frozen=True)
 class Finished(Message):
-    """The end of a sequence. `reason`: stop (a stop id), length, cancelled or error (then `message`)."""
+    """The end of a sequence. `reason`: stop (a stop id), length, cancelled or error (then `message`). drafted_tokens:
+    how many were guessed and checked, accepted_tokens: how many of these were right."""
 
     request_id: str
     reason: str
     completion_tokens: int
     decode_s: float
     message: str | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

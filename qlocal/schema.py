@@ -92,13 +92,16 @@ class Status:
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """The extra object `qlocal` inside `usage`: what OpenAI's usage has no field for."""
+    """The extra object `qlocal` inside `usage`: what OpenAI's usage has no field for. drafted_tokens: how many were
+    guessed and checked, accepted_tokens: how many of these were right."""
 
     cached_tokens: int
     prefill_s: float
     decode_s: float
     tokens_per_s: float
     max_context: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -33,6 +33,15 @@ class Usage:
     decode_s: float | None = None
     tokens_per_s: float | None = None
     max_context: int | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+
+    @property
+    def acceptance(self) -> float | None:
+        """The share of guessed tokens that were right, None where none were guessed."""
+        if not self.drafted_tokens or self.accepted_tokens is None:
+            return None
+        return self.accepted_tokens / self.drafted_tokens
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ BAR_CELLS = 12
 
 @dataclass(frozen=True)
 class StatusLine:
-    """What the status line shows. `tokens_per_s` of the answer that is written or was last; None before the first."""
+    """What the status line shows. `tokens_per_s` of the answer that is written or was last; None before the first.
+    acceptance: the share of its guessed tokens that were right, None where none were guessed."""
 
     model: str | None = None
     state: str = "starting"
@@ -17,6 +18,7 @@ class StatusLine:
     tokens_per_s: float | None = None
     context_used: int | None = None
     max_context: int | None = None
+    acceptance: float | None = None
 
     def text(self) -> str:
         """Return the line, without padding."""
@@ -30,7 +32,10 @@ class StatusLine:
         return f"{self.state} {'━' * filled}{'╌' * (BAR_CELLS - filled)} {self.fraction:.0%}"
 
     def _speed(self) -> str:
-        return "– tok/s" if self.tokens_per_s is None else f"{self.tokens_per_s:.1f} tok/s"
+        if self.tokens_per_s is None:
+            return "– tok/s"
+        guesses = "" if self.acceptance is None else f", {self.acceptance:.0%} of guesses right"
+        return f"{self.tokens_per_s:.1f} tok/s{guesses}"
 
     def _context(self) -> str:
         used = "–" if self.context_used is None else f"{self.context_used:,}"

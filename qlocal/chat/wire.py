@@ -102,4 +102,6 @@ def parse_usage(usage: dict[str, Any], own: dict[str, Any]) -> Usage:
         decode_s=as_float(own.get("decode_s")),
         tokens_per_s=as_float(own.get("tokens_per_s")),
         max_context=as_int(own.get("max_context")),
+        drafted_tokens=as_int(own.get("drafted_tokens")),
+        accepted_tokens=as_int(own.get("accepted_tokens")),
     )

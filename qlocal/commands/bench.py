@@ -9,7 +9,7 @@ from typing import Any
 
 from qlocal import catalog
 from qlocal.commands.options import add_engine, add_model, engine_options, human_bytes, positive
-from qlocal.config import STORED
+from qlocal.config import NO_DRAFT, STORED
 from qlocal.errors import UsageError
 from qlocal.protocol import Load
 
@@ -55,6 +55,7 @@ def _bench_model(args: argparse.Namespace) -> int:
         prefill_chunk=options.prefill_chunk,
         card_reserve=options.card_reserve,
         split=options.split,
+        draft=NO_DRAFT,  # what made-up tokens repeat is no text's
     )
     found = bench.run(load, bench.Lengths(args.prompt_tokens, args.decode_tokens, args.repeats))
     print(json.dumps(found) if args.json else "\n".join(_model_lines(found)))

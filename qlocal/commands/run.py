@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=probability, help="sample from the most likely tokens of this total")
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="end the answer after so many tokens")
     parser.add_argument("--seed", type=seed, help="the same seed gives the same answer")
+    parser.add_argument("--stats", action="store_true", help="tell tokens, speed and guesses on standard error")
     parser.add_argument("--json", action="store_true", help="print the answer with its usage as JSON")
     add_engine(parser)
 
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         max_tokens=args.max_tokens,
         seed=args.seed,
         json=args.json,
+        stats=args.stats,
         engine=engine,
     )
     address = launch.ensure_server(options.model, options.engine)
@@ -50,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_answer(address, options), ensure_ascii=False))
     else:
-        _print_stream(_deltas(address, options))
+        usage: dict[str, Any] = {}
+        _print_stream(_deltas(address, options, usage))
+        if options.stats:
+            print(stats_line(usage), file=sys.stderr)
     return 0
 
 
@@ -89,11 +94,25 @@ def _answer(address: launch.Address, options: RunOptions) -> Any:
     return response.json()
 
 
-def _deltas(address: launch.Address, options: RunOptions) -> Iterator[str]:
-    """Yield the answer's text as it comes. EngineError when the stream ends without its proper end."""
+def stats_line(usage: Mapping[str, Any]) -> str:
+    """Return what an answer took, of OpenAI's usage object with our own inside."""
+    own = usage.get("qlocal", {})
+    line = (
+        f"prompt {usage.get('prompt_tokens', 0)} tokens ({own.get('cached_tokens', 0)} not computed again) "
+        f"in {own.get('prefill_s', 0.0):.2f} s; answer {usage.get('completion_tokens', 0)} tokens, "
+        f"{own.get('tokens_per_s', 0.0):.1f} tokens/s"
+    )
+    drafted, accepted = own.get("drafted_tokens", 0), own.get("accepted_tokens", 0)
+    return f"{line}; {accepted} of {drafted} guessed tokens were right" if drafted else line
+
+
+def _deltas(address: launch.Address, options: RunOptions, usage: dict[str, Any]) -> Iterator[str]:
+    """Yield the answer's text as it comes, and put its usage into `usage`. EngineError when the stream ends without its
+    proper end."""
+    body = _body(options) | {"stream": True, "stream_options": {"include_usage": True}}
     with (
         launch.connect(address) as client,
-        client.stream("POST", "/v1/chat/completions", json=_body(options) | {"stream": True}) as response,
+        client.stream("POST", "/v1/chat/completions", json=body) as response,
     ):
         _checked(response)
         for chunk in launch.events_of(response):
@@ -101,6 +120,7 @@ def _deltas(address: launch.Address, options: RunOptions) -> Iterator[str]:
                 return
             if "error" in chunk:
                 raise EngineError(chunk["error"]["message"])
+            usage.update(chunk.get("usage") or {})
             yield from (choice["delta"].get("content") or "" for choice in chunk["choices"])
     raise EngineError("the server ended in the middle of the answer")
 

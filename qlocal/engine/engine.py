@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from qlocal.cache.block_manager import BlockManager
+from qlocal.config import NO_DRAFT
 from qlocal.engine.assembly import lead
 from qlocal.engine.memory import out_of_memory_in_words
 from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.relay import LeadingRunner
 from qlocal.engine.requests import refusal
-from qlocal.engine.sampler import Choice, prompt_logprobs, sample
+from qlocal.engine.sampler import Choice, prompt_logprobs, sample_run
 from qlocal.engine.scheduler import ScheduledRun, Scheduler
 from qlocal.engine.sequence import Sequence
+from qlocal.engine.speculation.speculator import Speculator
 from qlocal.engine.team import Team
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
@@ -53,8 +55,10 @@ class Engine:
         ready: Ready,
         collectives: Collectives | None = None,
         team: Team | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
-        """collectives: of the ranks of a tensor split, which `decoder` is a part of; team: those that end with this."""
+        """collectives: of the ranks of a tensor split, which `decoder` is a part of; team: those that end with this.
+        speculator: who guesses next tokens, None for nobody."""
         config = decoder.config
         own = ModelRunner(decoder, storage_for(decoder, plan), plan.block_size, is_whole=collectives is None)
         self._team = team or Team([])
@@ -62,7 +66,8 @@ class Engine:
         self._runner = self._relay or own
         fingerprint = f"{config!r} {plan.dtype} {plan.key_type} {plan.value_type}"
         self._blocks = BlockManager(plan.num_blocks, plan.block_size, fingerprint, self._runner.copy_block)
-        self._scheduler = Scheduler(self._blocks, plan.slots, plan.prefill_chunk)
+        self._speculator = speculator
+        self._scheduler = Scheduler(self._blocks, plan.slots, plan.prefill_chunk, self._speculator)
         self.vocab_size = config.vocab_size
         self._max_context = plan.max_context
         self._outbox: list[Message] = []
@@ -84,7 +89,8 @@ class Engine:
                     with team.explaining():
                         seat.collectives.wait_for_all()
                 ready = _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head)
-                return cls(decoder, plan, ready, None if seat is None else seat.collectives, team)
+                speculator = None if load.draft == NO_DRAFT else Speculator()
+                return cls(decoder, plan, ready, None if seat is None else seat.collectives, team, speculator)
         except BaseException:
             _end_ranks(team)
             raise
@@ -137,13 +143,15 @@ class Engine:
         """Compute one batch, and return what there is to say about it."""
         batch = self._scheduler.next_batch()
         if batch:
+            begun = time.perf_counter()
             placed = self._compute(batch)
             self._score_prompts(placed)
             choices = self._sample(placed)
+            self._note_step(batch, time.perf_counter() - begun)
             kept = [run for run, _ in placed]
             self._scheduler.commit(kept)
-            for sequence, choice in choices:
-                self._advance(sequence, choice)
+            for run, chosen in choices:
+                self._advance(run, chosen)
             self._finish_scored(kept)
         messages, self._outbox = self._outbox, []
         return messages
@@ -181,24 +189,35 @@ class Engine:
                 logits = self._runner.logits(range(first_row + at, first_row + at + len(wanted)))
                 run.sequence.prompt_logprobs += prompt_logprobs(logits, wanted, request.num_tokens, top)
 
-    def _sample(self, placed: list[Placed]) -> list[tuple[Sequence, Choice | None]]:
-        """Choose a token for every sequence whose last known token was computed; (sequence, None) where that failed.
+    def _sample(self, placed: list[Placed]) -> list[tuple[ScheduledRun, list[Choice | None]]]:
+        """Choose tokens for every sequence whose last known token was computed: one, and those that were guessed right;
+        None where that failed.
 
         The head computes only the rows that are sampled.
         """
-        sampled: list[Sequence] = []
+        sampled: list[ScheduledRun] = []
         rows: list[int] = []
         for run, first_row in placed:
             if run.samples:
                 self._start(run.sequence)
                 if run.sequence.request.max_tokens == 0:
                     continue
-                sampled.append(run.sequence)
-                rows.append(first_row + run.length - 1)
+                sampled.append(run)
+                rows += range(first_row + run.num_known - 1, first_row + run.length)
         if not sampled:
             return []
-        logits = self._runner.logits(rows)  # (B, V) f32
-        return list(zip(sampled, sample(logits, [s.sampling for s in sampled]), strict=True))
+        logits = self._runner.logits(rows)  # (B and the guessed, V) f32
+        of_runs = torch.split(logits, [1 + len(run.guess) for run in sampled])
+        return [(r, sample_run(x, r.sequence.sampling, r.guess)) for r, x in zip(sampled, of_runs, strict=True)]
+
+    def _note_step(self, batch: list[ScheduledRun], seconds: float) -> None:
+        """Tell who guesses what a step took."""
+        if self._speculator is None:
+            return
+        if all(run.num_known == 1 and run.samples for run in batch):
+            self._speculator.note_step([(run.sequence, run.length) for run in batch], seconds)
+        else:
+            self._speculator.note_prompt()
 
     def _start(self, sequence: Sequence) -> None:
         """Report that the prompt has been read, once."""
@@ -216,20 +235,28 @@ class Engine:
             )
         )
 
-    def _advance(self, sequence: Sequence, choice: Choice | None) -> None:
-        """Append the chosen token, report it, and end the sequence when it is its last."""
-        if choice is None:
+    def _advance(self, run: ScheduledRun, chosen: list[Choice | None]) -> None:
+        """Append the chosen tokens, report them, and end the sequence when its last is among them."""
+        sequence, request = run.sequence, run.sequence.request
+        choices = [choice for choice in chosen if choice is not None]
+        sequence.guesser.note([choice.token_id for choice in choices])
+        told: list[Choice] = []
+        reason = "error" if len(choices) < len(chosen) else None
+        for index, choice in enumerate(choices):
+            sequence.token_ids.append(choice.token_id)
+            # A token that was guessed has its keys and values already.
+            sequence.num_computed += index < len(run.guess) and choice.token_id == run.guess[index]
+            if choice.token_id in request.stop_ids:
+                reason = "stop"
+                break
+            told.append(choice)
+        if told:
+            logprobs = [choice.logprobs for choice in told if choice.logprobs is not None]
+            self._outbox.append(Tokens(request.request_id, [choice.token_id for choice in told], logprobs))
+        if reason == "error":
             self._fail(sequence)
-            return
-        request = sequence.request
-        sequence.token_ids.append(choice.token_id)
-        if choice.token_id in request.stop_ids:
-            self._finish(sequence, "stop")
-            return
-        logprobs = [] if choice.logprobs is None else [choice.logprobs]
-        self._outbox.append(Tokens(request.request_id, [choice.token_id], logprobs))
-        if sequence.num_generated == request.max_tokens:
-            self._finish(sequence, "length")
+        elif reason is not None or sequence.num_remaining == 0:
+            self._finish(sequence, reason or "length")
 
     def _finish_scored(self, batch: list[ScheduledRun]) -> None:
         """End the requests that wanted nothing but the log probabilities of their prompt."""
@@ -244,7 +271,18 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: str, message: str | None = None) -> None:
         self._scheduler.finish(sequence, keep=reason != "error")
         decode_s = sequence.decode_s()
-        self._outbox.append(Finished(sequence.request_id, reason, sequence.num_generated, decode_s, message))
+        guesser = sequence.guesser
+        self._outbox.append(
+            Finished(
+                sequence.request_id,
+                reason,
+                sequence.num_generated,
+                decode_s,
+                message,
+                drafted_tokens=guesser.num_drafted,
+                accepted_tokens=guesser.num_accepted,
+            )
+        )
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,19 @@ class SamplingState:
         return logits
 
 
-def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice | None]:
-    """Choose a token for every row. logits: (B, V) f32. None stands for a row that is not finite."""
-    return [_choose(row[: state.num_tokens], state) for row, state in zip(logits.cpu(), states, strict=True)]
+def sample_run(logits: Tensor, state: SamplingState, guess: Sequence[int]) -> list[Choice | None]:
+    """Choose the next tokens of one sequence: one, and another for as long as what is chosen was guessed.
+
+    logits: (1 + len(guess), V) f32, after the last known token and after every guessed one. Nothing is drawn from rows
+    behind a wrong guess. None, at the end, stands for a row that is not finite.
+    """
+    choices: list[Choice | None] = []
+    for row, guessed in zip(logits.cpu(), [*guess, None], strict=True):
+        choice = _choose(row[: state.num_tokens], state)
+        choices.append(choice)
+        if choice is None or choice.token_id != guessed:
+            break
+    return choices
 
 
 def _choose(logits: Tensor, state: SamplingState) -> Choice | None:

@@ -5,37 +5,47 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qlocal.cache.block_manager import BlockManager
 from qlocal.engine.sequence import Sequence
+from qlocal.engine.speculation.speculator import Speculator
 
 
 @dataclass(frozen=True)
 class ScheduledRun:
-    """`length` tokens of one sequence, from position `start`. `samples`: they are its last known tokens."""
+    """`length` tokens of one sequence, from position `start`. `samples`: its last known token is among them. guess:
+    tokens at their end that are not known yet, but checked in this step."""
 
     sequence: Sequence
     start: int
     length: int
+    guess: list[int] = field(default_factory=list)
+
+    @property
+    def num_known(self) -> int:
+        return self.length - len(self.guess)
 
     @property
     def samples(self) -> bool:
-        return self.start + self.length == len(self.sequence.token_ids)
+        return self.start + self.num_known == len(self.sequence.token_ids)
 
     @property
     def token_ids(self) -> list[int]:
-        return self.sequence.token_ids[self.start : self.start + self.length]
+        return self.sequence.token_ids[self.start : self.start + self.num_known] + self.guess
 
 
 class Scheduler:
     """First come, first served for admission; each step serves every running sequence.
 
-    Decoding sequences get one token each; those that still read their prompt share `prefill_chunk` tokens
-    evenly, so that a short prompt does not wait for a long one.
+    Decoding sequences get one token each, and their guesses while nobody reads a prompt; those that do share
+    `prefill_chunk` tokens evenly, so that a short prompt does not wait for a long one.
     """
 
-    def __init__(self, blocks: BlockManager, slots: int, prefill_chunk: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, slots: int, prefill_chunk: int, speculator: Speculator | None = None
+    ) -> None:
+        self._speculator = speculator
         self._blocks = blocks
         self._slots = slots
         self._prefill_chunk = prefill_chunk
@@ -53,19 +63,24 @@ class Scheduler:
     def next_batch(self) -> list[ScheduledRun]:
         """Admit what fits, and return what to compute now; blocks for it are taken."""
         self._admit()
-        batch = [ScheduledRun(s, s.num_computed, 1) for s in self.running if s.num_pending == 1]
-        batch += self._prefill_runs([s for s in self.running if s.num_pending > 1])
+        decoding = [s for s in self.running if s.num_pending == 1]
+        reading = [s for s in self.running if s.num_pending > 1]
+        if self._speculator is not None and decoding and not reading:
+            self._speculator.guess(decoding)
+        guesses = [[] if reading else s.guesser.tried for s in decoding]
+        batch = [ScheduledRun(s, s.num_computed, 1 + len(g), g) for s, g in zip(decoding, guesses, strict=True)]
+        batch += self._prefill_runs(reading)
         for run in batch:
             assert run.sequence.table is not None, "running sequences were admitted"
             self._blocks.reach(run.sequence.table, run.start + run.length)
         return batch
 
     def commit(self, batch: list[ScheduledRun]) -> None:
-        """Note that the tokens of `batch` are computed."""
+        """Note that the tokens of `batch` are computed; of guesses the caller says which were right."""
         for run in batch:
             sequence = run.sequence
             assert sequence.table is not None, "running sequences were admitted"
-            sequence.num_computed = run.start + run.length
+            sequence.num_computed = run.start + run.num_known
             self._blocks.commit(sequence.table, sequence.token_ids, sequence.num_computed)
 
     def finish(self, sequence: Sequence, *, keep: bool = True) -> None:

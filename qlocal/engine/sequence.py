@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from qlocal.cache.block_manager import BlockTable
 from qlocal.engine.sampler import SamplingState
+from qlocal.engine.speculation.guesser import Guesser
 from qlocal.protocol import Submit, TokenLogprobs
 
 
@@ -16,6 +17,7 @@ class Sequence:
 
     token_ids: prompt and generated. num_computed: how many of them have keys and values in the cache.
     table: None while it waits. prompt_logprobs: of prompt tokens 1, 2, ..., when the request asks for them.
+    guesser: what is guessed to come next, and how that went.
     """
 
     request: Submit
@@ -25,6 +27,7 @@ class Sequence:
     num_computed: int = 0
     num_cached: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    guesser: Guesser = field(default_factory=Guesser)
     admitted_at: float = 0.0
     started_at: float | None = None
 
@@ -45,6 +48,11 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens that may still be generated."""
+        return self.request.max_tokens - self.num_generated
 
     @property
     def num_pending(self) -> int:

@@ -113,6 +113,8 @@ class _Choice:
         self.started: Started | None = None
         self.completion_tokens = 0
         self.decode_s = 0.0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
 
     def submit(self, request_id: str, model: ModelText) -> Submit:
         sampling = self._job.sampling
@@ -161,6 +163,7 @@ class _Choice:
     def finish(self, message: Finished) -> list[Delta]:
         """Take the sequence's end; return the text that was held back."""
         self.decode_s = message.decode_s
+        self.drafted_tokens, self.accepted_tokens = message.drafted_tokens, message.accepted_tokens
         if message.reason == "error" or (message.reason == "cancelled" and not self.is_stopped):
             raise EngineError(message.message or "the engine cancelled the answer")
         if self.is_stopped:
@@ -192,5 +195,7 @@ def _usage(job: Job, choices: Sequence[_Choice], max_context: int) -> Usage:
         decode_s=round(decode_s, 6),
         tokens_per_s=round(completion_tokens / decode_s, 3) if decode_s > 0 else 0.0,
         max_context=max_context,
+        drafted_tokens=sum(choice.drafted_tokens for choice in choices),
+        accepted_tokens=sum(choice.accepted_tokens for choice in choices),
     )
     return Usage(sum(map(len, job.prompts)), completion_tokens, cached_tokens, speed)

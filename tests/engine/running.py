@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from qlocal.engine.engine import Engine
+from qlocal.engine.speculation.speculator import Speculator
 from qlocal.layers.loader import load_model
 from qlocal.plan import make_plan
 from qlocal.protocol import Finished, Message, Ready, Sampling, Started, Submit, TokenLogprobs, Tokens
@@ -27,6 +28,7 @@ def engine_of(
     prefill_chunk: int = 32,
     dtype: str = "float32",
     kv: str | None = None,
+    speculator: Speculator | None = None,
 ) -> Engine:
     plan = make_plan(
         checkpoint,
@@ -42,7 +44,7 @@ def engine_of(
     ready = Ready(plan.max_context, plan.slots, plan.to_json(), list(devices), 0, 0.0)
     with torch.inference_mode():
         decoder = load_model(checkpoint, plan)
-    return Engine(decoder, plan, ready)
+    return Engine(decoder, plan, ready, speculator=speculator)
 
 
 def request(

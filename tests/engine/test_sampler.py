@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qlocal.engine.sampler import NUM_LIKELY, Choice, SamplingState, sample
+from qlocal.engine.sampler import NUM_LIKELY, Choice, SamplingState, sample_run
 from qlocal.protocol import Sampling
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0, -3.0])
@@ -18,6 +18,11 @@ def state_of(
     sampling: Sampling, prompt: list[int] | None = None, num_tokens: int | None = None, size: int = 6
 ) -> SamplingState:
     return SamplingState(sampling, num_tokens or size, prompt or [])
+
+
+def sample(logits: Tensor, states: list[SamplingState]) -> list[Choice | None]:
+    """Choose one token for every row."""
+    return [sample_run(row[None], state, [])[0] for row, state in zip(logits, states, strict=True)]
 
 
 def drawn(logits: Tensor, state: SamplingState, count: int = 400) -> Counter[int]:
@@ -124,3 +129,27 @@ def test_a_row_that_is_not_finite_is_not_sampled(value: float) -> None:
 def test_noise_in_rows_without_a_token_does_not_matter() -> None:
     logits = torch.tensor([0.0, 1.0, float("nan")])
     assert sample(logits[None], [state_of(Sampling(temperature=0.0), num_tokens=2, size=3)]) == [Choice(1)]
+
+
+def test_rows_behind_a_wrong_guess_are_not_drawn_from() -> None:
+    rows = torch.stack([LOGITS, LOGITS.flip(0), LOGITS])
+    greedy = state_of(Sampling(temperature=0.0, frequency_penalty=1.0))
+    assert sample_run(rows, greedy, [0, 3]) == [Choice(0), Choice(5)]
+    assert greedy.adjusted(LOGITS)[[0, 5]].tolist() == [1.0, -4.0]  # the third row has counted nothing
+
+
+def test_guesses_change_neither_what_a_seed_draws_nor_its_later_draws() -> None:
+    rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+
+    def draws(guess: list[int]) -> list[int]:
+        """Draw the four rows, guessing what comes as far as a guess is right."""
+        state, found = state_of(Sampling(seed=3, presence_penalty=1.0)), list[int]()
+        while len(found) < 4:
+            at = len(found)
+            ahead = guess[at : at + 3 - at]
+            found += [c.token_id for c in sample_run(rows[at : at + 1 + len(ahead)], state, ahead) if c is not None]
+        return found
+
+    plain = draws([])
+    assert draws(plain) == plain
+    assert draws([plain[0], (plain[1] + 1) % 6, plain[2]]) == plain

@@ -40,7 +40,15 @@ def test_answer_has_every_field_that_clients_read(server: Running) -> None:
     assert choice["finish_reason"] == "stop" and choice["index"] == 0
     usage = answer["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (7, 8, 15)
-    assert usage["qlocal"].keys() == {"cached_tokens", "prefill_s", "decode_s", "tokens_per_s", "max_context"}
+    assert usage["qlocal"].keys() == {
+        "cached_tokens",
+        "prefill_s",
+        "decode_s",
+        "tokens_per_s",
+        "max_context",
+        "drafted_tokens",
+        "accepted_tokens",
+    }
 
 
 def test_stream_and_whole_answer_are_the_same_text(server: Running) -> None:

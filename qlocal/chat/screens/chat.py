@@ -52,6 +52,7 @@ class ChatScreen(Screen[None]):
         self._turn: Worker[None] | None = None
         self._loading: Worker[None] | None = None
         self._tokens_per_s: float | None = None
+        self._acceptance: float | None = None
         self._context_used: int | None = None
 
     def compose(self) -> ComposeResult:
@@ -212,7 +213,7 @@ class ChatScreen(Screen[None]):
         message = await self._session.begin_answer(self._link_state.model)
         self._show_branch()
         answer = Answer(self._store, message.message_id)
-        self._tokens_per_s = None
+        self._tokens_per_s = self._acceptance = None
         ticker = self.set_interval(0.5, lambda: self._show_speed(answer))
         try:
             await answer.receive(self._link.answer(request), self._show_event)
@@ -241,6 +242,7 @@ class ChatScreen(Screen[None]):
             self._notice.warn(words.cut_at_limit(answer.usage))
         if answer.usage is not None:
             self._context_used = answer.usage.prompt_tokens + answer.usage.completion_tokens
+            self._acceptance = answer.usage.acceptance
             if answer.usage.max_context is not None:
                 self._link_state = replace(self._link_state, max_context=answer.usage.max_context)
         self._show_speed(answer)
@@ -320,4 +322,5 @@ class ChatScreen(Screen[None]):
             tokens_per_s=self._tokens_per_s,
             context_used=self._context_used,
             max_context=state.max_context,
+            acceptance=self._acceptance,
         )
