@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qlocal.config import config_folder, load_settings
+from qlocal.config import FROM_CONTEXT, NO_DRAFT, config_folder, load_settings
 from qlocal.errors import ConfigError, UsageError
 from qlocal.models import by_model_type
 from qlocal.models.base import Architecture, ModelConfig
@@ -65,6 +65,11 @@ def entry(name: str) -> Entry:
     if found is None:
         raise UsageError(f"'{name}' is not in the catalogue", hint=nearest(name, known))
     return found
+
+
+def resolve_draft(draft: str, home: Path) -> str:
+    """Return what `--draft` says: in place of a model one of its words, else the path as `resolve` finds it."""
+    return draft if draft in (FROM_CONTEXT, NO_DRAFT) else str(resolve(draft, home))
 
 
 def resolve(model: str, home: Path | None = None) -> Path:

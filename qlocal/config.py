@@ -110,6 +110,7 @@ class ChatOptions:
     head: str | None = None
     split: str = "auto"
     kv: str | None = None
+    draft: str | None = None
     system: str | None = None
 
 

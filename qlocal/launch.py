@@ -15,13 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from qlocal.catalog import resolve
+from qlocal.catalog import resolve, resolve_draft
 from qlocal.config import AUTO, STORED, EngineOptions, Settings, kv_types, load_settings
 from qlocal.errors import EngineError, QLocalError, RequestError, UsageError
 from qlocal.schema import EngineState, Status
@@ -128,6 +128,8 @@ def ensure_server(model: str | None, options: EngineOptions | None = None) -> Ad
     settings = load_settings()
     if model is not None:
         model = str(resolve(model, settings.home))  # absolute: the server has another working folder
+    if options.draft is not None:
+        options = replace(options, draft=resolve_draft(options.draft, settings.home))
     address = own_address(settings)
     status = fetch_status(address)
     if status is None:
@@ -148,6 +150,8 @@ def request_load(address: Address, model: str, options: EngineOptions) -> Status
         body["head"] = options.head
     if options.kv is not None:
         body["kv"] = options.kv
+    if options.draft is not None:
+        body["draft"] = options.draft
     with connect(address) as client:
         response = client.post("/qlocal/load", json=body)
     if response.status_code != 202:
@@ -200,8 +204,8 @@ def _timeout(read_timeout_s: float | None) -> httpx.Timeout:
 
 
 def _must_load(path: str, options: EngineOptions, status: Status) -> bool:
-    """Whether the server holds another model, or this one with less context, on other devices, with another head, or
-    with other types of keys and values than asked for."""
+    """Whether the server holds another model, or this one with less context, on other devices, with another head, with
+    other types of keys and values, or with another draft model than asked for."""
     if status.state in (EngineState.FAILED, EngineState.EMPTY) or status.path != path:
         return True
     if status.plan is not None and not _devices(status.plan) <= set(options.devices):
@@ -211,6 +215,8 @@ def _must_load(path: str, options: EngineOptions, status: Status) -> bool:
     if options.head is not None and status.plan is not None and status.plan.get("head", STORED) != options.head:
         return True
     if status.plan is not None and not _holds(status.plan, options.kv):
+        return True
+    if status.plan is not None and options.draft not in (None, status.plan.get("guesses")):
         return True
     return (options.max_context or 0) > (status.max_context or options.max_context or 0)
 
@@ -261,6 +267,7 @@ def _serve_arguments(model: str | None, options: EngineOptions, settings: Settin
         "--max-memory": options.max_memory,
         "--head": options.head,
         "--kv": options.kv,
+        "--draft": options.draft,
         "--offload": options.offload,
         "--slots": options.slots,
         "--chunk": options.prefill_chunk,

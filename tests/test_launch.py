@@ -171,6 +171,29 @@ def test_asking_for_other_cache_types_loads_the_model_again_and_no_wish_keeps_th
         assert plan is not None and (plan["key_type"], plan["value_type"]) == held
 
 
+def test_a_draft_model_guesses_the_same_answer_and_is_kept_without_a_wish(address: Address, home: Path) -> None:
+    expected = answer(address, temperature=0, max_tokens=24)
+    draft = tiny.write_checkpoint(home / "draft", overrides={"num_hidden_layers": 1})
+    for wish, held in (("draft", str(draft)), (None, str(draft)), ("none", "none"), ("context", "context")):
+        launch.ensure_server("first", replace(OPTIONS, draft=wish))
+        plan = wait_until_ready(address).plan
+        assert plan is not None and plan["guesses"] == held
+        assert answer(address, temperature=0, max_tokens=24)["choices"] == expected["choices"]
+
+
+def test_a_draft_model_of_other_tokens_is_refused_in_a_sentence(address: Address, home: Path) -> None:
+    stranger = tiny.write_checkpoint(home / "stranger")
+    text = (stranger / "tokenizer.json").read_text().replace("<|im_end|>", "<|in_end|>")
+    (stranger / "tokenizer.json").write_text(text)
+    launch.ensure_server("first", replace(OPTIONS, draft="stranger"))
+    with pytest.raises(EngineError, match="stranger cannot guess for first: token"):
+        wait_until_ready(address)
+    with pytest.raises(UsageError, match="nobody"):
+        launch.ensure_server("first", replace(OPTIONS, draft="nobody"))
+    launch.ensure_server("first", replace(OPTIONS, draft="context"))
+    assert wait_until_ready(address).state is EngineState.READY
+
+
 def test_checkpoint_that_cannot_be_loaded_is_explained(address: Address, home: Path) -> None:
     broken = tiny.write_checkpoint(home / "broken")
     (broken / "model.safetensors").write_bytes(b"not safetensors")

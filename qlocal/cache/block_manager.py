@@ -27,8 +27,17 @@ class BlockTable:
 class BlockManager:
     """Hands out block tables. `fingerprint` names the model, its cache type and rotary scaling."""
 
-    def __init__(self, num_blocks: int, block_size: int, fingerprint: str, copy_block: CopyBlock) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        fingerprint: str,
+        copy_block: CopyBlock,
+        on_take: Callable[[int], None] = lambda block: None,
+    ) -> None:
+        """on_take: told of every block that gets new content."""
         self.block_size = block_size
+        self._on_take = on_take
         self._pool = BlockPool(num_blocks)
         self._root = root_digest(f"{fingerprint} block_size={block_size}")
         self._copy_block = copy_block
@@ -103,6 +112,7 @@ class BlockManager:
     def _take(self, table: BlockTable) -> int:
         assert table.num_reserved > 0, "a sequence grows no further than admission reserved"
         block = self._pool.take()
+        self._on_take(block)
         self._num_reserved -= 1
         table.num_reserved -= 1
         table.blocks.append(block)

@@ -88,10 +88,11 @@ class ChatClient:
         head: str | None = None,
         split: str | None = None,
         kv: str | None = None,
+        draft: str | None = None,
     ) -> Status:
         """Ask our server to load a model in place of the present one; progress comes by `status_events`."""
         wanted: dict[str, Any] = {"model": model, "max_context": max_context, "devices": devices}
-        wanted |= {"head": head, "split": split, "kv": kv}
+        wanted |= {"head": head, "split": split, "kv": kv, "draft": draft}
         return wire.parse_status(await self._post("/qlocal/load", {k: v for k, v in wanted.items() if v is not None}))
 
     async def count(self, messages: list[ChatMessage]) -> TokenCount:

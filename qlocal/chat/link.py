@@ -38,6 +38,7 @@ class LocalLink:
             head=options.head,
             split=options.split,
             kv=options.kv,
+            draft=options.draft,
         )
         self._client: ChatClient | None = None
         self._is_wanted = asyncio.Event()
@@ -72,12 +73,19 @@ class LocalLink:
 
     async def select(self, model: str) -> None:
         """See `Link.select`."""
-        self._model = str(Path(model).absolute()) if Path(model).exists() else model
+        self._model = _absolute(model)
         self._is_wanted.set()
         if self._client is not None:
             engine = self._engine
-            devices = list(engine.devices)
-            await self._client.load(self._model, engine.max_context, devices, engine.head, engine.split, engine.kv)
+            await self._client.load(
+                self._model,
+                engine.max_context,
+                list(engine.devices),
+                head=engine.head,
+                split=engine.split,
+                kv=engine.kv,
+                draft=None if engine.draft is None else _absolute(engine.draft),
+            )
 
     async def count(self, messages: list[ChatMessage]) -> TokenCount | None:
         """See `Link.count`."""
@@ -184,6 +192,11 @@ def _state_of(status: Status) -> LinkState:
         max_context=status.max_context,
         error=status.error,
     )
+
+
+def _absolute(model: str) -> str:
+    """Return a path that means the same in the server's folder; names are left as they are."""
+    return str(Path(model).absolute()) if Path(model).exists() else model
 
 
 def _local_choices() -> list[Choice]:

@@ -39,6 +39,8 @@ def _bench_model(args: argparse.Namespace) -> int:
     path = catalog.resolve(args.model, settings.home)
     from qlocal.engine import bench  # torch
 
+    # What the made-up prompt repeats says nothing of texts: guesses only where they are asked for.
+    draft = NO_DRAFT if options.draft is None else catalog.resolve_draft(options.draft, settings.home)
     max_context = options.max_context or args.prompt_tokens + args.decode_tokens + 1
     load = Load(
         path=str(path),
@@ -55,7 +57,7 @@ def _bench_model(args: argparse.Namespace) -> int:
         prefill_chunk=options.prefill_chunk,
         card_reserve=options.card_reserve,
         split=options.split,
-        draft=NO_DRAFT,  # what made-up tokens repeat is no text's
+        draft=draft,
     )
     found = bench.run(load, bench.Lengths(args.prompt_tokens, args.decode_tokens, args.repeats))
     print(json.dumps(found) if args.json else "\n".join(_model_lines(found)))
@@ -71,9 +73,14 @@ def _model_lines(found: dict[str, Any]) -> list[str]:
     return [
         f"loaded  {human_bytes(found['loaded_bytes'])} in {found['load_s']:.1f} s{_split(found)}",
         f"prompt  {rate('prompt')}, {found['prompt_tokens']} tokens",
-        f"decode  {rate('decode')}, {found['decode_tokens']} tokens",
+        f"decode  {rate('decode')}, {found['decode_tokens']} tokens{_guesses(found)}",
         f"limit   memory reads at {read:.1f} GB/s; decoding reaches {found['decode_share']:.0%} of it",
     ]
+
+
+def _guesses(found: dict[str, Any]) -> str:
+    drafted, accepted = found["drafted_tokens"], found["accepted_tokens"]
+    return f"; {accepted} of {drafted} guessed tokens were right" if drafted else ""
 
 
 def _split(found: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from qlocal.commands.options import add_head, add_kv, add_model, add_split, devices, positive
+from qlocal.commands.options import add_draft, add_head, add_kv, add_model, add_split, devices, positive
 from qlocal.config import ChatOptions, load_settings
 
 
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split(parser)
     add_head(parser)
     add_kv(parser)
+    add_draft(parser)
     parser.epilog = "The token of --endpoint is read from QLOCAL_TOKEN: arguments can be seen by other users."
 
 
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         head=args.head,
         split=args.split,
         kv=args.kv,
+        draft=args.draft,
         system=args.system,
     )
     from qlocal.chat.app import run_chat  # Textual, which no other command needs

@@ -10,7 +10,9 @@ import shtab
 
 from qlocal.config import (
     CARD_RESERVE,
+    FROM_CONTEXT,
     HEAD_CHOICES,
+    NO_DRAFT,
     OFFLOAD_CHOICES,
     PREFILL_CHUNK,
     SPLIT_CHOICES,
@@ -56,6 +58,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
     add_head(group)
     add_kv(group)
+    add_draft(group)
 
 
 def add_kv(parser: argparse._ActionsContainer) -> None:
@@ -63,6 +66,16 @@ def add_kv(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--kv", type=kv, metavar="TYPES", help="keys and values in f16, q8 or q4, two with a comma for K and V; or auto"
     )
+
+
+def add_draft(parser: argparse._ActionsContainer) -> None:
+    """Add `--draft`."""
+    parser.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help=f"a small model of the family that guesses next tokens; {FROM_CONTEXT}: guesses by the text so far "
+        f"alone, the default; {NO_DRAFT}: no guesses",
+    ).complete = shtab.FILE  # type: ignore[attr-defined]  # as above
 
 
 def add_split(parser: argparse._ActionsContainer) -> None:
@@ -96,6 +109,7 @@ def engine_options(args: argparse.Namespace) -> tuple[EngineOptions, Settings]:
         prefill_chunk=args.chunk,
         card_reserve=args.reserve,
         split=args.split,
+        draft=args.draft,
     )
     return options, settings
 

@@ -9,8 +9,16 @@ from typing import Any
 
 from qlocal import catalog
 from qlocal.clean import clean_line
-from qlocal.commands.options import add_head, add_kv, add_model, devices, positive, size, sizes
-from qlocal.config import CARD_RESERVE, OFFLOAD_CHOICES, PREFILL_CHUNK, STORED, load_settings
+from qlocal.commands.options import add_draft, add_head, add_kv, add_model, devices, positive, size, sizes
+from qlocal.config import (
+    CARD_RESERVE,
+    FROM_CONTEXT,
+    NO_DRAFT,
+    OFFLOAD_CHOICES,
+    PREFILL_CHUNK,
+    STORED,
+    load_settings,
+)
 from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
@@ -52,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loading.add_argument("--offload", choices=OFFLOAD_CHOICES, default="auto", help="what may compute on the CPU")
     loading.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="inputs of products")
     add_head(loading)
+    add_draft(loading)
     described = parser.add_argument_group("a model of the catalogue, as it would be")
     described.add_argument("--type", choices=TYPES, metavar="TYPE", help=f"one of {', '.join(TYPES)}")
     described.add_argument("--group-size", type=positive, default=128, metavar="N", help="of AWQ and GPTQ")
@@ -99,6 +108,20 @@ def _subject(args: argparse.Namespace) -> Subject:
     return _described(entry, description)
 
 
+def _draft(name: str | None) -> Checkpoint | None:
+    """Return the draft model that `--draft` names, as it is here or as the catalogue recommends it."""
+    if name in (None, FROM_CONTEXT, NO_DRAFT):
+        return None
+    try:
+        return open_checkpoint(catalog.resolve(name, load_settings().home))
+    except UsageError:
+        entry = catalog.entries().get(name.lower())
+        if entry is None:
+            raise
+        kind = str(entry.recommended.get("format", "awq"))
+        return describe(entry.name, entry.architecture, entry.config(), Description(kind))
+
+
 def _described(entry: catalog.Entry, description: Description) -> Subject:
     config = entry.config()
     checkpoint = describe(entry.name, entry.architecture, config, description)
@@ -129,6 +152,8 @@ def _request(args: argparse.Namespace, subject: Subject) -> Request:
         split="layer" if args.split == "auto" else args.split,
         offload=args.offload,
         prefill_chunk=args.chunk,
+        guesses=args.draft or FROM_CONTEXT,
+        draft=_draft(args.draft),
     )
     request = levers.with_cache_types(request)
     return levers.better_split(request) if args.split == "auto" else request

@@ -39,7 +39,7 @@ def run(load: Load, lengths: Lengths) -> dict[str, Any]:
         warm_up = Lengths(lengths.prompt_tokens, min(4, lengths.decode_tokens))  # first touch of weights and buffers
         _one_run(engine, warm_up, 0, vocab_size)
         runs = [_one_run(engine, lengths, repeat + 1, vocab_size) for repeat in range(lengths.repeats)]
-    prompt_rates, decode_rates = ([run[i] for run in runs] for i in (0, 1))
+    prompt_rates, decode_rates = [run.prompt_rate for run in runs], [run.decode_rate for run in runs]
     read_rate = read_bandwidth()
     saved_bytes = 0 if engine.ready.held_head is None else engine.ready.held_head.saved_bytes
     return {
@@ -55,6 +55,8 @@ def run(load: Load, lengths: Lengths) -> dict[str, Any]:
         "prompt_spread": [min(prompt_rates), max(prompt_rates)],
         "decode_tokens_per_s": statistics.median(decode_rates),
         "decode_spread": [min(decode_rates), max(decode_rates)],
+        "drafted_tokens": sum(run.drafted_tokens for run in runs),
+        "accepted_tokens": sum(run.accepted_tokens for run in runs),
         "read_bytes_per_s": read_rate,
         "decode_share": statistics.median(decode_rates) * (bytes_per_token(checkpoint) - saved_bytes) / read_rate,
     }
@@ -86,20 +88,36 @@ def operations_per_token(checkpoint: Checkpoint) -> float:
     )
 
 
-def _one_run(engine: Engine, lengths: Lengths, run_number: int, vocab_size: int) -> tuple[float, float]:
-    """Return (prompt, decode) tokens a second of one request, whose prompt shares nothing with the others."""
+@dataclass(frozen=True)
+class _Run:
+    """Tokens a second of one request, and its guesses."""
+
+    prompt_rate: float
+    decode_rate: float
+    drafted_tokens: int
+    accepted_tokens: int
+
+
+def _one_run(engine: Engine, lengths: Lengths, run_number: int, vocab_size: int) -> _Run:
+    """Measure one request, whose prompt shares nothing with the others."""
     input_ids = [(7919 * run_number + 31 * i) % vocab_size for i in range(lengths.prompt_tokens)]
     sampling = Sampling(temperature=0.0)
     engine.submit(Submit(f"bench-{run_number}", input_ids, lengths.decode_tokens + 1, [], sampling, vocab_size))
-    prefill_s = decode_s = 0.0
+    prefill_s, finished = 0.0, None
     for message in _until_idle(engine):
         if isinstance(message, Started):
             prefill_s = message.prefill_s
         elif isinstance(message, Finished):
             assert message.reason == "length", f"the benchmark's request ended with: {message.message}"
-            decode_s = message.decode_s
+            finished = message
+    assert finished is not None, "every request ends"
     # The first token comes with the prompt; the clock of decoding starts there.
-    return lengths.prompt_tokens / prefill_s, lengths.decode_tokens / decode_s
+    return _Run(
+        lengths.prompt_tokens / prefill_s,
+        lengths.decode_tokens / finished.decode_s,
+        finished.drafted_tokens,
+        finished.accepted_tokens,
+    )
 
 
 def _until_idle(engine: Engine) -> Iterator[object]:

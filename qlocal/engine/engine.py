@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from qlocal.cache.block_manager import BlockManager
-from qlocal.config import NO_DRAFT
 from qlocal.engine.assembly import lead
 from qlocal.engine.memory import out_of_memory_in_words
 from qlocal.engine.model_runner import ModelRunner
@@ -23,6 +22,7 @@ from qlocal.engine.requests import refusal
 from qlocal.engine.sampler import Choice, prompt_logprobs, sample_run
 from qlocal.engine.scheduler import ScheduledRun, Scheduler
 from qlocal.engine.sequence import Sequence
+from qlocal.engine.speculation.loading import open_speculator
 from qlocal.engine.speculation.speculator import Speculator
 from qlocal.engine.team import Team
 from qlocal.formats.base import Checkpoint
@@ -65,8 +65,8 @@ class Engine:
         self._relay = None if collectives is None else LeadingRunner(own, collectives, self._team)
         self._runner = self._relay or own
         fingerprint = f"{config!r} {plan.dtype} {plan.key_type} {plan.value_type}"
-        self._blocks = BlockManager(plan.num_blocks, plan.block_size, fingerprint, self._runner.copy_block)
         self._speculator = speculator
+        self._blocks = BlockManager(plan.num_blocks, plan.block_size, fingerprint, self._copy_block, self._forget_block)
         self._scheduler = Scheduler(self._blocks, plan.slots, plan.prefill_chunk, self._speculator)
         self.vocab_size = config.vocab_size
         self._max_context = plan.max_context
@@ -85,11 +85,11 @@ class Engine:
             with out_of_memory_in_words(checkpoint.path.name, plan):
                 with torch.inference_mode():
                     decoder = load_model(checkpoint, plan, load.kernels, _progress(plan, team, on_progress), seat)
+                    speculator = open_speculator(plan, assembled.kernels)
                 if seat is not None and team is not None:
                     with team.explaining():
                         seat.collectives.wait_for_all()
                 ready = _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head)
-                speculator = None if load.draft == NO_DRAFT else Speculator()
                 return cls(decoder, plan, ready, None if seat is None else seat.collectives, team, speculator)
         except BaseException:
             _end_ranks(team)
@@ -239,7 +239,6 @@ class Engine:
         """Append the chosen tokens, report them, and end the sequence when its last is among them."""
         sequence, request = run.sequence, run.sequence.request
         choices = [choice for choice in chosen if choice is not None]
-        sequence.guesser.note([choice.token_id for choice in choices])
         told: list[Choice] = []
         reason = "error" if len(choices) < len(chosen) else None
         for index, choice in enumerate(choices):
@@ -250,6 +249,8 @@ class Engine:
                 reason = "stop"
                 break
             told.append(choice)
+        if self._speculator is not None:
+            self._speculator.judge(sequence, [choice.token_id for choice in choices])
         if told:
             logprobs = [choice.logprobs for choice in told if choice.logprobs is not None]
             self._outbox.append(Tokens(request.request_id, [choice.token_id for choice in told], logprobs))
@@ -257,6 +258,15 @@ class Engine:
             self._fail(sequence)
         elif reason is not None or sequence.num_remaining == 0:
             self._finish(sequence, reason or "length")
+
+    def _copy_block(self, source: int, target: int, num_tokens: int) -> None:
+        self._runner.copy_block(source, target, num_tokens)
+        if self._speculator is not None:
+            self._speculator.copy_block(source, target, num_tokens)
+
+    def _forget_block(self, block: int) -> None:
+        if self._speculator is not None:
+            self._speculator.forget_block(block)
 
     def _finish_scored(self, batch: list[ScheduledRun]) -> None:
         """End the requests that wanted nothing but the log probabilities of their prompt."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from qlocal.cache.block_manager import BlockManager
 from qlocal.engine.sequence import Sequence
-from qlocal.engine.speculation.speculator import Speculator
+from qlocal.engine.speculation.speculator import MAX_GUESS, Speculator
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,19 @@ class Scheduler:
         decoding = [s for s in self.running if s.num_pending == 1]
         reading = [s for s in self.running if s.num_pending > 1]
         if self._speculator is not None and decoding and not reading:
+            for sequence in decoding:  # a draft model computes behind the last token
+                self._reach(sequence, len(sequence.token_ids) + min(MAX_GUESS, sequence.num_remaining - 1))
             self._speculator.guess(decoding)
         guesses = [[] if reading else s.guesser.tried for s in decoding]
         batch = [ScheduledRun(s, s.num_computed, 1 + len(g), g) for s, g in zip(decoding, guesses, strict=True)]
         batch += self._prefill_runs(reading)
         for run in batch:
-            assert run.sequence.table is not None, "running sequences were admitted"
-            self._blocks.reach(run.sequence.table, run.start + run.length)
+            self._reach(run.sequence, run.start + run.length)
         return batch
+
+    def _reach(self, sequence: Sequence, num_tokens: int) -> None:
+        assert sequence.table is not None, "running sequences were admitted"
+        self._blocks.reach(sequence.table, num_tokens)
 
     def commit(self, batch: list[ScheduledRun]) -> None:
         """Note that the tokens of `batch` are computed; of guesses the caller says which were right."""

@@ -51,7 +51,7 @@ class Sequence:
 
     @property
     def num_remaining(self) -> int:
-        """Tokens that may still be generated."""
+        """Tokens that may still be generated, 0 for a request that wants none."""
         return self.request.max_tokens - self.num_generated
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qlocal.config import AUTO, HEAD_CHOICES, STORED
+from qlocal.config import AUTO, FROM_CONTEXT, HEAD_CHOICES, STORED
 from qlocal.errors import PlanError
 from qlocal.ggml_types import LAYOUTS
 from qlocal.plan import cut
@@ -45,6 +45,7 @@ def levers(request: Request) -> list[Lever]:
         *_splits(request),
         *_slots(request),
         *_chunks(request),
+        *_drafts(request),
         *_cache_types(request),
         *_offloads(request),
     ]
@@ -53,7 +54,7 @@ def levers(request: Request) -> list[Lever]:
 def together(request: Request) -> Lever:
     """Return all options at once that give more context one on top of another, but for what goes to the host."""
     best, chosen = best_context(request), list[str]()
-    for choose in (_splits, _slots, _chunks, _heads, _cache_types):
+    for choose in (_splits, _slots, _chunks, _drafts, _heads, _cache_types):
         last = next(reversed(list(choose(request))), None)
         if last is not None and last.context > best:
             request, best, chosen = last.request, last.context, [*chosen, last.option]
@@ -122,7 +123,7 @@ def fits(request: Request, context: int) -> bool:
 def _combination(request: Request, wanted: int) -> str | None:
     """Return the fewest options, in the order of what they cost, that make a context fit together."""
     chosen: list[str] = []
-    for choose in (_splits, _slots, _chunks, _heads, _cache_types, _offloads):
+    for choose in (_splits, _slots, _chunks, _drafts, _heads, _cache_types, _offloads):
         for lever in choose(request):
             if fits(lever.request, wanted):
                 return " ".join([*chosen, lever.option])
@@ -172,6 +173,11 @@ def _offloads(request: Request) -> Iterator[Lever]:
 def _chunks(request: Request) -> Iterator[Lever]:
     if request.prefill_chunk > SMALL_CHUNK:
         yield Lever(f"--chunk {SMALL_CHUNK}", replace(request, prefill_chunk=SMALL_CHUNK))
+
+
+def _drafts(request: Request) -> Iterator[Lever]:
+    if request.draft is not None:
+        yield Lever(f"--draft {FROM_CONTEXT}", replace(request, guesses=FROM_CONTEXT, draft=None))
 
 
 def _slots(request: Request) -> Iterator[Lever]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from qlocal.config import CARD_RESERVE, HEAD_CHOICES, OFFLOAD_CHOICES, PREFILL_CHUNK, STORED
+from qlocal.config import CARD_RESERVE, FROM_CONTEXT, HEAD_CHOICES, NO_DRAFT, OFFLOAD_CHOICES, PREFILL_CHUNK, STORED
 from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint
+from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.ggml_types import LAYOUTS
 from qlocal.plan import levers
 from qlocal.plan.demand import KV_BITS, cache_types, head_of, held_type
+from qlocal.plan.layout import Held
 from qlocal.plan.placement import Placement, Placer
 from qlocal.plan.places import CPU, here
-from qlocal.plan.plan import DevicePlan, Plan
+from qlocal.plan.plan import DevicePlan, DraftPlan, Plan
 from qlocal.plan.refusal import refusal
 from qlocal.plan.request import (
     BLOCK_SIZE,
@@ -40,6 +43,7 @@ def make_plan(
     prefill_chunk: int = PREFILL_CHUNK,
     card_reserve: int = CARD_RESERVE,
     free: Mapping[str, int] | None = None,
+    guesses: str = FROM_CONTEXT,
 ) -> Plan:
     """Place a checkpoint on this machine's `devices`, or raise PlanError with the numbers and what would make it fit.
 
@@ -49,7 +53,7 @@ def make_plan(
     quantized already stays as it is. kv: how the cache holds keys and values, as `--kv` takes it; None is 16 bits,
     or 32 with float32. offload: one of `config.OFFLOAD_CHOICES`. A `cpu` among cards is where offloaded
     layers compute, which it is without being named. split: `layer`, `tensor`, or `auto` for what gives more context.
-    free: bytes of devices that other machines have told.
+    free: bytes of devices that other machines have told. guesses: as in `Plan`; a draft model is placed too.
     """
     places, host = here(devices, max_memory, card_reserve, free)
     split = split if len(places) > 1 else "layer"
@@ -70,6 +74,8 @@ def make_plan(
         block_size=block_size,
         prefill_chunk=prefill_chunk,
         is_for_loading=True,
+        guesses=guesses,
+        draft=None if guesses in (FROM_CONTEXT, NO_DRAFT) else open_checkpoint(Path(guesses)),
     )
     request = levers.with_cache_types(request)
     return plan_for(levers.better_split(request) if split == "auto" else request)
@@ -96,6 +102,7 @@ def plan_load(
         card_reserve=load.card_reserve,
         split="tensor" if load.nodes is not None else load.split,
         free=free,
+        guesses=load.draft,
     )
 
 
@@ -184,13 +191,31 @@ def _plan(placer: Placer, placed: Placement, context: int) -> Plan:
         embedding_bytes=request.demand.embedding_bytes,
         prefill_chunk=request.prefill_chunk,
         rank_weights=tuple(place.room for place in request.places) if request.split == "tensor" else (),
+        guesses=request.guesses,
+        draft=_draft_plan(request, placed, num_blocks),
+    )
+
+
+def _draft_plan(request: Request, placed: Placement, num_blocks: int) -> DraftPlan | None:
+    draft = next((share.draft for share in placed.shares if share.draft is not None), None)
+    if draft is None or request.draft is None:
+        return None
+    return DraftPlan(
+        path=str(request.draft.path),
+        device=draft.device,
+        num_layers=request.draft.config.num_hidden_layers,
+        weight_bytes=draft.weights.allocated,
+        mapped_bytes=draft.weights.mapped,
+        cache_bytes=draft.cache_bytes(num_blocks),
+        scratch_bytes=draft.scratch_bytes,
     )
 
 
 def _device_plans(placer: Placer, placed: Placement, num_blocks: int) -> list[DevicePlan]:
     plans = []
     for share in placed.shares:
-        place, weights = share.place, share.weights
+        place, weights = share.place, share.weights + (Held() if share.draft is None else share.draft.weights)
+        beside = 0 if share.draft is None else share.draft.scratch_bytes
         cache = share.cache_bytes(placer.request.demand, num_blocks)
         plans.append(
             DevicePlan(
@@ -199,7 +224,7 @@ def _device_plans(placer: Placer, placed: Placement, num_blocks: int) -> list[De
                 weights.allocated,
                 weights.mapped,
                 cache,
-                share.scratch_bytes,
+                share.scratch_bytes + beside,
                 place.reserve_bytes,
                 place.free_bytes,
             )

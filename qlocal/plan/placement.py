@@ -21,20 +21,52 @@ _STEPS = 30
 
 
 @dataclass(frozen=True)
+class Draft:
+    """The whole draft model on the device of a share."""
+
+    demand: Demand
+    device: str
+    weights: Held
+    scratch_bytes: int
+
+    @classmethod
+    def of(cls, request: Request, place: Place, context: int) -> Draft:
+        """Return what the model of a draft's request takes on a place."""
+        demand, config = request.demand, request.checkpoint.config
+        part, weights = cut.whole(config), demand.head_bytes(place.device, cut.whole(config))
+        for index in range(config.num_hidden_layers):
+            layer = demand.layer(index, place.device, part)
+            weights += layer.attention + layer.ffn
+        return cls(demand, place.device, weights, step_bytes(request, context, part, is_card=place.is_card))
+
+    def cache_bytes(self, num_blocks: int) -> int:
+        config = self.demand.config
+        return self.demand.cache_bytes(num_blocks, self.device, cut.whole(config), range(config.num_hidden_layers))
+
+    def num_bytes(self, num_blocks: int) -> int:
+        return self.weights.total + self.cache_bytes(num_blocks) + self.scratch_bytes
+
+
+@dataclass(frozen=True)
 class Share:
-    """What a place is given: the head perhaps, and of every layer in `layers` as much as `part` says."""
+    """What a place is given: the head perhaps, and of every layer in `layers` as much as `part` says. draft: the model
+    that guesses beside it, if it stands here."""
 
     place: Place
     part: Part
     layers: tuple[int, ...]
     weights: Held
     scratch_bytes: int
+    draft: Draft | None = None
 
     def cache_bytes(self, demand: Demand, num_blocks: int) -> int:
-        return demand.cache_bytes(num_blocks, self.place.device, self.part, self.layers)
+        """Return the bytes of so many blocks, the draft model's included."""
+        own = demand.cache_bytes(num_blocks, self.place.device, self.part, self.layers)
+        return own if self.draft is None else own + self.draft.cache_bytes(num_blocks)
 
     def num_bytes(self, demand: Demand, num_blocks: int) -> int:
-        return self.weights.total + self.cache_bytes(demand, num_blocks) + self.scratch_bytes
+        beside = 0 if self.draft is None else self.draft.weights.total + self.draft.scratch_bytes
+        return self.weights.total + self.cache_bytes(demand, num_blocks) + self.scratch_bytes + beside
 
 
 @dataclass(frozen=True)
@@ -140,8 +172,10 @@ class Placer:
         """Give one place the layers from `start` that it holds; None where not even the head does."""
         scratch = step_bytes(self.request, context, self._whole, is_card=place.is_card)
         weights = self._demand.head_bytes(place.device, self._whole) if has_head else Held()
-        room = max(1, place.room - scratch) * fill - weights.total
         blocks = self.blocks_of(context)
+        draft = self._draft(place, context) if has_head else None
+        beside = 0 if draft is None else draft.num_bytes(blocks)
+        room = max(1, place.room - scratch) * fill - weights.total - beside
         if has_head and room < 0:
             return None
         stop = start
@@ -153,7 +187,13 @@ class Placer:
             if room < 0:
                 break
             weights, stop = weights + held, stop + 1
-        return Share(place, self._whole, tuple(range(start, stop)), weights, scratch if stop > start or has_head else 0)
+        layers = tuple(range(start, stop))
+        return Share(place, self._whole, layers, weights, scratch if layers or has_head else 0, draft)
+
+    def _draft(self, place: Place, context: int) -> Draft | None:
+        """Return the draft model: beside the head, whose rows it saves; of a tensor split, on rank 0, which samples."""
+        request = self.request.of_draft
+        return None if request is None else Draft.of(request, place, context)
 
     def _host_share(self, context: int, offloaded: int) -> Iterable[Share]:
         host = self.request.host
@@ -172,18 +212,22 @@ class Placer:
     def _divided(self, context: int, fill: float) -> Placement | None:
         places = self.request.places
         parts = cut.parts(self.request.checkpoint.config, [place.room for place in places], self._demand.ffn_unit)
-        shares = tuple(self._rank(place, part, context) for place, part in zip(places, parts, strict=True))
+        shares = tuple(
+            self._rank(place, part, context, is_first=index == 0)
+            for index, (place, part) in enumerate(zip(places, parts, strict=True))
+        )
         blocks = self.blocks_of(context)
         fits = all(share.num_bytes(self._demand, blocks) <= share.place.room * fill for share in shares)
         return Placement(shares) if fits else None
 
-    def _rank(self, place: Place, part: Part, context: int) -> Share:
+    def _rank(self, place: Place, part: Part, context: int, *, is_first: bool) -> Share:
         layers = tuple(range(self._num_layers))
         weights = self._demand.head_bytes(place.device, part)
         for index in layers:
             layer = self._demand.layer(index, place.device, part)
             weights += layer.attention + layer.ffn
-        return Share(place, part, layers, weights, step_bytes(self.request, context, part, is_card=place.is_card))
+        scratch = step_bytes(self.request, context, part, is_card=place.is_card)
+        return Share(place, part, layers, weights, scratch, self._draft(place, context) if is_first else None)
 
 
 def _one_scratch(shares: list[Share]) -> Iterable[Share]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qlocal.config import PREFILL_CHUNK, STORED
+from qlocal.config import FROM_CONTEXT, PREFILL_CHUNK, STORED
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,27 @@ class DevicePlan:
 
 
 @dataclass(frozen=True)
+class DraftPlan:
+    """The draft model: whole, on one device, whose bytes in a `DevicePlan` include these. path: of its checkpoint."""
+
+    path: str
+    device: str
+    num_layers: int
+    weight_bytes: int
+    mapped_bytes: int
+    cache_bytes: int
+    scratch_bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the loader does. `dtype`: bfloat16 or float32 inputs of matmuls; `key_type` and `value_type`: how the cache
     holds K and V, of KV_BITS. head: how an output head of 16 bits is held, one of `config.HEAD_CHOICES`.
 
     split: `layer`, or `tensor` where every device holds a part of all layers. host_experts: layers whose experts
     compute on the CPU, whatever holds the rest of them. embedding_bytes: of the mapped table, which nothing counts.
-    prefill_chunk: most prompt tokens of a step. rank_weights: in what proportion a tensor split divides all layers."""
+    prefill_chunk: most prompt tokens of a step. rank_weights: in what proportion a tensor split divides all layers.
+    guesses: who guesses next tokens, FROM_CONTEXT, NO_DRAFT or the path of the draft model that `draft` places."""
 
     devices: tuple[DevicePlan, ...]
     embedding_device: str
@@ -56,6 +70,23 @@ class Plan:
     embedding_bytes: int = 0
     prefill_chunk: int = PREFILL_CHUNK
     rank_weights: tuple[int, ...] = ()
+    guesses: str = FROM_CONTEXT
+    draft: DraftPlan | None = None
+
+    def for_draft(self) -> Plan:
+        """Return the plan by which the draft model is loaded: its cache has the blocks of the model's own."""
+        assert self.draft is not None, "the caller asks whether there is one"
+        device, layers = self.draft.device, tuple(range(self.draft.num_layers))
+        return replace(
+            self,
+            devices=(DevicePlan(device, layers, 0, 0, 0, 0, 0, 0),),
+            head_device=device,
+            head=STORED,
+            split="layer",
+            host_experts=(),
+            rank_weights=(),
+            draft=None,
+        )
 
     def device_of_layer(self, layer: int) -> str:
         """Return the device name that holds `layer`; of a tensor split, the first."""
@@ -76,4 +107,5 @@ class Plan:
         """Return the plan that `to_json` has described: one rank makes it, the others take it over."""
         devices = tuple(DevicePlan(**{**part, "layers": tuple(part["layers"])}) for part in values["devices"])
         lists = {name: tuple(values[name]) for name in ("host_experts", "rank_weights")}
-        return cls(**{**values, **lists, "devices": devices})
+        draft = None if values["draft"] is None else DraftPlan(**values["draft"])
+        return cls(**{**values, **lists, "devices": devices, "draft": draft})

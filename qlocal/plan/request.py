@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from qlocal.config import PREFILL_CHUNK, STORED
+from qlocal.config import FROM_CONTEXT, PREFILL_CHUNK, STORED
 from qlocal.formats.base import Checkpoint
 from qlocal.models.base import ModelConfig
 from qlocal.plan.demand import DENSE_STORAGE, Demand
@@ -27,8 +27,8 @@ class Request:
 
     host: where layers or experts go that the places cannot hold; None for nowhere. limit: the longest context that the
     model was made for; max_context: what is wanted, or None for what fits. slots: sequences at once. dtype, key_type,
-    value_type, head, split, block_size, prefill_chunk: as in `Plan`; offload: one of OFFLOAD_CHOICES. is_for_loading:
-    propose only what can be run."""
+    value_type, head, split, block_size, prefill_chunk, guesses: as in `Plan`; offload: one of OFFLOAD_CHOICES.
+    is_for_loading: propose only what can be run. draft: the model that `guesses` names, if it names one."""
 
     checkpoint: Checkpoint
     places: tuple[Place, ...]
@@ -45,10 +45,19 @@ class Request:
     block_size: int = BLOCK_SIZE
     prefill_chunk: int = PREFILL_CHUNK
     is_for_loading: bool = False
+    guesses: str = FROM_CONTEXT
+    draft: Checkpoint | None = None
 
     @cached_property
     def demand(self) -> Demand:
         return Demand(self.checkpoint, self.dtype, self.head, self.key_type, self.value_type, self.block_size)
+
+    @cached_property
+    def of_draft(self) -> Request | None:
+        """The draft model as a request of its own: its cache is of the same types and has the same blocks."""
+        if self.draft is None:
+            return None
+        return replace(self, checkpoint=self.draft, head=STORED, split="layer", offload="none", draft=None)
 
     @cached_property
     def is_native(self) -> bool:

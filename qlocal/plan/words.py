@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from qlocal.plan.layout import shown_bytes
 from qlocal.plan.levers import shown_types
@@ -29,6 +30,9 @@ def notes(plan: Plan) -> list[str]:
     ]
     if mapped := sum(part.mapped_bytes for part in plan.devices):
         lines.append(f"{shown_bytes(mapped)} of the weights are read from the mapped file, not copied")
+    if (draft := plan.draft) is not None:
+        held, cache = shown_bytes(draft.weight_bytes + draft.mapped_bytes), shown_bytes(draft.cache_bytes)
+        lines.append(f"the draft model {Path(draft.path).name} is on {draft.device}: {held}, with {cache} of cache")
     if plan.host_experts:
         lines.append(f"the experts of {len(plan.host_experts)} layers compute on the CPU, all else on the cards")
     elif offloaded := _host_layers(plan):

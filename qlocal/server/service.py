@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlocal.catalog import display_name
-from qlocal.config import STORED, EngineOptions, device_list, kv_types
+from qlocal.config import FROM_CONTEXT, NO_DRAFT, STORED, EngineOptions, device_list, kv_types
 from qlocal.errors import EngineError, QLocalError, RequestError, TokenizerError
 from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
 from qlocal.schema import EngineState, LoadProgress
@@ -22,6 +22,7 @@ from qlocal.server.generation import Job
 from qlocal.server.requests import ChatMessage, ChatRequest, CompletionRequest, LoadRequest, Options
 from qlocal.server.status import StatusBoard
 from qlocal.server.text import ModelText, OpenText
+from qlocal.tokenizer.shared import require_same_tokens
 
 HEALTH_TIMEOUT_S = 5.0
 FALLBACK_TEMPERATURE = 0.7
@@ -62,12 +63,17 @@ class Service:
                 f"the model is shared by {options.nodes.count} nodes, and cannot be changed while they run",
                 hint="Start all nodes with the other model.",
             )
-        try:
-            path = await asyncio.to_thread(self._resolve, request.model)
-        except QLocalError as error:
-            raise RequestError(str(error), status=404, param="model", code="model_not_found") from error
+        path = await self._found(request.model, "model")
+        if options.draft not in (None, FROM_CONTEXT, NO_DRAFT):
+            options = replace(options, draft=str(await self._found(options.draft, "draft")))
         async with self._one_load:
             await self._replace(path, options)
+
+    async def _found(self, name: str, param: str) -> Path:
+        try:
+            return await asyncio.to_thread(self._resolve, name)
+        except QLocalError as error:
+            raise RequestError(str(error), status=404, param=param, code="model_not_found") from error
 
     async def _replace(self, path: Path, options: EngineOptions) -> None:
         await self._stop_loading()
@@ -173,6 +179,8 @@ class Service:
         try:
             await asyncio.to_thread(self._check, load)
             self._model = await asyncio.to_thread(self._open_text, name, path)
+            if load.draft not in (FROM_CONTEXT, NO_DRAFT):
+                await asyncio.to_thread(self._check_draft, self._model, Path(load.draft))
         except QLocalError as error:
             log.error("%s cannot be loaded: %s", name, error)
             self.board.update(state=EngineState.FAILED, error=str(error), progress=None)
@@ -182,6 +190,11 @@ class Service:
             self.board.update(state=EngineState.FAILED, error=f"an internal error: {error!r}", progress=None)
             return
         await self.engine.load(load)
+
+    def _check_draft(self, model: ModelText, path: Path) -> None:
+        """Raise UsageError when a draft model speaks of other tokens."""
+        draft = self._open_text(display_name(path), path)
+        require_same_tokens(model.tokenizer, draft.tokenizer, model.name, draft.name)
 
     async def _stop_loading(self) -> None:
         if self._loading is not None:
@@ -227,6 +240,8 @@ def _with_request(options: EngineOptions, request: LoadRequest) -> EngineOptions
         except ValueError as error:
             raise RequestError(f"kv: {error}", param="kv") from error
         options = replace(options, kv=request.kv)
+    if request.draft is not None:
+        options = replace(options, draft=request.draft)
     if request.offload is not None:
         options = replace(options, offload=request.offload)
     if request.split is not None:
@@ -257,6 +272,7 @@ def load_message(path: Path, options: EngineOptions) -> Load:
         card_reserve=options.card_reserve,
         split=options.split,
         nodes=options.nodes,
+        draft=options.draft or FROM_CONTEXT,
     )
 
 

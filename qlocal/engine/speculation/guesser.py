@@ -40,6 +40,8 @@ class Guesser:
         self.guess: Guess | None = None
         self.num_drafted = 0
         self.num_accepted = 0
+        self.since_draft = 0
+        """Tokens since a draft model last guessed."""
         self._index = NgramIndex()
 
     @property
