@@ -5,7 +5,9 @@ It reads what it has not read yet only when it is asked: while it does not pay, 
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +18,8 @@ from qlocal.engine.sequence import Sequence as Running
 from qlocal.engine.speculation.pace import MAX_STEP_TOKENS
 from qlocal.layers.paged_attention import TokenRun
 
-_NEW_TIME = 0.2
+_NUM_TIMES = 9
+"""Of the latest guessed tokens, whose median is what one takes: the first ones touch memory that nobody has."""
 
 
 class DraftModel:
@@ -33,8 +36,12 @@ class DraftModel:
         self._max_context = max_context
         self._chunk = chunk
         self._num_filled = [0] * num_blocks  # tokens of every block that are in this cache as well
-        self.token_s: float | None = None
+        self._times: deque[float] = deque(maxlen=_NUM_TIMES)
+
+    @property
+    def token_s(self) -> float | None:
         """Seconds that a guessed token takes, for all sequences at once; None before it was measured."""
+        return statistics.median(self._times) if self._times else None
 
     def forget(self, block: int) -> None:
         """Note that a block gets new content."""
@@ -60,7 +67,7 @@ class DraftModel:
             ids, described = [i for token_ids, _ in runs for i in token_ids], [run for _, run in runs]
             for index, token_id in zip(going, self._most_likely(ids, described, asked, going), strict=True):
                 guesses[index].append(token_id)
-            self._note_time(time.perf_counter() - begun)
+            self._times.append(time.perf_counter() - begun)
         return guesses
 
     def keep(self, sequence: Running) -> None:
@@ -115,8 +122,3 @@ class DraftModel:
             if self._num_filled[block] < self._block_size:
                 break
         return num_read
-
-    def _note_time(self, seconds: float) -> None:
-        known = seconds if self.token_s is None else self.token_s
-        # What another program held up says nothing; nor does the first time, with memory that was never touched.
-        self.token_s = known + _NEW_TIME * (min(seconds, 2.0 * known) - known)

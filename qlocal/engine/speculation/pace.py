@@ -10,7 +10,7 @@ _MEMORY = 24.0
 """Guesses after which an older one counts a third."""
 _NEW_LEVEL, _NEW_SHAPE = 0.5, 0.2
 _OUTLIER = 2.0
-_GROWTH = 0.04
+_GROWTH = 0.1
 """Of a step's time for every further token, until it was measured."""
 
 
@@ -57,7 +57,7 @@ class StepTimes:
         elif self._level is not None:
             known = self._shape_of(num_tokens)
             shape = min(seconds / self._level, _OUTLIER * known)
-            weight = _NEW_SHAPE if num_tokens in self._shape else 0.5
+            weight = _NEW_SHAPE if num_tokens in self._shape else 1.0
             self._shape[num_tokens] = known + weight * (shape - known)
 
     def seconds(self, num_tokens: int) -> float | None:

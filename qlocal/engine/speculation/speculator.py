@@ -93,11 +93,11 @@ class Speculator:
             return 0
         guesser = sequence.guesser
         guesser.acceptance[Kind.DRAFT] = self._of_draft
-        length, gain = 0, 1.0
-        if self._draft.token_s is not None:
-            length, gain = best_length(self._of_draft.rate, self._times, num_sequences, longest, self._draft.token_s)
+        token_s, (length, gain) = self._draft.token_s, (0, 1.0)
+        if token_s is not None:
+            length, gain = best_length(self._of_draft.rate, self._times, num_sequences, longest, token_s)
         guesser.since_draft += 1
-        is_due = self._draft.token_s is None or guesser.since_draft > PROBE_EVERY
+        is_due = token_s is None or guesser.since_draft > PROBE_EVERY
         if gain > least or is_due:
             guesser.since_draft = 0
             return length or min(_PROBE, longest)

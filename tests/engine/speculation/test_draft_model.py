@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -134,7 +135,8 @@ def test_a_draft_that_costs_more_than_it_gives_is_left_alone_and_tried_again(
     asked = 0
     model.can_guess = lambda _: True  # type: ignore[method-assign]
     for token_s, expected in ((0.2, 2), (0.001, 100)):
-        model.token_s, asked = token_s, 0
+        model._times = deque([token_s])
+        asked = 0
         for _ in range(100):
             speculator._times.note(1, 0.1, is_plain=True)
             asked += speculator._draft_length(sequence, 7, 1, 1.0) > 0
@@ -143,7 +145,7 @@ def test_a_draft_that_costs_more_than_it_gives_is_left_alone_and_tried_again(
 
 def test_a_draft_whose_guesses_are_wrong_gets_shorter_ones(qwen: MemoryCheckpoint) -> None:
     _, model, _ = drafted(qwen, qwen)
-    model.token_s = 0.001
+    model._times = deque([0.001])
     model.can_guess = lambda _: True  # type: ignore[method-assign]
     model.keep = lambda _: None  # type: ignore[method-assign]
     speculator = Speculator(model)
