@@ -217,3 +217,23 @@ def test_what_has_no_native_step_keeps_the_plain_one(dtype: str, cache_dtype: st
         checkpoint.config, load_embedding(checkpoint, "cpu"), layers, *load_head(checkpoint, "cpu", dtype)
     )
     assert native_decoder(decoder, storage_of(decoder, cache_dtype, cache_dtype), BLOCK) is None
+
+
+@pytest.mark.parametrize("types", [("f16", "f16"), ("q8", "q4")])
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_up_to_eight_tokens_together_are_bit_by_bit_what_they_are_one_by_one(
+    isa: native.Isa, model_type: str, types: tuple[str, str]
+) -> None:
+    """Also where a context is cut into parts (512 tokens), and beside another sequence: guesses change no answer."""
+    decoder = decoder_of(model_type, "k-quants", "bfloat16")
+    storage = storage_of(decoder, *types)
+    step = native_decoder(decoder, storage, BLOCK)
+    assert step is not None
+    past, ids = 509, random_ids(320, 520)
+    native_forward(step, storage, ids[:past], [TokenRun(past, 0, LONG)])
+    alone = [native_forward(step, storage, [ids[past + i]], [TokenRun(1, past + i, LONG)])[0] for i in range(8)]
+    for count in range(2, 9):
+        together = native_forward(step, storage, ids[past : past + count], [TokenRun(count, past, LONG)])
+        assert torch.equal(together, torch.stack(alone[:count]))
+    beside = native_forward(step, storage, [*ids[past : past + 5], 7], [TokenRun(5, past, LONG), TokenRun(1, 0, SHORT)])
+    assert torch.equal(beside[:5], torch.stack(alone[:5]))

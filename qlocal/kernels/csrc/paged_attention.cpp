@@ -11,9 +11,12 @@ namespace {
 // that their scores stay there as well.
 constexpr int64_t kRowsTogether = 96;
 
-// Keys that a thread takes at once: few enough that threads share one sequence, many enough to be worth adding up.
-int64_t keys_a_part(int64_t context, int64_t groups) {
+// Keys that a thread takes at once: few enough that threads share one sequence, many enough to be worth adding up. Of a
+// run of few tokens always as many, so that a token's sums are cut at the same places alone and behind others.
+int64_t keys_a_part(int64_t context, int64_t groups, int64_t run_length) {
     constexpr int64_t least = 256, pieces_a_thread = 4;
+    if (run_length <= qlocal::kFewTokens)
+        return least;
     const int64_t pieces = std::max<int64_t>(pieces_a_thread * qlocal::get_threads() / groups, 1);
     return (std::max(context / pieces, least) + qlocal::kKeyTile - 1) / qlocal::kKeyTile * qlocal::kKeyTile;
 }
@@ -53,7 +56,7 @@ void qlocal::PagedAttention::plan(const Batch& batch) {
     for (int64_t i = num_groups - 1; i >= 0; --i) { // the last tokens have most to read: they begin
         Group& group = groups_[size_t(i)];
         const int64_t context = group.run->num_past + group.first + group.num_tokens;
-        group.part_keys = keys_a_part(context, num_groups);
+        group.part_keys = keys_a_part(context, num_groups, group.run->length);
         group.parts = (context + group.part_keys - 1) / group.part_keys;
         group.first_part = int64_t(group_of_item_.size());
         for (int64_t part = 0; part < group.parts; ++part, rows += group.num_tokens * heads) {

@@ -222,8 +222,8 @@ void add_value_tiles(const CacheLayout& layout, const Workspace& space, const At
 // StepOps::attend.
 void attend_tiles(const CacheLayout& layout, const AttendJob& job) {
     const int64_t rows = job.num_tokens * job.heads, head_dim = layout.head_dim;
-    if (rows < kTileRows)
-        return attend<V>(layout, job);
+    if (rows < kTileRows || job.num_tokens <= qlocal::kFewTokens)
+        return attend<V>(layout, job); // a guess that is checked must score as it would alone
     const UseTiles tiles;
     const int64_t size = key_size(layout, *job.cache);
     const Workspace space(rows, size, head_dim);

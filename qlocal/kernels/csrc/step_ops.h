@@ -82,6 +82,7 @@ struct AttendJob {
     float* total;
 };
 
+constexpr int64_t kFewTokens = 8;  // up to so many of a run are computed bit by bit as they would be one by one
 constexpr int64_t kScoreRun = 512; // keys whose scores are held at once
 constexpr float kNothingSeen = -1e30f;
 
