@@ -48,6 +48,8 @@ KV_TYPES = ("f16", "q8", "q4")
 """How keys and values may be held, by falling size."""
 AUTO = "auto"
 """In place of types: the first of f16, q8, q8 with q4, and q4 that the context fits with."""
+SESSIONS_BYTES = 4 << 30
+"""Of disk, for the keys and values of conversations that go on after the server was ended."""
 FROM_CONTEXT, NO_DRAFT = "context", "none"
 """In place of a draft model: next tokens are guessed from what the context has said before, or not at all."""
 OFFLOAD_CHOICES = ("auto", "none", "layers", "experts")
@@ -61,7 +63,9 @@ class EngineOptions:
     None where it does not matter: a server that holds the model keeps its head, a new one holds it as stored. offload:
     one of OFFLOAD_CHOICES. split: one of SPLIT_CHOICES. nodes: None for this machine alone. kv: how the cache holds
     keys and values, as `--kv` takes it; None as head. draft: who guesses next tokens: FROM_CONTEXT, NO_DRAFT or a
-    model; None as head, a new server then guesses from the context."""
+    model; None as head, a new server then guesses from the context. sessions: the folder where a server keeps
+    conversations, None for nowhere; sessions_bytes: at most so many there. host_cache_bytes: beside cards, for what
+    their cache has no room for."""
 
     devices: tuple[str, ...] = ("cpu",)
     max_context: int | None = None
@@ -78,6 +82,9 @@ class EngineOptions:
     split: str = "auto"
     nodes: Nodes | None = None
     draft: str | None = None
+    sessions: Path | None = None
+    sessions_bytes: int = SESSIONS_BYTES
+    host_cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ class Settings:
 
     home: Path
     runtime: Path
+    sessions: Path
     devices: tuple[str, ...] = ("cpu",)
     max_context: int | None = None
     threads: int | None = None
@@ -170,8 +178,9 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
 
 def _defaults() -> dict[str, Any]:
     home = platformdirs.user_data_path(APP) / "models"
-    defaults = {f.name: f.default for f in fields(Settings) if f.name not in ("home", "runtime", "sources")}
-    return {**defaults, "home": home, "runtime": _default_runtime()}
+    defaults = {f.name: f.default for f in fields(Settings) if f.name not in ("home", "runtime", "sessions", "sources")}
+    sessions = platformdirs.user_cache_path(APP) / "sessions"
+    return {**defaults, "home": home, "runtime": _default_runtime(), "sessions": sessions}
 
 
 def _default_runtime() -> Path:
@@ -188,6 +197,8 @@ def _environment() -> dict[str, Any]:
     if "home" in found and "runtime" not in found:
         # A model folder of one's own comes with a server of its own: two of them must not meet at one socket.
         found["runtime"] = found["home"] / "run"
+    if "home" in found and "sessions" not in found:
+        found["sessions"] = found["home"] / "run" / "sessions"
     return found
 
 
@@ -258,6 +269,7 @@ def _text(value: Any) -> str:
 _PARSERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "home": ("QLOCAL_HOME", _folder),
     "runtime": ("QLOCAL_RUNTIME", _folder),
+    "sessions": ("QLOCAL_SESSIONS", _folder),
     "devices": ("QLOCAL_DEVICES", device_list),
     "max_context": ("QLOCAL_MAX_CONTEXT", _count),
     "threads": ("QLOCAL_THREADS", _count),

@@ -10,6 +10,7 @@
     │   └── TemplateError        a chat template failed or refused the conversation
     │       └── TemplateLimitError  it used more time or memory than it may
     ├── PlanError                it does not fit: memory, disk, context
+    ├── SessionError             a stored block of a conversation is another model's, or damaged
     ├── ResumeError              a work folder belongs to other arguments or another source
     ├── QualityError             `quantize verify` measured too great a distance (exit code 3)
     ├── RequestError             an HTTP request; carries status, param and code
@@ -77,6 +78,10 @@ class TemplateLimitError(TemplateError):
 
 class PlanError(QLocalError):
     """What was asked for does not fit into memory, disk or context."""
+
+
+class SessionError(QLocalError):
+    """A file with a block of a conversation's keys and values cannot be taken over."""
 
 
 class ResumeError(QLocalError):

@@ -28,7 +28,7 @@ from qlocal.schema import EngineState, Status
 
 SERVE_COMMAND = (sys.executable, "-m", "qlocal.cli", "serve")
 START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 20.0
 POLL_S = 0.05
 MAX_SOCKET_PATH = 100
 """Linux allows 107 bytes in a Unix socket's address."""
@@ -272,6 +272,8 @@ def _serve_arguments(model: str | None, options: EngineOptions, settings: Settin
         "--slots": options.slots,
         "--chunk": options.prefill_chunk,
         "--reserve": options.card_reserve,
+        "--sessions": options.sessions_bytes,
+        "--host-cache": options.host_cache_bytes,
     }
     for flag, value in optional.items():
         if value is not None:

@@ -58,7 +58,8 @@ class Load(Message):
     kv: as `--kv` takes it, None for 16 bits;
     offload: auto, none, layers or experts. card_reserve: bytes of a card that are left alone. split: auto, layer or
     tensor. nodes: the machines that load it together, and which of them this is. draft: FROM_CONTEXT, NO_DRAFT, or the
-    checkpoint of a small model that guesses too.
+    checkpoint of a small model that guesses too. sessions_folder: where conversations are kept, at most sessions_bytes
+    in all; host_cache_bytes: of host memory for what a card's cache has no room for.
     """
 
     path: str
@@ -77,6 +78,9 @@ class Load(Message):
     split: str = "auto"
     nodes: Nodes | None = None
     draft: str = FROM_CONTEXT
+    sessions_folder: str | None = None
+    sessions_bytes: int = 0
+    host_cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -199,13 +203,15 @@ class TokenLogprobs(Message):
 
 @dataclass(frozen=True)
 class Started(Message):
-    """Prefill of a sequence is complete. `cached_tokens` of `prompt_tokens` were not computed again."""
+    """Prefill of a sequence is complete. `cached_tokens` of `prompt_tokens` were not computed again, `restored_tokens`
+    of these came from host memory or disk."""
 
     request_id: str
     prompt_tokens: int
     cached_tokens: int
     prefill_s: float
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    restored_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class Status:
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """The extra object `qlocal` inside `usage`: what OpenAI's usage has no field for. drafted_tokens: how many were
+    """The extra object `qlocal` inside `usage`: what OpenAI's usage has no field for. restored_tokens: of the
+    cached ones, how many came from host memory or disk. drafted_tokens: how many were
     guessed and checked, accepted_tokens: how many of these were right."""
 
     cached_tokens: int
@@ -100,6 +101,7 @@ class SpeedReport:
     decode_s: float
     tokens_per_s: float
     max_context: int
+    restored_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
 

@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from openai import OpenAI
 
@@ -192,6 +194,50 @@ def test_a_draft_model_of_other_tokens_is_refused_in_a_sentence(address: Address
         launch.ensure_server("first", replace(OPTIONS, draft="nobody"))
     launch.ensure_server("first", replace(OPTIONS, draft="context"))
     assert wait_until_ready(address).state is EngineState.READY
+
+
+def kill_server() -> None:
+    """Kill the server that this process has started last, and its engine, which would go on writing."""
+    server = launch._started[-1]
+    everyone = [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]
+    for process in everyone:
+        process.kill()
+    server.wait()
+    psutil.wait_procs(everyone)
+
+
+def test_a_long_conversation_goes_on_after_the_server_was_stopped_or_killed(address: Address, home: Path) -> None:
+    """Stopped: everything is written before it ends. Killed while it writes: what was whole before is there."""
+    tiny.write_checkpoint(home / "wide", overrides={"max_position_embeddings": 2048})
+    options = replace(OPTIONS, max_context=2048)
+    messages = [{"role": "user", "content": "The lazy dog jumps over the quick brown fox. " * 40}]
+
+    def asked(**fields: Any) -> Any:
+        launch.ensure_server("wide", options)
+        wait_until_ready(address)
+        return answer(address, messages=messages, temperature=0, **fields)
+
+    first = asked()
+    assert first["usage"]["prompt_tokens"] > 600 and first["usage"]["qlocal"]["cached_tokens"] == 0
+    launch.stop()
+    again = asked()
+    own = again["usage"]["qlocal"]
+    assert own["cached_tokens"] == own["restored_tokens"] == again["usage"]["prompt_tokens"] - 1
+    assert again["choices"] == first["choices"]
+    messages.append({"role": "assistant", "content": first["choices"][0]["message"]["content"]})
+    messages.append({"role": "user", "content": "Why? " * 30})
+    asked()
+    time.sleep(3.2)  # about when writing begins
+    kill_server()
+    killed = asked()["usage"]["qlocal"]
+    assert killed["restored_tokens"] == killed["cached_tokens"] >= 512
+    with launch.connect(address) as client:
+        kept = client.get("/qlocal/sessions").json()
+        assert kept["files"] >= 3 and kept["bytes"] > 0 and kept["folder"].startswith(str(home))
+        assert client.delete("/qlocal/sessions").json()["files"] == 0
+    launch.stop()
+    launch.ensure_server("first", OPTIONS)
+    wait_until_ready(address)
 
 
 def test_checkpoint_that_cannot_be_loaded_is_explained(address: Address, home: Path) -> None:

@@ -6,10 +6,11 @@ when they are reached, so an unused reservation costs no memory of earlier conve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from qlocal.cache.block_pool import BlockPool, content_after, root_digest
+from qlocal.cache.block_pool import BlockPool, Content, content_after, root_digest
+from qlocal.cache.tiers import Tier
 
 CopyBlock = Callable[[int, int, int], None]
 """Copy the first n tokens of K and V: (source block, target block, n)."""
@@ -17,11 +18,13 @@ CopyBlock = Callable[[int, int, int], None]
 
 @dataclass
 class BlockTable:
-    """The blocks of one sequence in order. `num_reserved` more are promised; `digests` name the full ones."""
+    """The blocks of one sequence in order. `num_reserved` more are promised; `digests` name the full ones.
+    num_restored: tokens that came from beside the pool."""
 
     blocks: list[int] = field(default_factory=list)
     num_reserved: int = 0
     digests: list[bytes] = field(default_factory=list)
+    num_restored: int = 0
 
 
 class BlockManager:
@@ -34,10 +37,12 @@ class BlockManager:
         fingerprint: str,
         copy_block: CopyBlock,
         on_take: Callable[[int], None] = lambda block: None,
+        tier: Tier | None = None,
     ) -> None:
-        """on_take: told of every block that gets new content."""
+        """on_take: told of every block that gets new content. tier: where blocks are kept beside the pool."""
         self.block_size = block_size
         self._on_take = on_take
+        self._tier = tier
         self._pool = BlockPool(num_blocks)
         self._root = root_digest(f"{fingerprint} block_size={block_size}")
         self._copy_block = copy_block
@@ -73,8 +78,24 @@ class BlockManager:
             self._pool.share(block)
         self._num_reserved += num_new
         table = BlockTable(shared, num_new, digests)
-        num_cached = len(shared) * self.block_size
+        table.num_restored = self._restore(table, usable)
+        num_cached = len(table.blocks) * self.block_size
         return table, num_cached + self._copy_tail(table, usable[num_cached:])
+
+    def unsaved(self, is_saved: Callable[[Content], bool], min_tokens: int) -> Iterator[tuple[int, Content]]:
+        """Yield free blocks with content that `is_saved` denies, the most recently used first; none of a context that
+        has fewer than `min_tokens`, which is computed again as quickly. Nothing may change meanwhile."""
+        found = self._pool.remembered()
+        parents = {content.digest: content.parent for _, content in found}
+        needed = max(0, min_tokens // self.block_size - 1)
+        contexts = {content.parent for _, content in found}
+        for block, content in found:
+            depth, parent = 0, content.parent
+            while parent in parents and depth < needed:
+                depth, parent = depth + 1, parents[parent]
+            is_long = depth >= needed or content.digest in contexts
+            if is_long and not is_saved(content):
+                yield block, content
 
     def reach(self, table: BlockTable, num_tokens: int) -> None:
         """Take the blocks that a sequence of `num_tokens` needs, out of its reservation."""
@@ -111,6 +132,9 @@ class BlockManager:
 
     def _take(self, table: BlockTable) -> int:
         assert table.num_reserved > 0, "a sequence grows no further than admission reserved"
+        victim = self._pool.next_victim()
+        if victim is not None and self._tier is not None:
+            self._tier.keep(victim[1], victim[0])
         block = self._pool.take()
         self._on_take(block)
         self._num_reserved -= 1
@@ -134,9 +158,43 @@ class BlockManager:
             digests.append(content.digest)
         return blocks, digests[1:]
 
+    def _restore(self, table: BlockTable, token_ids: Sequence[int]) -> int:
+        """Fetch the full blocks that follow in `token_ids` from beside the pool; return their number of tokens."""
+        first = len(table.blocks)
+        while self._tier is not None and (len(table.blocks) + 1) * self.block_size <= len(token_ids):
+            start = len(table.blocks) * self.block_size
+            content = content_after(self._parent(table), token_ids[start : start + self.block_size])
+            if not self._tier.holds(content) or not self._fetch(table, content):
+                break
+            self._pool.remember(table.blocks[-1], content)
+            table.digests.append(content.digest)
+        return (len(table.blocks) - first) * self.block_size
+
+    def _restore_tail(self, table: BlockTable, content: Content, length: int) -> int:
+        if not self._fetch(table, content):
+            return 0
+        table.num_restored += length
+        return length
+
+    def _fetch(self, table: BlockTable, content: Content) -> bool:
+        """Add a block with a content that is kept beside the pool; False, and nothing has changed, where it is not."""
+        assert self._tier is not None, "the caller asks whether there is one"
+        block = self._take(table)
+        if self._tier.load(content, block):
+            return True
+        table.blocks.pop()
+        self._pool.give_back(block)
+        table.num_reserved += 1
+        self._num_reserved += 1
+        return False
+
     def _copy_tail(self, table: BlockTable, rest: Sequence[int]) -> int:
         """Start a new block with the longest beginning of `rest` that some block holds; return its length."""
-        found = self._pool.find_longest(self._parent(table), rest[: self.block_size]) if rest else None
+        parent, rest = self._parent(table), rest[: self.block_size]
+        found = self._pool.find_longest(parent, rest) if rest else None
+        kept = self._tier.longest(parent, rest) if rest and self._tier is not None else None
+        if kept is not None and kept[1] > (found[1] if found is not None else 0):
+            return self._restore_tail(table, *kept)
         if found is None:
             return 0
         source, length = found

@@ -53,6 +53,17 @@ class BlockPool:
         """Blocks that nobody holds, remembered ones included."""
         return len(self._empty) + len(self._remembered)
 
+    def next_victim(self) -> tuple[int, Content] | None:
+        """Return the block whose memory `take` would give up next, None while there are empty ones."""
+        if self._empty or not self._remembered:
+            return None
+        block = next(iter(self._remembered))
+        return block, self._contents[block]
+
+    def remembered(self) -> list[tuple[int, Content]]:
+        """Return free blocks with content, the most recently used first."""
+        return [(block, self._contents[block]) for block in reversed(self._remembered)]
+
     def is_free(self, block: int) -> bool:
         return self._num_holders[block] == 0
 
@@ -105,7 +116,7 @@ class BlockPool:
         """Return (block, n) whose first n tokens after `parent` agree with `token_ids` for the largest n > 0."""
         best: tuple[int, int] | None = None
         for block in self._children.get(parent, ()):
-            length = _common_prefix(self._contents[block].token_ids, token_ids)
+            length = common_prefix(self._contents[block].token_ids, token_ids)
             if length > (best[1] if best else 0):
                 best = (block, length)
         return best
@@ -121,7 +132,8 @@ class BlockPool:
             del self._children[content.parent]
 
 
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many tokens two sequences begin with alike."""
     length = 0
     for a, b in zip(first, second, strict=False):
         if a != b:

@@ -137,6 +137,15 @@ class KVStorage:
             for index, (device, (key_type, value_type)) in enumerate(zip(layer_devices, types, strict=True))
         ]
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all layers."""
+        return sum(side.memory[0].nbytes for layer in self.layers for side in (layer.keys, layer.values))
+
+    def block_parts(self, block: int) -> list[Tensor]:
+        """Return what one block holds, in pieces (Hk, bytes) uint8: K and V of every layer, views on their devices."""
+        return [side.memory[block] for layer in self.layers for side in (layer.keys, layer.values)]
+
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one block to another, in every layer."""
         for layer in self.layers:

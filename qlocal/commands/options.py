@@ -15,6 +15,7 @@ from qlocal.config import (
     NO_DRAFT,
     OFFLOAD_CHOICES,
     PREFILL_CHUNK,
+    SESSIONS_BYTES,
     SPLIT_CHOICES,
     EngineOptions,
     Settings,
@@ -59,6 +60,16 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     add_head(group)
     add_kv(group)
     add_draft(group)
+    group.add_argument(
+        "--sessions",
+        type=quota,
+        default=SESSIONS_BYTES,
+        metavar="SIZE",
+        help="of disk, for conversations that go on after a restart; 4GiB, 0 keeps none",
+    )
+    group.add_argument(
+        "--host-cache", type=quota, default=0, metavar="SIZE", help="of host memory, for what a card's cache gives up"
+    )
 
 
 def add_kv(parser: argparse._ActionsContainer) -> None:
@@ -110,6 +121,9 @@ def engine_options(args: argparse.Namespace) -> tuple[EngineOptions, Settings]:
         card_reserve=args.reserve,
         split=args.split,
         draft=args.draft,
+        sessions=settings.sessions if args.sessions else None,
+        sessions_bytes=args.sessions,
+        host_cache_bytes=args.host_cache,
     )
     return options, settings
 
@@ -136,6 +150,11 @@ def size(text: str) -> int:
     if found is None or float(found[1]) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is no size; write 20GB or 512M")
     return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def quota(text: str) -> int:
+    """Return bytes as `size` does, or 0 for `0`."""
+    return 0 if text == "0" else size(text)
 
 
 def sizes(text: str) -> tuple[int, ...]:

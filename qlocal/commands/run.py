@@ -97,8 +97,9 @@ def _answer(address: launch.Address, options: RunOptions) -> Any:
 def stats_line(usage: Mapping[str, Any]) -> str:
     """Return what an answer took, of OpenAI's usage object with our own inside."""
     own = usage.get("qlocal", {})
+    restored = f", {own['restored_tokens']} of them restored" if own.get("restored_tokens") else ""
     line = (
-        f"prompt {usage.get('prompt_tokens', 0)} tokens ({own.get('cached_tokens', 0)} not computed again) "
+        f"prompt {usage.get('prompt_tokens', 0)} tokens ({own.get('cached_tokens', 0)} not computed again{restored}) "
         f"in {own.get('prefill_s', 0.0):.2f} s; answer {usage.get('completion_tokens', 0)} tokens, "
         f"{own.get('tokens_per_s', 0.0):.1f} tokens/s"
     )

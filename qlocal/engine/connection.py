@@ -28,10 +28,13 @@ class Connection:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise Closed from error
 
-    def receive(self, *, wait: bool, beside: Sequence[socket.socket] = ()) -> list[Message]:
-        """Return the messages that have arrived; with `wait`, after something has, here or on a socket `beside`."""
+    def receive(
+        self, *, wait: bool, beside: Sequence[socket.socket] = (), timeout_s: float | None = None
+    ) -> list[Message]:
+        """Return the messages that have arrived; with `wait`, after something has, here or on a socket `beside`, or
+        nothing within `timeout_s`."""
         if wait:
-            select.select([self.socket, *beside], [], [])
+            select.select([self.socket, *beside], [], [], timeout_s)
         while select.select([self.socket], [], [], 0)[0]:
             self._read()
         messages = []

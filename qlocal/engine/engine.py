@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qlocal.cache.block_manager import BlockManager
 from qlocal.engine.assembly import lead
+from qlocal.engine.keeping import Keeper, made_by
 from qlocal.engine.memory import out_of_memory_in_words
 from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.relay import LeadingRunner
@@ -56,17 +57,30 @@ class Engine:
         collectives: Collectives | None = None,
         team: Team | None = None,
         speculator: Speculator | None = None,
+        load: Load | None = None,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         """collectives: of the ranks of a tensor split, which `decoder` is a part of; team: those that end with this.
-        speculator: who guesses next tokens, None for nobody."""
+        speculator: who guesses next tokens, None for nobody. load: says where blocks are kept beside the cache, None
+        for nowhere; origin: what the cache's content depends on, as `keeping.made_by` returns it."""
         config = decoder.config
-        own = ModelRunner(decoder, storage_for(decoder, plan), plan.block_size, is_whole=collectives is None)
+        storage = storage_for(decoder, plan)
+        own = ModelRunner(decoder, storage, plan.block_size, is_whole=collectives is None)
         self._team = team or Team([])
         self._relay = None if collectives is None else LeadingRunner(own, collectives, self._team)
         self._runner = self._relay or own
-        fingerprint = f"{config!r} {plan.dtype} {plan.key_type} {plan.value_type}"
+        origin = origin or {"geometry": repr(config), "types": f"{plan.dtype} {plan.key_type} {plan.value_type}"}
+        # What other ranks hold is not here to be kept.
+        self._keeper = None if load is None or collectives is not None else Keeper(storage, load, origin)
         self._speculator = speculator
-        self._blocks = BlockManager(plan.num_blocks, plan.block_size, fingerprint, self._copy_block, self._forget_block)
+        self._blocks = BlockManager(
+            plan.num_blocks,
+            plan.block_size,
+            repr(sorted(origin.items())),
+            self._copy_block,
+            self._forget_block,
+            None if self._keeper is None else self._keeper.tier,
+        )
         self._scheduler = Scheduler(self._blocks, plan.slots, plan.prefill_chunk, self._speculator)
         self.vocab_size = config.vocab_size
         self._max_context = plan.max_context
@@ -90,7 +104,9 @@ class Engine:
                     with team.explaining():
                         seat.collectives.wait_for_all()
                 ready = _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head)
-                return cls(decoder, plan, ready, None if seat is None else seat.collectives, team, speculator)
+                origin = made_by(checkpoint, plan, is_kept=load.sessions_folder is not None)
+                collectives = None if seat is None else seat.collectives
+                return cls(decoder, plan, ready, collectives, team, speculator, load, origin)
         except BaseException:
             _end_ranks(team)
             raise
@@ -103,6 +119,21 @@ class Engine:
     def check_ranks(self) -> None:
         """Raise EngineError with the reason when a rank of this machine has ended."""
         self._team.check()
+
+    @property
+    def has_unkept(self) -> bool:
+        """Whether conversations may be written to disk, with nobody waiting."""
+        return self._keeper is not None and self._keeper.has_unkept and not self.has_work
+
+    def keep_next(self) -> None:
+        """Write one block of a conversation to disk."""
+        assert self._keeper is not None, "the caller asks whether there is something"
+        self._keeper.keep_next(self._blocks)
+
+    def keep_all(self, within_s: float) -> None:
+        """Write what is not on disk yet, for at most so long."""
+        if self._keeper is not None:
+            self._keeper.keep_all(self._blocks, within_s)
 
     def close(self) -> None:
         """End the other ranks. An engine without any needs no closing."""
@@ -143,6 +174,8 @@ class Engine:
         """Compute one batch, and return what there is to say about it."""
         batch = self._scheduler.next_batch()
         if batch:
+            if self._keeper is not None:
+                self._keeper.note_work()
             begun = time.perf_counter()
             placed = self._compute(batch)
             self._score_prompts(placed)
@@ -232,6 +265,7 @@ class Engine:
                 sequence.num_cached,
                 prefill_s,
                 sequence.prompt_logprobs,
+                sequence.num_restored,
             )
         )
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from qlocal.engine.engine import Engine
 
 log = logging.getLogger("qlocal.rank")
+KEEP_AFTER_S = 3.0
+"""Quiet after which conversations are written to disk, a block at a time."""
+KEEP_AT_END_S = 8.0
+"""Less than the server waits for an orderly end."""
 
 
 def serve(connection: Connection) -> None:
@@ -54,6 +58,7 @@ def _lead(load: Load, messages: list[Message], connection: Connection) -> None:
     from qlocal.engine.engine import Engine  # torch: seconds, and it reads the environment that main has set
 
     engine = Engine.load(load, connection.send)
+    is_keeping = False
     try:
         connection.send(engine.ready)
         while True:
@@ -62,9 +67,14 @@ def _lead(load: Load, messages: list[Message], connection: Connection) -> None:
             if engine.has_work:
                 for answer in engine.step():
                     connection.send(answer)
-            messages = connection.receive(wait=not engine.has_work, beside=engine.rank_sockets)
+            timeout_s = (0.0 if is_keeping else KEEP_AFTER_S) if engine.has_unkept else None
+            messages = connection.receive(wait=not engine.has_work, beside=engine.rank_sockets, timeout_s=timeout_s)
             engine.check_ranks()
+            is_keeping = not messages and engine.has_unkept
+            if is_keeping:
+                engine.keep_next()
     except Closed:
+        engine.keep_all(KEEP_AT_END_S)
         engine.close()
         raise
 

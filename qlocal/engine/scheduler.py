@@ -109,7 +109,7 @@ class Scheduler:
             if admitted is None:
                 return
             sequence.table, sequence.num_cached = admitted
-            sequence.num_computed = sequence.num_cached
+            sequence.num_computed, sequence.num_restored = sequence.num_cached, sequence.table.num_restored
             sequence.admitted_at = time.perf_counter()
             self.running.append(self.waiting.popleft())
 

@@ -16,6 +16,7 @@ class Sequence:
     """A request, its tokens so far and its place in the cache.
 
     token_ids: prompt and generated. num_computed: how many of them have keys and values in the cache.
+    num_cached: of the prompt, how many had them before; num_restored: how many of these from beside the cache.
     table: None while it waits. prompt_logprobs: of prompt tokens 1, 2, ..., when the request asks for them.
     guesser: what is guessed to come next, and how that went.
     """
@@ -26,6 +27,7 @@ class Sequence:
     table: BlockTable | None = None
     num_computed: int = 0
     num_cached: int = 0
+    num_restored: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     guesser: Guesser = field(default_factory=Guesser)
     admitted_at: float = 0.0

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from qlocal.config import EngineOptions
 from qlocal.errors import QLocalError, RequestError
 from qlocal.schema import Status
-from qlocal.server import errors, generation, json_body
+from qlocal.server import errors, generation, json_body, sessions
 from qlocal.server.access import MAX_BODY_BYTES, Access, AccessRules
 from qlocal.server.generation import Delta, Ended, Job, Usage
 from qlocal.server.requests import ChatRequest, CompletionRequest, CountRequest, LoadRequest, validate
@@ -45,6 +45,7 @@ def build_app(service: Service, rules: AccessRules, options: EngineOptions, on_s
             Route("/qlocal/events", routes.events),
             Route("/qlocal/load", routes.load, methods=["POST"]),
             Route("/qlocal/count", routes.count, methods=["POST"]),
+            Route("/qlocal/sessions", routes.sessions, methods=["GET", "DELETE"]),
             Route("/qlocal/stop", routes.stop, methods=["POST"]),
         ],
         middleware=[Middleware(Access, rules=rules)],
@@ -108,6 +109,11 @@ class Routes:
     async def count(self, request: Request) -> Response:
         body = validate(CountRequest, await _json(request))
         return JSONResponse(await self._service.count(body.messages))
+
+    async def sessions(self, request: Request) -> Response:
+        """Tell what is kept of conversations on disk; DELETE removes it."""
+        act = sessions.forget if request.method == "DELETE" else sessions.stored
+        return JSONResponse(await asyncio.to_thread(act, self._options.sessions))
 
     async def stop(self, request: Request) -> Response:
         log.info("asked to stop")

@@ -195,6 +195,7 @@ def _usage(job: Job, choices: Sequence[_Choice], max_context: int) -> Usage:
         decode_s=round(decode_s, 6),
         tokens_per_s=round(completion_tokens / decode_s, 3) if decode_s > 0 else 0.0,
         max_context=max_context,
+        restored_tokens=sum(s.restored_tokens for s in started[:: job.n]),
         drafted_tokens=sum(choice.drafted_tokens for choice in choices),
         accepted_tokens=sum(choice.accepted_tokens for choice in choices),
     )

@@ -16,7 +16,7 @@ from qlocal.errors import EngineError
 from qlocal.protocol import Message, Shutdown
 
 RANK_COMMAND = (sys.executable, "-m", "qlocal.engine.rank")
-SHUTDOWN_GRACE_S = 5.0
+SHUTDOWN_GRACE_S = 12.0
 OOM_SCORE = 500
 """When memory runs out the kernel shall take the rank, which is started again, and not the chat."""
 

@@ -273,6 +273,9 @@ def load_message(path: Path, options: EngineOptions) -> Load:
         split=options.split,
         nodes=options.nodes,
         draft=options.draft or FROM_CONTEXT,
+        sessions_folder=None if options.sessions is None else str(options.sessions),
+        sessions_bytes=options.sessions_bytes,
+        host_cache_bytes=options.host_cache_bytes,
     )
 
 

@@ -46,6 +46,7 @@ def test_answer_has_every_field_that_clients_read(server: Running) -> None:
         "decode_s",
         "tokens_per_s",
         "max_context",
+        "restored_tokens",
         "drafted_tokens",
         "accepted_tokens",
     }

@@ -1,0 +1,88 @@
+"""How fast does a conversation come back from disk? Its blocks' bytes a second, beside what the disk reads.
+
+    python benchmarks/sessions.py MODEL --folder DIR [--tokens 4096] [--kv f16]
+
+Reads a made-up prompt, keeps it, ends the engine, drops the files from the system's memory, and asks again: the time to
+the first token, and how much of that is reading. Then the same files are read as plain bytes, dropped before as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from qlocal.engine.engine import Engine
+from qlocal.protocol import Load, Sampling, Started, Submit
+
+
+def drop(folder: Path) -> None:
+    """Have the system forget what it has read of the files."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def first_token(engine: Engine, prompt: list[int]) -> tuple[float, Started]:
+    """Return seconds until the prompt was read, and what the engine says of it."""
+    engine.submit(Submit("a", prompt, 1, [], Sampling(temperature=0.0), engine.vocab_size))
+    begun, started, taken = time.perf_counter(), None, 0.0
+    while engine.has_work:
+        for message in engine.step():
+            if isinstance(message, Started):
+                started, taken = message, time.perf_counter() - begun
+    assert started is not None, "every prompt is started"
+    return taken, started
+
+
+def read_plainly(folder: Path) -> float:
+    """Return the bytes a second of reading all files from end to end."""
+    buffer, total, begun = bytearray(8 << 20), 0, time.perf_counter()
+    for path in folder.iterdir():
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                total += count
+    return total / (time.perf_counter() - begun)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--kv", default="f16")
+    args = parser.parse_args()
+    load = Load(
+        str(args.model),
+        ["cpu"],
+        max_context=args.tokens + 2,
+        slots=1,
+        kv=args.kv,
+        sessions_folder=str(args.folder),
+        sessions_bytes=1 << 40,
+    )
+    before = Engine.load(load, lambda _: None)
+    prompt = [(7919 * i + 31) % before.vocab_size for i in range(args.tokens)]
+    computed_s, _ = first_token(before, prompt)
+    begun = time.perf_counter()
+    before.keep_all(within_s=600)
+    written_s = time.perf_counter() - begun
+    num_bytes = sum(path.stat().st_size for path in args.folder.iterdir())
+    del before
+    after = Engine.load(load, lambda _: None)
+    drop(args.folder)
+    restored_s, started = first_token(after, prompt)
+    drop(args.folder)
+    plain = read_plainly(args.folder)
+    rate = num_bytes / restored_s
+    print(f"{args.tokens} tokens, {num_bytes / 1e6:.0f} MB with --kv {args.kv}")
+    print(f"computed in {computed_s:.2f} s, written in {written_s:.2f} s ({num_bytes / written_s / 1e6:.0f} MB/s)")
+    print(f"first token after {restored_s:.2f} s, {started.restored_tokens} tokens restored: {rate / 1e6:.0f} MB/s")
+    print(f"the disk reads the same files at {plain / 1e6:.0f} MB/s: {rate / plain:.0%} of that")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Conversations outlive the engine: what was computed is read from disk, equal to what it was, and never another's."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from qlocal.engine.engine import Engine
+from qlocal.engine.keeping import MIN_KEPT_TOKENS
+from qlocal.protocol import Load, Sampling
+from tests import tiny
+from tests.engine.running import Answer, request, run
+from tests.memory_checkpoint import random_ids
+
+CONTEXT = 2048
+WIDE = {"max_position_embeddings": CONTEXT}
+SCORED = Sampling(temperature=0.0, top_logprobs=3)
+PROMPT = random_ids(300, 700)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model", overrides=WIDE)
+
+
+def engine_at(model: Path, sessions: Path | None, kv: str | None = None, quota: int = 1 << 30) -> Engine:
+    load = Load(str(model), ["cpu"], max_context=CONTEXT, slots=1, threads=1, kv=kv)
+    kept = {} if sessions is None else {"sessions_folder": str(sessions), "sessions_bytes": quota}
+    return Engine.load(Load(**{**vars(load), **kept}), lambda _: None)
+
+
+def ask(engine: Engine, prompt: list[int], tokens: int = 6) -> Answer:
+    return run(engine, request("a", prompt, tokens, SCORED, num_tokens=300))["a"]
+
+
+def reused(answer: Answer) -> tuple[int, int]:
+    assert answer.started is not None
+    return answer.started.cached_tokens, answer.started.restored_tokens
+
+
+@pytest.mark.parametrize("kv", [None, "q8", "q8,q4"])
+def test_a_conversation_goes_on_after_the_engine_was_ended(folder: Path, tmp_path: Path, kv: str | None) -> None:
+    before = engine_at(folder, tmp_path, kv)
+    first = ask(before, PROMPT)
+    assert before.has_unkept
+    before.keep_all(within_s=60)
+    assert not before.has_unkept
+    turn = [*PROMPT, *first.token_ids, *random_ids(300, 9, seed=2)]
+    expected = ask(before, turn)
+    assert reused(expected) == (705, 0)
+    after = ask(engine_at(folder, tmp_path, kv), turn)
+    assert reused(after) == (705, 705), "not one token is computed again"
+    assert after.token_ids == expected.token_ids
+    assert after.logprobs == expected.logprobs, "the next logits are those before"
+
+
+def test_an_edit_and_a_branch_restore_what_stands_before_them(folder: Path, tmp_path: Path) -> None:
+    before = engine_at(folder, tmp_path)
+    ask(before, PROMPT)
+    before.keep_all(within_s=60)
+    edited = [*PROMPT[:600], 1, 2, 3]
+    assert reused(ask(engine_at(folder, tmp_path), edited)) == (600, 600)
+    plain = ask(engine_at(folder, None), edited)
+    assert ask(engine_at(folder, tmp_path), edited).token_ids == plain.token_ids
+
+
+def test_other_weights_other_types_and_other_scaling_take_nothing(folder: Path, tmp_path: Path) -> None:
+    before = engine_at(folder, tmp_path)
+    ask(before, PROMPT)
+    before.keep_all(within_s=60)
+    yarn = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1024}
+    tuned = tiny.write_checkpoint(tmp_path / "tuned" / "model", overrides=WIDE, seed=1)
+    stretched = tiny.write_checkpoint(tmp_path / "yarn" / "model", overrides={**WIDE, "rope_scaling": yarn})
+    for model, kv in ((tuned, None), (stretched, None), (folder, "q8")):
+        found, plain = ask(engine_at(model, tmp_path, kv), PROMPT), ask(engine_at(model, None, kv), PROMPT)
+        assert reused(found) == (0, 0)
+        assert found.token_ids == plain.token_ids
+    assert reused(ask(engine_at(folder, tmp_path), PROMPT)) == (699, 699), "the others have taken nothing away"
+
+
+def test_what_is_damaged_is_computed_and_told(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = engine_at(folder, tmp_path)
+    expected = ask(before, PROMPT)
+    before.keep_all(within_s=60)
+    for path in tmp_path.glob("*-256.kv"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        after = ask(engine_at(folder, tmp_path), PROMPT)
+    assert reused(after) == (0, 0) and after.token_ids == expected.token_ids
+    assert "its checksum is" in caplog.text and "are computed again" in caplog.text
+
+
+def test_short_conversations_are_not_kept_and_the_quota_holds(folder: Path, tmp_path: Path) -> None:
+    engine = engine_at(folder, tmp_path / "short")
+    ask(engine, random_ids(300, MIN_KEPT_TOKENS - 300))
+    engine.keep_all(within_s=60)
+    assert list((tmp_path / "short").iterdir()) == []
+    block = 2 * 2 * 2 * 256 * 32 * 2 + 4096
+    small = engine_at(folder, tmp_path / "small", quota=2 * block)
+    ask(small, PROMPT)
+    small.keep_all(within_s=60)
+    assert not small.has_unkept
+    assert 0 < sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= 2 * block
+    assert reused(ask(engine_at(folder, tmp_path / "small"), PROMPT))[1] == 512, "the beginning is worth most"
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_nothing_else_happens(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    engine = engine_at(folder, tmp_path / "file")
+    assert ask(engine, PROMPT).reason == "length" and not engine.has_unkept
+    assert "conversations are not kept in" in caplog.text
