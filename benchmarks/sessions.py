@@ -75,12 +75,14 @@ def main() -> None:
     after = Engine.load(load, lambda _: None)
     drop(args.folder)
     restored_s, started = first_token(after, prompt)
+    held_s, _ = first_token(after, prompt)
     drop(args.folder)
     plain = read_plainly(args.folder)
-    rate = num_bytes / restored_s
+    rate = num_bytes / (restored_s - held_s)
     print(f"{args.tokens} tokens, {num_bytes / 1e6:.0f} MB with --kv {args.kv}")
     print(f"computed in {computed_s:.2f} s, written in {written_s:.2f} s ({num_bytes / written_s / 1e6:.0f} MB/s)")
-    print(f"first token after {restored_s:.2f} s, {started.restored_tokens} tokens restored: {rate / 1e6:.0f} MB/s")
+    print(f"first token after {restored_s:.2f} s, {held_s:.2f} s where the cache still holds all")
+    print(f"{started.restored_tokens} tokens restored at {rate / 1e6:.0f} MB/s")
     print(f"the disk reads the same files at {plain / 1e6:.0f} MB/s: {rate / plain:.0%} of that")
 
 

@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,12 @@ def read_header(path: Path) -> BlockHeader:
     """Return the header of a file. SessionError when it is none, OSError when it cannot be read."""
     with path.open("rb") as file:
         return _header(file.read(PAYLOAD_START), file.fileno(), path)[0]
+
+
+def will_read(path: Path) -> None:
+    """Have the system read a file from the disk meanwhile. One that is not there is noticed when it is read."""
+    with suppress(OSError), path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def read_block(path: Path, parts: Sequence[Tensor]) -> BlockHeader:

@@ -160,11 +160,19 @@ class BlockManager:
 
     def _restore(self, table: BlockTable, token_ids: Sequence[int]) -> int:
         """Fetch the full blocks that follow in `token_ids` from beside the pool; return their number of tokens."""
-        first = len(table.blocks)
-        while self._tier is not None and (len(table.blocks) + 1) * self.block_size <= len(token_ids):
-            start = len(table.blocks) * self.block_size
-            content = content_after(self._parent(table), token_ids[start : start + self.block_size])
-            if not self._tier.holds(content) or not self._fetch(table, content):
+        if self._tier is None:
+            return 0
+        first, contents = len(table.blocks), list[Content]()
+        parent = self._parent(table)
+        for start in range(first * self.block_size, len(token_ids) - self.block_size + 1, self.block_size):
+            content = content_after(parent, token_ids[start : start + self.block_size])
+            if not self._tier.holds(content):
+                break
+            contents.append(content)
+            parent = content.digest
+        self._tier.will_load(contents)
+        for content in contents:
+            if not self._fetch(table, content):
                 break
             self._pool.remember(table.blocks[-1], content)
             table.digests.append(content.digest)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qlocal.cache.block_file import read_block, read_header, write_block
+from qlocal.cache.block_file import read_block, read_header, will_read, write_block
 from qlocal.cache.block_pool import Content, common_prefix
 from qlocal.cache.host_tier import BlockParts
 from qlocal.errors import SessionError
@@ -61,6 +61,13 @@ class DiskTier:
     def holds(self, content: Content) -> bool:
         """See `Tier.holds`."""
         return content.digest.hex() in self._entries
+
+    def will_load(self, contents: Sequence[Content]) -> None:
+        """See `Tier.will_load`: the disk reads on while what has come is checked."""
+        for content in contents:
+            entry = self._entries.get(content.digest.hex())
+            if entry is not None:
+                will_read(entry.path)
 
     def load(self, content: Content, block: int) -> bool:
         """See `Tier.load`. What is damaged, or is not what its name says, is told to the log and removed."""

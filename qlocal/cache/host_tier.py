@@ -30,6 +30,9 @@ class HostTier:
         """See `Tier.holds`."""
         return content.digest in self._held
 
+    def will_load(self, contents: Sequence[Content]) -> None:
+        """See `Tier.will_load`; it is all in memory."""
+
     def load(self, content: Content, block: int) -> bool:
         """See `Tier.load`."""
         found = self._held.get(content.digest)

@@ -15,6 +15,10 @@ class Tier(Protocol):
         """Say whether exactly this content is kept."""
         ...
 
+    def will_load(self, contents: Sequence[Content]) -> None:
+        """Prepare for all of these, in their order."""
+        ...
+
     def load(self, content: Content, block: int) -> bool:
         """Put what is kept of exactly this content into a block of the cache; False where nothing is."""
         ...
@@ -36,6 +40,10 @@ class Chain:
 
     def holds(self, content: Content) -> bool:
         return any(tier.holds(content) for tier in self._tiers)
+
+    def will_load(self, contents: Sequence[Content]) -> None:
+        for tier in self._tiers:
+            tier.will_load(contents)
 
     def load(self, content: Content, block: int) -> bool:
         return any(tier.load(content, block) for tier in self._tiers)

@@ -105,12 +105,13 @@ class Scheduler:
         while self.waiting and len(self.running) < self._slots:
             sequence = self.waiting[0]
             request = sequence.request
+            begun = time.perf_counter()  # what is restored is a part of reading the prompt
             admitted = self._blocks.admit(request.input_ids, request.max_tokens, reuse=not request.echo_logprobs)
             if admitted is None:
                 return
             sequence.table, sequence.num_cached = admitted
             sequence.num_computed, sequence.num_restored = sequence.num_cached, sequence.table.num_restored
-            sequence.admitted_at = time.perf_counter()
+            sequence.admitted_at = begun
             self.running.append(self.waiting.popleft())
 
     def _prefill_runs(self, sequences: list[Sequence]) -> Iterator[ScheduledRun]:
