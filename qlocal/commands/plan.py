@@ -23,12 +23,13 @@ from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.described import TYPES, Description, describe
+from qlocal.models.long_context import context_limit
 from qlocal.plan import levers, words
 from qlocal.plan.demand import cache_types
-from qlocal.plan.make import plan_for
+from qlocal.plan.make import longest_context, plan_for
 from qlocal.plan.places import CPU, UNLIMITED_BYTES, Place, here, place
 from qlocal.plan.plan import Plan
-from qlocal.plan.request import SPLIT_CHOICES, Request, context_limit
+from qlocal.plan.request import SPLIT_CHOICES, Request
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def _subject(args: argparse.Namespace) -> Subject:
             if entry is None:
                 raise
         else:
-            limit = context_limit(checkpoint.config)
-            return Subject(checkpoint, f"{args.model}, {checkpoint.format}", limit, limit)
+            limit, native = longest_context(checkpoint, args.context), context_limit(checkpoint.config)
+            return Subject(checkpoint, f"{args.model}, {checkpoint.format}", limit, native)
     if entry is None:
         raise UsageError(f"--type describes models of the catalogue, '{args.model}' is none")
     kind = args.type or str(entry.recommended.get("format", "awq"))

@@ -17,6 +17,7 @@ from qlocal.cache.storage import KVStorage
 from qlocal.cache.tiers import Chain, Tier
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.identity import weights_identity
+from qlocal.models.long_context import stretched
 from qlocal.plan import Plan
 from qlocal.protocol import Load
 
@@ -27,7 +28,7 @@ MIN_KEPT_TOKENS = 512
 
 def made_by(checkpoint: Checkpoint, plan: Plan, *, is_kept: bool) -> dict[str, str]:
     """Return by name what keys and values depend on. is_kept: they outlive the process, so the weights are told too."""
-    config = checkpoint.config
+    config = stretched(checkpoint.config, plan.yarn_factor)
     return {
         "weights": weights_identity(checkpoint.files) if is_kept else "",
         "geometry": repr(config),

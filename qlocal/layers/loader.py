@@ -18,6 +18,7 @@ from qlocal.layers.head import hold
 from qlocal.layers.linear import Placement, QuantLinear, vector
 from qlocal.layers.seat import Seat, read_part
 from qlocal.models.base import Role, TensorSpec
+from qlocal.models.long_context import stretched
 from qlocal.plan import Plan, head_of
 from qlocal.tensor_split import Share
 from qlocal.weights import DenseWeight, Weight
@@ -85,7 +86,7 @@ def load_model(
     _check_cards(plan)
     if seat is not None:
         return _load_part(checkpoint, plan, kernels, on_progress, seat)
-    config, progress = checkpoint.config, _Progress(checkpoint, on_progress)
+    config, progress = stretched(checkpoint.config, plan.yarn_factor), _Progress(checkpoint, on_progress)
     _will_read(checkpoint, 0)
     embedding = load_embedding(checkpoint, plan.embedding_device)
     progress.add(None)
@@ -103,7 +104,8 @@ def load_model(
 
 def _load_part(checkpoint: Checkpoint, plan: Plan, kernels: str, on_progress: OnProgress | None, seat: Seat) -> Decoder:
     share, progress = seat.share, _Progress(checkpoint, on_progress)
-    device, config = local_name(plan.devices[share.rank].device), share.config(checkpoint.config)
+    device = local_name(plan.devices[share.rank].device)
+    config = share.config(stretched(checkpoint.config, plan.yarn_factor))
     embedding = load_embedding(checkpoint, plan.embedding_device)
     progress.add(None)
     layers = []

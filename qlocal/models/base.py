@@ -132,6 +132,7 @@ class Architecture:
     gguf_arch: value of `general.architecture`. qkv_bias: q, k and v have biases.
     permutes_qk: GGUF stores q and k rows in neighbouring rotary pairs. is_moe: experts behind a router.
     refused: config fields that must have one of these values when present, with what it would mean otherwise.
+    yarn: (context, factor) for models with exactly this context, what their makers document for longer texts.
     """
 
     model_type: str
@@ -141,6 +142,7 @@ class Architecture:
     is_moe: bool
     default_rope_theta: float
     refused: tuple[tuple[str, tuple[object, ...], str], ...] = ()
+    yarn: tuple[int, float] = (0, 1.0)
 
     def tensors(self, config: ModelConfig) -> Iterator[TensorSpec]:
         """Yield every tensor of a checkpoint with this geometry, in file order."""

@@ -15,4 +15,5 @@ ARCHITECTURE = Architecture(
         ("use_sliding_window", (False, None), "sliding-window attention"),
         ("hidden_act", ("silu",), "another activation"),
     ),
+    yarn=(32768, 4.0),
 )

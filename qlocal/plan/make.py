@@ -10,6 +10,7 @@ from qlocal.errors import PlanError, UsageError
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.ggml_types import LAYOUTS
+from qlocal.models.long_context import context_limit, stretched_limit, yarn_factor
 from qlocal.plan import levers
 from qlocal.plan.demand import KV_BITS, cache_types, head_of, held_type
 from qlocal.plan.layout import Held
@@ -23,7 +24,6 @@ from qlocal.plan.request import (
     MIN_CONTEXT,
     SPLIT_CHOICES,
     Request,
-    context_limit,
 )
 from qlocal.protocol import Load
 
@@ -61,7 +61,7 @@ def make_plan(
     request = Request(
         checkpoint,
         places,
-        context_limit(checkpoint.config),
+        longest_context(checkpoint, max_context),
         host=host,
         max_context=max_context,
         slots=slots,
@@ -79,6 +79,12 @@ def make_plan(
     )
     request = levers.with_cache_types(request)
     return plan_for(levers.better_split(request) if split == "auto" else request)
+
+
+def longest_context(checkpoint: Checkpoint, asked: int | None) -> int:
+    """Return the limit of a request: the model's own context, and what YaRN adds to it only for who asks for more."""
+    native = context_limit(checkpoint.config)
+    return native if asked is None or asked <= native else stretched_limit(checkpoint.config, checkpoint.architecture)
 
 
 def plan_load(
@@ -192,11 +198,12 @@ def _plan(placer: Placer, placed: Placement, context: int) -> Plan:
         prefill_chunk=request.prefill_chunk,
         rank_weights=tuple(place.room for place in request.places) if request.split == "tensor" else (),
         guesses=request.guesses,
-        draft=_draft_plan(request, placed, num_blocks),
+        yarn_factor=yarn_factor(request.checkpoint.config, request.checkpoint.architecture, context),
+        draft=_draft_plan(request, placed, num_blocks, context),
     )
 
 
-def _draft_plan(request: Request, placed: Placement, num_blocks: int) -> DraftPlan | None:
+def _draft_plan(request: Request, placed: Placement, num_blocks: int, context: int) -> DraftPlan | None:
     draft = next((share.draft for share in placed.shares if share.draft is not None), None)
     if draft is None or request.draft is None:
         return None
@@ -208,6 +215,7 @@ def _draft_plan(request: Request, placed: Placement, num_blocks: int) -> DraftPl
         mapped_bytes=draft.weights.mapped,
         cache_bytes=draft.cache_bytes(num_blocks),
         scratch_bytes=draft.scratch_bytes,
+        yarn_factor=yarn_factor(request.draft.config, request.draft.architecture, context),
     )
 
 

@@ -42,6 +42,7 @@ class DraftPlan:
     mapped_bytes: int
     cache_bytes: int
     scratch_bytes: int
+    yarn_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Plan:
     split: `layer`, or `tensor` where every device holds a part of all layers. host_experts: layers whose experts
     compute on the CPU, whatever holds the rest of them. embedding_bytes: of the mapped table, which nothing counts.
     prefill_chunk: most prompt tokens of a step. rank_weights: in what proportion a tensor split divides all layers.
-    guesses: who guesses next tokens, FROM_CONTEXT, NO_DRAFT or the path of the draft model that `draft` places."""
+    guesses: who guesses next tokens, FROM_CONTEXT, NO_DRAFT or the path of the draft model that `draft` places.
+    yarn_factor: by how much positions are stretched for max_context, None where the checkpoint's own scaling stays."""
 
     devices: tuple[DevicePlan, ...]
     embedding_device: str
@@ -72,6 +74,7 @@ class Plan:
     rank_weights: tuple[int, ...] = ()
     guesses: str = FROM_CONTEXT
     draft: DraftPlan | None = None
+    yarn_factor: float | None = None
 
     def for_draft(self) -> Plan:
         """Return the plan by which the draft model is loaded: its cache has the blocks of the model's own."""
@@ -86,6 +89,7 @@ class Plan:
             host_experts=(),
             rank_weights=(),
             draft=None,
+            yarn_factor=self.draft.yarn_factor,
         )
 
     def device_of_layer(self, layer: int) -> str:

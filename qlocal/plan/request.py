@@ -7,7 +7,6 @@ from functools import cached_property
 
 from qlocal.config import FROM_CONTEXT, PREFILL_CHUNK, STORED
 from qlocal.formats.base import Checkpoint
-from qlocal.models.base import ModelConfig
 from qlocal.plan.demand import DENSE_STORAGE, Demand
 from qlocal.plan.layout import UNIT_COLUMNS
 from qlocal.plan.places import Place
@@ -79,11 +78,3 @@ class Request:
     @property
     def can_offload(self) -> bool:
         return self.host is not None and self.offload != "none" and self.split == "layer"
-
-
-def context_limit(config: ModelConfig) -> int:
-    """Return the longest context the model was made for; YaRN reaches beyond `max_position_embeddings`."""
-    scaling = config.rope_scaling
-    if scaling is not None and scaling.kind == "yarn":
-        return max(config.max_position_embeddings, int(scaling.original_max_position_embeddings * scaling.factor))
-    return config.max_position_embeddings

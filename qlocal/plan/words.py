@@ -30,6 +30,8 @@ def notes(plan: Plan) -> list[str]:
     ]
     if mapped := sum(part.mapped_bytes for part in plan.devices):
         lines.append(f"{shown_bytes(mapped)} of the weights are read from the mapped file, not copied")
+    if plan.yarn_factor is not None and plan.yarn_factor > 1.0:
+        lines.append(f"YaRN stretches positions by {plan.yarn_factor:.4g}, which this context needs")
     if (draft := plan.draft) is not None:
         held, cache = shown_bytes(draft.weight_bytes + draft.mapped_bytes), shown_bytes(draft.cache_bytes)
         lines.append(f"the draft model {Path(draft.path).name} is on {draft.device}: {held}, with {cache} of cache")

@@ -12,8 +12,8 @@ from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.layers.kv_conditioning import storage_for
 from qlocal.layers.loader import load_model
+from qlocal.models.long_context import context_limit, stretched
 from qlocal.plan import Plan
-from qlocal.plan.request import context_limit
 
 
 def open_speculator(plan: Plan, kernels: str) -> Speculator | None:
@@ -27,7 +27,8 @@ def open_speculator(plan: Plan, kernels: str) -> Speculator | None:
 
 def draft_model(checkpoint: Checkpoint, plan: Plan, kernels: str = "auto") -> DraftModel:
     """Load the draft model to where `plan` puts it."""
-    own, config = plan.for_draft(), checkpoint.config
+    own = plan.for_draft()
+    config = stretched(checkpoint.config, own.yarn_factor)
     decoder = load_model(checkpoint, own, kernels)
     runner = ModelRunner(decoder, storage_for(decoder, own), own.block_size)
     return DraftModel(
