@@ -18,7 +18,7 @@ from qlocal.config import FROM_CONTEXT, NO_DRAFT
 from qlocal.engine.engine import Engine
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.guard.client import Guard
-from qlocal.protocol import Finished, Load, Sampling, Started, Submit, Tokens
+from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
 from qlocal.tokenizer import Tokenizer
 
 CHANGE = "Write this code out again with every function documented, and nothing else:\n\n```python\n{}\n```"
@@ -67,8 +67,6 @@ def answer(engine: Engine, name: str, prompt: list[int], tokens: int, num_tokens
                 token_ids += message.token_ids
             elif isinstance(message, Finished):
                 return Answer(token_ids, message)
-            else:
-                assert isinstance(message, Started), "an engine says nothing else"
     raise AssertionError("every request ends with a Finished")
 
 

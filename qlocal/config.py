@@ -134,6 +134,7 @@ class RunOptions:
     seed: int | None = None
     json: bool = False
     stats: bool = False
+    truncate: str | None = None
     engine: EngineOptions = field(default_factory=EngineOptions)
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,12 +94,18 @@ def error_of(response: httpx.Response) -> QLocalError:
         return EngineError(f"the server answered {response.status_code} {response.reason_phrase}")
 
 
-def events_of(response: httpx.Response) -> Iterator[dict[str, Any] | None]:
-    """Yield the JSON events of one of our streams; None stands for `[DONE]`. EngineError when it breaks off."""
+def events_of(
+    response: httpx.Response, on_comment: Callable[[dict[str, Any]], None] = lambda value: None
+) -> Iterator[dict[str, Any] | None]:
+    """Yield the JSON events of one of our streams; None stands for `[DONE]`. EngineError when it breaks off.
+
+    on_comment: gets what our server says beside the events."""
     try:
         for line in response.iter_lines():
             if line.startswith("data: "):
                 yield None if line == "data: [DONE]" else json.loads(line[6:])
+            elif line.startswith(": qlocal "):
+                on_comment(json.loads(line.removeprefix(": qlocal ")))
     except httpx.TransportError as error:
         raise EngineError(f"the server went away: {error}") from error
 

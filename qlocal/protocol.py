@@ -215,6 +215,18 @@ class Started(Message):
 
 
 @dataclass(frozen=True)
+class Reading(Message):
+    """A part of a prompt has been read, and more is to come. done_tokens: in the cache, cached_tokens of them from the
+    start. elapsed_s: since reading began."""
+
+    request_id: str
+    done_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
 class Tokens(Message):
     """New tokens of one sequence, in order; `logprobs` is empty or one a token."""
 

@@ -91,10 +91,32 @@ class Status:
 
 
 @dataclass(frozen=True)
+class PromptProgress:
+    """How far a long prompt has been read, as a comment in a stream before its first token. left_s: of reading."""
+
+    done_tokens: int
+    prompt_tokens: int
+    tokens_per_s: float
+    left_s: float
+
+    @property
+    def sentence(self) -> str:
+        minutes, seconds = divmod(round(self.left_s), 60)
+        left = f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+        return (
+            f"reading the prompt: {self.done_tokens:,} of {self.prompt_tokens:,} tokens, "
+            f"{self.tokens_per_s:.0f} tokens/s, {left} left"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class SpeedReport:
     """The extra object `qlocal` inside `usage`: what OpenAI's usage has no field for. restored_tokens: of the
-    cached ones, how many came from host memory or disk. drafted_tokens: how many were
-    guessed and checked, accepted_tokens: how many of these were right."""
+    cached ones, how many came from host memory or disk. left_out_tokens: of a prompt that was cut. drafted_tokens:
+    how many were guessed and checked, accepted_tokens: how many of these were right."""
 
     cached_tokens: int
     prefill_s: float
@@ -102,6 +124,7 @@ class SpeedReport:
     tokens_per_s: float
     max_context: int
     restored_tokens: int = 0
+    left_out_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
 

@@ -196,6 +196,41 @@ def test_a_draft_model_of_other_tokens_is_refused_in_a_sentence(address: Address
     assert wait_until_ready(address).state is EngineState.READY
 
 
+def test_a_file_is_read_before_the_question_and_cut_in_the_middle_when_asked(
+    address: Address, home: Path, tmp_path: Path
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("The dog is quick. " * 200)
+    command = [sys.executable, "-m", "qlocal.cli", "run", "first", "Why?", "--file", str(book), "--max-tokens", "4"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "the context of this model is 256 tokens" in refused.stderr and "truncate the middle" in refused.stderr
+    cut = subprocess.run([*command, "--truncate", "middle", "--stats"], capture_output=True, text=True, check=True)
+    assert "tokens in the middle of the prompt were left out" in cut.stderr
+    (stats,) = [line for line in cut.stderr.splitlines() if line.startswith("prompt ")]
+    assert 200 < int(stats.split()[1]) <= 252
+    missing = subprocess.run([*command, "--file", str(tmp_path / "no.txt")], capture_output=True, text=True)
+    assert missing.returncode == 2 and "there is no file" in missing.stderr
+
+
+def test_a_long_prompt_tells_how_far_it_is_read_and_other_clients_see_nothing_of_it(
+    address: Address, home: Path
+) -> None:
+    body = {"messages": [{"role": "user", "content": "Quick dogs. " * 20}], "max_tokens": 2, "stream": True}
+    launch.stop()
+    launch.ensure_server("first", replace(OPTIONS, prefill_chunk=32))
+    wait_until_ready(address)
+    comments: list[dict[str, Any]] = []
+    with launch.connect(address) as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert all(chunk is None or "choices" in chunk for chunk in launch.events_of(response, comments.append))
+    done = [said["done_tokens"] for said in comments]
+    assert len(done) >= 3 and done == sorted(done) and done[0] == 32
+    assert all(said["prompt_tokens"] > done[-1] and said["left_s"] >= 0 for said in comments)
+    launch.stop()
+    launch.ensure_server("first", OPTIONS)
+    wait_until_ready(address)
+
+
 def kill_server() -> None:
     """Kill the server that this process has started last, and its engine, which would go on writing."""
     server = launch._started[-1]

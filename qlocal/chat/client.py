@@ -15,7 +15,7 @@ import httpx
 
 from qlocal.chat import wire
 from qlocal.chat.events import AnswerEvent, Done, Failure, TokenCount
-from qlocal.chat.sse import event_data
+from qlocal.chat.sse import OWN_COMMENT, event_data
 from qlocal.errors import ServerError, UsageError
 from qlocal.launch import Address
 from qlocal.schema import Status
@@ -170,6 +170,10 @@ async def _answer_events(response: httpx.Response) -> AsyncIterator[AnswerEvent]
         if data == "[DONE]":
             yield done or Done("stop")
             return
+        if data.startswith(OWN_COMMENT):
+            if (progress := wire.parse_comment(data)) is not None:
+                yield progress
+            continue
         for event in wire.parse_chunk(data):
             if isinstance(event, Done):
                 done = event

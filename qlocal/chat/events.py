@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qlocal.schema import PromptProgress
+
 
 @dataclass(frozen=True)
 class TextDelta:
@@ -67,4 +69,4 @@ class TokenCount:
     max_context: int
 
 
-AnswerEvent = TextDelta | ThinkingDelta | Usage | Done | Failure
+AnswerEvent = TextDelta | ThinkingDelta | PromptProgress | Usage | Done | Failure

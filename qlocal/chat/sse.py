@@ -11,10 +11,12 @@ from collections.abc import AsyncIterable, AsyncIterator
 from qlocal.errors import ServerError
 
 MAX_EVENT_BYTES = 16 << 20
+OWN_COMMENT = ": qlocal "
 
 
 async def event_data(chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
-    """Yield the data of every complete event; pings, comments and other fields are left out.
+    """Yield the data of every complete event; pings and other fields are left out, comments too, but for those of our
+    server, which come as they are: a colon, `qlocal`, and JSON.
 
     A last event without its empty line is one that was cut, unless it is `[DONE]`. ServerError above 16 MiB.
     """
@@ -23,6 +25,9 @@ async def event_data(chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
         if line.startswith(b"data:"):
             data.append(line[5:].removeprefix(b" "))
             _check_size(sum(map(len, data)))
+        elif line.startswith(OWN_COMMENT.encode()):
+            _check_size(len(line))
+            yield line.decode("utf-8", "replace")
         elif not line and data:
             yield b"\n".join(data).decode("utf-8", "replace")
             data = []

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from qlocal.chat.events import AnswerEvent, Done, Failure, TextDelta, ThinkingDelta, Usage
+from qlocal.chat.sse import OWN_COMMENT
 from qlocal.errors import ServerError
-from qlocal.schema import Status
+from qlocal.schema import PromptProgress, Status
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -60,6 +61,19 @@ def parse_error(status_code: int, body: str) -> Failure:
         return Failure(f"the server answered HTTP {status_code} without saying why")
     code = fields.get("code") or fields.get("type")
     return Failure(message, str(code) if code else None)
+
+
+def parse_comment(comment: str) -> PromptProgress | None:
+    """Read what our server says beside the events of a stream; None for what this version does not know."""
+    try:
+        values = as_object(json.loads(comment.removeprefix(OWN_COMMENT)))
+    except ValueError:
+        return None
+    done, total = as_int(values.get("done_tokens")), as_int(values.get("prompt_tokens"))
+    rate, left_s = as_float(values.get("tokens_per_s")), as_float(values.get("left_s"))
+    if done is None or total is None or rate is None or left_s is None:
+        return None
+    return PromptProgress(done, total, rate, left_s)
 
 
 def parse_chunk(data: str) -> Iterator[AnswerEvent]:

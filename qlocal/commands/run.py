@@ -5,17 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import httpx
+import shtab
 
 from qlocal import launch
-from qlocal.clean import clean
-from qlocal.commands.options import add_engine, add_model, engine_options, positive, probability, seed, temperature
-from qlocal.commands.waiting import wait_until_ready
+from qlocal.clean import clean, clean_line
+from qlocal.commands.options import (
+    add_engine,
+    add_model,
+    engine_options,
+    positive,
+    probability,
+    readable_file,
+    seed,
+    temperature,
+)
+from qlocal.commands.waiting import CLEAR_LINE, wait_until_ready
 from qlocal.config import RunOptions
 from qlocal.errors import EngineError, UsageError
+from qlocal.schema import PromptProgress
 
 MAX_PROMPT_BYTES = 16 << 20
 
@@ -23,6 +35,16 @@ MAX_PROMPT_BYTES = 16 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the question; - or none reads standard input")
+    parser.add_argument(
+        "--file",
+        type=readable_file,
+        action="append",
+        default=[],
+        help="a text before the question; may be given several times",
+    ).complete = shtab.FILE  # type: ignore[attr-defined]  # how shtab is told what completes it
+    parser.add_argument(
+        "--truncate", choices=("middle",), help="leave out the middle of a prompt that is longer than the context"
+    )
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     parser.add_argument("--temperature", type=temperature, help="0 takes the most likely token")
     parser.add_argument("--top-p", type=probability, help="sample from the most likely tokens of this total")
@@ -37,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     engine, _ = engine_options(args)
     options = RunOptions(
         model=args.model,
-        prompt=_prompt(args.prompt),
+        prompt=_with_files(args.file, args.prompt),
         system=args.system,
         temperature=args.temperature,
         top_p=args.top_p,
@@ -45,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         json=args.json,
         stats=args.stats,
+        truncate=args.truncate,
         engine=engine,
     )
     address = launch.ensure_server(options.model, options.engine)
@@ -54,26 +77,40 @@ def run(args: argparse.Namespace) -> int:
     else:
         usage: dict[str, Any] = {}
         _print_stream(_deltas(address, options, usage))
+        if left_out := usage.get("qlocal", {}).get("left_out_tokens"):
+            print(f"qlocal: {left_out:,} tokens in the middle of the prompt were left out", file=sys.stderr)
         if options.stats:
             print(stats_line(usage), file=sys.stderr)
     return 0
 
 
 def _prompt(given: str | None) -> str:
-    text = given if given not in (None, "-") else _read_standard_input()
+    text = given if given not in (None, "-") else _read(sys.stdin.buffer, "standard input")
     if not text or not text.strip():
         raise UsageError("the prompt is empty", hint="Give it as an argument, or on standard input with -.")
     return text
 
 
-def _read_standard_input() -> str:
-    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+def _with_files(files: Sequence[Path], given: str | None) -> str:
+    """Return the files' texts and the question behind them: another question about them computes only itself."""
+    if not files:
+        return _prompt(given)
+    texts = []
+    for path in files:
+        with path.open("rb") as file:
+            texts.append(_read(file, str(path)))
+    question = [] if given is None else [_prompt(given)]
+    return "\n\n".join([*texts, *question])
+
+
+def _read(file: BinaryIO, name: str) -> str:
+    data = file.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
-        raise UsageError(f"the prompt on standard input is larger than {MAX_PROMPT_BYTES} bytes")
+        raise UsageError(f"{name} is larger than {MAX_PROMPT_BYTES} bytes")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8: byte {error.start} cannot be decoded") from error
+        raise UsageError(f"{name} is not UTF-8: byte {error.start} cannot be decoded") from error
 
 
 def _body(options: RunOptions) -> dict[str, Any]:
@@ -84,6 +121,7 @@ def _body(options: RunOptions) -> dict[str, Any]:
         "top_p": options.top_p,
         "max_tokens": options.max_tokens,
         "seed": options.seed,
+        "truncate": options.truncate,
     }
     return {"messages": messages, **{name: value for name, value in sampling.items() if value is not None}}
 
@@ -116,7 +154,7 @@ def _deltas(address: launch.Address, options: RunOptions, usage: dict[str, Any])
         client.stream("POST", "/v1/chat/completions", json=body) as response,
     ):
         _checked(response)
-        for chunk in launch.events_of(response):
+        for chunk in launch.events_of(response, _show_progress):
             if chunk is None:
                 return
             if "error" in chunk:
@@ -124,6 +162,13 @@ def _deltas(address: launch.Address, options: RunOptions, usage: dict[str, Any])
             usage.update(chunk.get("usage") or {})
             yield from (choice["delta"].get("content") or "" for choice in chunk["choices"])
     raise EngineError("the server ended in the middle of the answer")
+
+
+def _show_progress(said: Mapping[str, Any]) -> None:
+    """Show how far a long prompt has been read, on a line that the answer takes the place of."""
+    if sys.stderr.isatty():
+        line = clean_line(PromptProgress(**said).sentence)
+        print(f"{CLEAR_LINE}{line}", end="", file=sys.stderr, flush=True)
 
 
 def _checked(response: httpx.Response) -> httpx.Response:
@@ -134,8 +179,11 @@ def _checked(response: httpx.Response) -> httpx.Response:
 
 
 def _print_stream(deltas: Iterator[str]) -> None:
-    last = ""
+    last, has_begun = "", False
     for text in deltas:
+        if text and not has_begun and sys.stderr.isatty():
+            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
+        has_begun = has_begun or bool(text)
         sys.stdout.write(clean(text))
         sys.stdout.flush()
         last = text or last

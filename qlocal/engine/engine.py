@@ -37,7 +37,7 @@ from qlocal.parallel.collectives import Collectives
 from qlocal.parallel.rendezvous import leave
 from qlocal.plan import Plan
 from qlocal.plan.words import brief
-from qlocal.protocol import Finished, Load, Message, Progress, Ready, Started, Submit, Tokens
+from qlocal.protocol import Finished, Load, Message, Progress, Reading, Ready, Started, Submit, Tokens
 from qlocal.schema import HeldHead
 
 Placed = tuple[ScheduledRun, int]
@@ -181,8 +181,10 @@ class Engine:
             self._score_prompts(placed)
             choices = self._sample(placed)
             self._note_step(batch, time.perf_counter() - begun)
+            self._scheduler.note_step(batch, time.perf_counter() - begun)
             kept = [run for run, _ in placed]
             self._scheduler.commit(kept)
+            self._tell_reading(kept)
             for run, chosen in choices:
                 self._advance(run, chosen)
             self._finish_scored(kept)
@@ -292,6 +294,22 @@ class Engine:
             self._fail(sequence)
         elif reason is not None or sequence.num_remaining == 0:
             self._finish(sequence, reason or "length")
+
+    def _tell_reading(self, batch: list[ScheduledRun]) -> None:
+        """Report how far prompts have been read that take several steps."""
+        for run in batch:
+            sequence = run.sequence
+            if not run.samples:
+                elapsed_s = time.perf_counter() - sequence.admitted_at
+                self._outbox.append(
+                    Reading(
+                        sequence.request_id,
+                        sequence.num_computed,
+                        sequence.num_prompt_tokens,
+                        sequence.num_cached,
+                        elapsed_s,
+                    )
+                )
 
     def _copy_block(self, source: int, target: int, num_tokens: int) -> None:
         self._runner.copy_block(source, target, num_tokens)

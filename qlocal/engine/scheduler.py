@@ -35,11 +35,17 @@ class ScheduledRun:
         return self.sequence.token_ids[self.start : self.start + self.num_known] + self.guess
 
 
+LONG_STEP_S, SHORT_STEP_S = 0.8, 0.3
+"""A step between them is as long as it should be: cancelling waits for its end, and its overhead is small."""
+LEAST_CHUNK = 64
+"""Prompt tokens of a step, below which prompts would be read much slower."""
+
+
 class Scheduler:
     """First come, first served for admission; each step serves every running sequence.
 
     Decoding sequences get one token each, and their guesses while nobody reads a prompt; those that do share
-    `prefill_chunk` tokens evenly, so that a short prompt does not wait for a long one.
+    `prefill_chunk` tokens evenly, so that a short prompt does not wait for a long one; fewer where these take long.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class Scheduler:
         self._speculator = speculator
         self._blocks = blocks
         self._slots = slots
-        self._prefill_chunk = prefill_chunk
+        self._most_chunk = self._chunk = prefill_chunk
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -88,6 +94,14 @@ class Scheduler:
             sequence.num_computed = run.start + run.num_known
             self._blocks.commit(sequence.table, sequence.token_ids, sequence.num_computed)
 
+    def note_step(self, batch: list[ScheduledRun], seconds: float) -> None:
+        """Count what a step took: nobody waits much longer than LONG_STEP_S for one that reads a prompt to end."""
+        num_read = sum(run.length for run in batch if run.length > 1 + len(run.guess))
+        if seconds > LONG_STEP_S and num_read > LEAST_CHUNK:
+            self._chunk = max(LEAST_CHUNK, self._chunk // 2)
+        elif seconds < SHORT_STEP_S and num_read >= self._chunk:
+            self._chunk = min(self._most_chunk, self._chunk * 2)
+
     def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Take a sequence out and give its blocks back. keep: its computed prefix may be reused."""
         if sequence.table is None:
@@ -116,7 +130,7 @@ class Scheduler:
 
     def _prefill_runs(self, sequences: list[Sequence]) -> Iterator[ScheduledRun]:
         """Share the chunk evenly; what short prompts leave over goes to the longer ones."""
-        room = self._prefill_chunk
+        room = self._chunk
         by_need = sorted(sequences, key=lambda s: s.num_pending)
         for index, sequence in enumerate(by_need):
             share = max(room // (len(by_need) - index), 1)

@@ -18,14 +18,14 @@ from starlette.types import ASGIApp
 
 from qlocal.config import EngineOptions
 from qlocal.errors import QLocalError, RequestError
-from qlocal.schema import Status
+from qlocal.schema import PromptProgress, Status
 from qlocal.server import errors, generation, json_body, sessions
 from qlocal.server.access import MAX_BODY_BYTES, Access, AccessRules
-from qlocal.server.generation import Delta, Ended, Job, Usage
+from qlocal.server.generation import Delta, Ended, Job, Part
 from qlocal.server.requests import ChatRequest, CompletionRequest, CountRequest, LoadRequest, validate
 from qlocal.server.service import Service
 from qlocal.server.shapes import ChatShape, CompletionShape, Envelope, Shape, model_object
-from qlocal.server.streaming import DONE, ClientGone, EventStream, event, unless_gone
+from qlocal.server.streaming import DONE, ClientGone, EventStream, comment, event, unless_gone
 from qlocal.server.text import ModelText
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ async def _json(request: Request) -> dict[str, Any]:
     return await asyncio.to_thread(json_body.parse, bytes(body))
 
 
-async def _whole(parts: AsyncGenerator[Delta | Ended | Usage, None], shape: Shape) -> dict[str, Any]:
+async def _whole(parts: AsyncGenerator[Part, None], shape: Shape) -> dict[str, Any]:
     deltas: list[Delta] = []
     endings: list[Ended] = []
     async with contextlib.aclosing(parts):
@@ -155,13 +155,13 @@ async def _whole(parts: AsyncGenerator[Delta | Ended | Usage, None], shape: Shap
                 deltas.append(part)
             elif isinstance(part, Ended):
                 endings.append(part)
-            else:
+            elif not isinstance(part, PromptProgress):
                 return shape.whole(deltas, endings, part)
     raise AssertionError("a generation ends with its usage or raises")
 
 
 async def _chunks(
-    parts: AsyncGenerator[Delta | Ended | Usage, None], job: Job, shape: Shape, wants_usage: bool
+    parts: AsyncGenerator[Part, None], job: Job, shape: Shape, wants_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     """Yield the events of a streamed answer. An error after the headers is an event, and no [DONE] follows it."""
     # With include_usage every chunk has the key, and only the last one a value.
@@ -175,6 +175,8 @@ async def _chunks(
                     yield event(shape.delta(part) | extra)
                 elif isinstance(part, Ended):
                     yield event(shape.ended(part) | extra)
+                elif isinstance(part, PromptProgress):
+                    yield comment(part.to_json())
                 elif wants_usage:
                     yield event(shape.usage_chunk(part))
         except QLocalError as error:

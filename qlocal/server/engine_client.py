@@ -23,6 +23,7 @@ from qlocal.protocol import (
     Ping,
     Pong,
     Progress,
+    Reading,
     Ready,
     Started,
     Submit,
@@ -102,7 +103,7 @@ class EngineClient:
         self._fail_sequences(EngineError("the engine was stopped"))
 
     async def generate(self, submits: Sequence[Submit]) -> AsyncGenerator[Message, None]:
-        """Run sequences and yield Started, Tokens and Finished of all of them until each has finished.
+        """Run sequences and yield Reading, Started, Tokens and Finished of all of them until each has finished.
 
         Close the iterator (`contextlib.aclosing`) to cancel what still runs. EngineError when the engine is lost.
         """
@@ -208,14 +209,14 @@ class EngineClient:
                     log.info("%s", message.held_head.sentence)
             case Failed():
                 self._cause = EngineError(message.message, hint=message.hint)
-            case Started() | Tokens() | Finished():
+            case Reading() | Started() | Tokens() | Finished():
                 self._deliver(message)
             case Pong():
                 log.debug("engine: %s running, %s waiting", message.running, message.waiting)
             case _:
                 raise EngineError(f"the engine sent a {type(message).__name__}, which it must not")
 
-    def _deliver(self, message: Started | Tokens | Finished) -> None:
+    def _deliver(self, message: Reading | Started | Tokens | Finished) -> None:
         if isinstance(message, Tokens):
             self.last_token_s = time.monotonic()
         finished = isinstance(message, Finished)

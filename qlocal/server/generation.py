@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
 from qlocal.errors import EngineError
-from qlocal.protocol import Finished, Sampling, Started, Submit, TokenLogprobs, Tokens
-from qlocal.schema import SpeedReport
+from qlocal.protocol import Finished, Reading, Sampling, Started, Submit, TokenLogprobs, Tokens
+from qlocal.schema import PromptProgress, SpeedReport
 from qlocal.server.engine_client import EngineClient
 from qlocal.server.stop_strings import StopFilter
 from qlocal.server.text import ModelText
@@ -22,6 +22,7 @@ class Job:
     """One request, ready for the engine. Choice `i * n + k` is the k-th answer to prompt i.
 
     max_tokens: one limit a prompt, already within the context; 0 asks for the prompt's log probabilities alone.
+    left_out: tokens that were taken out of a prompt that was too long.
     """
 
     request_id: str
@@ -31,6 +32,7 @@ class Job:
     n: int = 1
     stops: Sequence[str] = ()
     echo: bool = False
+    left_out: int = 0
 
     @property
     def num_choices(self) -> int:
@@ -64,10 +66,11 @@ class Usage:
     speed: SpeedReport
 
 
-async def run(
-    job: Job, engine: EngineClient, model: ModelText, max_context: int
-) -> AsyncGenerator[Delta | Ended | Usage, None]:
-    """Yield deltas of all choices as they come, an Ended for each, and the Usage last.
+Part = Delta | Ended | Usage | PromptProgress
+
+
+async def run(job: Job, engine: EngineClient, model: ModelText, max_context: int) -> AsyncGenerator[Part, None]:
+    """Yield how far long prompts are read, deltas of all choices as they come, an Ended for each, and the Usage last.
 
     Close the iterator to cancel. EngineError when the engine is lost or refuses.
     """
@@ -75,6 +78,9 @@ async def run(
     submits = [choice.submit(request_id, model) for request_id, choice in choices.items()]
     async with contextlib.aclosing(engine.generate(submits)) as messages:
         async for message in messages:
+            if isinstance(message, Reading):
+                yield _progress(message)
+                continue
             assert isinstance(message, (Started, Tokens, Finished)), "generate yields nothing else"
             choice = choices[message.request_id]
             if isinstance(message, Started):
@@ -184,6 +190,13 @@ class _Choice:
         return [Delta(self.index, shown, ready)]
 
 
+def _progress(message: Reading) -> PromptProgress:
+    computed = message.done_tokens - message.cached_tokens
+    rate = computed / message.elapsed_s if message.elapsed_s > 0 else 0.0
+    left_s = (message.prompt_tokens - message.done_tokens) / rate if rate > 0 else 0.0
+    return PromptProgress(message.done_tokens, message.prompt_tokens, round(rate, 1), round(left_s, 1))
+
+
 def _usage(job: Job, choices: Sequence[_Choice], max_context: int) -> Usage:
     started = [choice.started for choice in choices if choice.started is not None]
     completion_tokens = sum(choice.completion_tokens for choice in choices)
@@ -195,6 +208,7 @@ def _usage(job: Job, choices: Sequence[_Choice], max_context: int) -> Usage:
         decode_s=round(decode_s, 6),
         tokens_per_s=round(completion_tokens / decode_s, 3) if decode_s > 0 else 0.0,
         max_context=max_context,
+        left_out_tokens=job.left_out,
         restored_tokens=sum(s.restored_tokens for s in started[:: job.n]),
         drafted_tokens=sum(choice.drafted_tokens for choice in choices),
         accepted_tokens=sum(choice.accepted_tokens for choice in choices),

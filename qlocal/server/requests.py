@@ -162,6 +162,7 @@ class ChatRequest(Options):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    truncate: Literal["middle"] | None = None
     tool_choice: str | dict[str, Any] | None = None
     modalities: list[str] | None = None
 

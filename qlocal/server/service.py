@@ -22,8 +22,11 @@ from qlocal.server.generation import Job
 from qlocal.server.requests import ChatMessage, ChatRequest, CompletionRequest, LoadRequest, Options
 from qlocal.server.status import StatusBoard
 from qlocal.server.text import ModelText, OpenText
+from qlocal.server.truncate import Cut, cut_middle
 from qlocal.tokenizer.shared import require_same_tokens
 
+ANSWER_TOKENS = 1024
+"""Room that is left for an answer when a prompt is cut, if nobody says how long it may be."""
 HEALTH_TIMEOUT_S = 5.0
 FALLBACK_TEMPERATURE = 0.7
 FALLBACK_TOP_P = 0.95
@@ -120,11 +123,13 @@ class Service:
 
     async def chat_job(self, request: ChatRequest, model: ModelText) -> Job:
         """Render and encode a conversation. RequestError with param `messages` for what its template refuses."""
-        ids = await self._encode_chat(request.messages, model)
+        cut = Cut(await self._encode_chat(request.messages, model))
+        if request.truncate == "middle":
+            cut = await self._cut_middle(request, model, cut.ids)
         sampling = _sampling(request, model, request.num_logprobs)
         job_id = f"chatcmpl-{uuid.uuid4().hex}"
-        limits = [self._limit(ids, request.limit, "messages")]
-        return Job(job_id, [ids], limits, sampling, request.n or 1, request.stops)
+        limits = [self._limit(cut.ids, request.limit, "messages")]
+        return Job(job_id, [cut.ids], limits, sampling, request.n or 1, request.stops, left_out=cut.left_out)
 
     async def completion_job(self, request: CompletionRequest, model: ModelText) -> Job:
         """Encode raw prompts."""
@@ -202,6 +207,21 @@ class Service:
             await asyncio.wait([self._loading])
             self._loading = None
 
+    async def _cut_middle(self, request: ChatRequest, model: ModelText, ids: list[int]) -> Cut:
+        """Return a prompt that leaves room for its answer. RequestError where one message's middle is not enough."""
+        answer = request.limit or min(ANSWER_TOKENS, self.max_context // 4)
+        room = self.max_context - answer
+        cut = await cut_middle(request.messages, ids, room, lambda messages: self._encode_chat(messages, model))
+        if cut is None:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, and without the middle of its longest message still more than "
+                f"{room}",
+                param="messages",
+                code="context_length_exceeded",
+                hint="Shorten the other messages, or ask for a shorter answer.",
+            )
+        return cut
+
     async def _encode_chat(self, messages: Sequence[ChatMessage], model: ModelText) -> list[int]:
         try:
             return await model.encode_chat([message.plain() for message in messages])
@@ -224,7 +244,7 @@ class Service:
                 f"the prompt has {len(ids)} tokens, and the context of this model is {self.max_context} tokens",
                 param=param,
                 code="context_length_exceeded",
-                hint="Shorten the conversation or load the model with a larger context.",
+                hint="Shorten it, load the model with a larger context, or ask to truncate the middle.",
             )
         return room if wanted is None else min(wanted, room)
 

@@ -27,6 +27,11 @@ def event(value: Any) -> bytes:
     return b"data: " + json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
+def comment(value: Any) -> bytes:
+    """Return `value` as JSON in a comment that begins with `qlocal`: our own clients read it, all others skip it."""
+    return b": qlocal " + json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n\n"
+
+
 async def with_pings(events: AsyncGenerator[bytes, None], every_s: float = PING_S) -> AsyncIterator[bytes]:
     """Yield `events`, and a comment whenever none came for `every_s`, so that no proxy or client gives up."""
     async with contextlib.aclosing(events):

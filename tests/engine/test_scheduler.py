@@ -42,6 +42,18 @@ def test_decoding_goes_on_while_a_prompt_is_read() -> None:
     assert lengths_of_step(scheduler) == {"r0": 1, "late": 12}
 
 
+def test_steps_that_take_long_read_less_of_a_prompt_and_short_ones_more_again() -> None:
+    scheduler = scheduler_of(num_blocks=2000, prefill_chunk=512)
+    waiting(scheduler, 6000)
+    lengths = []
+    for seconds in (2.0, 2.0, 0.5, 2.0, 2.0, 0.5, 0.1, 0.1):
+        batch = scheduler.next_batch()
+        lengths.append(batch[0].length)
+        scheduler.note_step(batch, seconds)
+        scheduler.commit(batch)
+    assert lengths == [512, 256, 128, 128, 64, 64, 64, 128]
+
+
 def test_admission_keeps_the_order_of_arrival() -> None:
     scheduler = scheduler_of(num_blocks=4)
     first, large, small = waiting(scheduler, 8, 12, 1)

@@ -1,6 +1,6 @@
 """Run by the peers' own interpreter: the float32 logits of transformers for an unquantized folder.
 
-    peer_logits.py FOLDER TOKENS.npy OUT.npy
+peer_logits.py FOLDER TOKENS.npy OUT.npy
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ def test_answer_has_every_field_that_clients_read(server: Running) -> None:
         "tokens_per_s",
         "max_context",
         "restored_tokens",
+        "left_out_tokens",
         "drafted_tokens",
         "accepted_tokens",
     }

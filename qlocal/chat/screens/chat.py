@@ -30,6 +30,7 @@ from qlocal.chat.widgets.prompt import Prompt
 from qlocal.chat.widgets.status_bar import StatusBar
 from qlocal.chat.widgets.transcript import Transcript
 from qlocal.errors import QLocalError
+from qlocal.schema import PromptProgress
 
 
 class ChatScreen(Screen[None]):
@@ -53,6 +54,7 @@ class ChatScreen(Screen[None]):
         self._loading: Worker[None] | None = None
         self._tokens_per_s: float | None = None
         self._acceptance: float | None = None
+        self._is_reading = False
         self._context_used: int | None = None
 
     def compose(self) -> ComposeResult:
@@ -213,7 +215,7 @@ class ChatScreen(Screen[None]):
         message = await self._session.begin_answer(self._link_state.model)
         self._show_branch()
         answer = Answer(self._store, message.message_id)
-        self._tokens_per_s = self._acceptance = None
+        self._tokens_per_s, self._acceptance, self._is_reading = None, None, False
         ticker = self.set_interval(0.5, lambda: self._show_speed(answer))
         try:
             await answer.receive(self._link.answer(request), self._show_event)
@@ -225,7 +227,13 @@ class ChatScreen(Screen[None]):
     def _show_event(self, event: AnswerEvent) -> None:
         match event:
             case TextDelta(text):
+                if self._is_reading:
+                    self._is_reading = False
+                    self._notice.clear()
                 self._transcript.append_text(text)
+            case PromptProgress():
+                self._is_reading = True
+                self._notice.say(event.sentence)
             case ThinkingDelta():
                 self._notice.say(words.THINKING)
 
