@@ -129,7 +129,7 @@ class _Server(uvicorn.Server):
 async def _load_first(service: Service, options: ServeOptions) -> None:
     assert options.model is not None, "the caller has looked"
     try:
-        await service.load(LoadRequest(model=options.model, max_context=None, devices=None), options.engine)
+        await service.load(LoadRequest(model=options.model, max_context=None, devices=None, draft=None), options.engine)
     except RequestError as error:
         # The server stays: its status says what is wrong, and another model can be loaded.
         log.error("%s", error)

@@ -219,13 +219,14 @@ def test_what_has_no_native_step_keeps_the_plain_one(dtype: str, cache_dtype: st
     assert native_decoder(decoder, storage_of(decoder, cache_dtype, cache_dtype), BLOCK) is None
 
 
+@pytest.mark.parametrize("kind", ["bf16", "k-quants", "awq"])
 @pytest.mark.parametrize("types", [("f16", "f16"), ("q8", "q4")])
 @pytest.mark.parametrize("model_type", ["qwen2", "llama"])
 def test_up_to_eight_tokens_together_are_bit_by_bit_what_they_are_one_by_one(
-    isa: native.Isa, model_type: str, types: tuple[str, str]
+    isa: native.Isa, model_type: str, types: tuple[str, str], kind: str
 ) -> None:
     """Also where a context is cut into parts (512 tokens), and beside another sequence: guesses change no answer."""
-    decoder = decoder_of(model_type, "k-quants", "bfloat16")
+    decoder = decoder_of(model_type, kind, "bfloat16")
     storage = storage_of(decoder, *types)
     step = native_decoder(decoder, storage, BLOCK)
     assert step is not None

@@ -169,7 +169,9 @@ QLOCAL_INLINE void prefetch(const uint8_t* from, const uint8_t* to) {
 template <class V, int M, class Rows>
 void matmul_rows(const Rows& rows, const Matrix& weight, const float* packed, float* out, int64_t out_stride,
                  int64_t stored_tokens, int64_t first, int64_t last) {
-    constexpr int chains = M == 1 ? 2 : 1; // one chain of sums a token would wait for its own additions
+    // One chain of sums for a single token would wait for its own additions. More tokens have two as well, so that each
+    // gets the bits that it would get alone.
+    constexpr int chains = 2;
     const int64_t step = rows.chunk();
     for (int64_t start = first; start < last; start += kRowsInTurn) {
         const int64_t count = last - start < kRowsInTurn ? last - start : kRowsInTurn;
@@ -191,8 +193,7 @@ void matmul_rows(const Rows& rows, const Matrix& weight, const float* packed, fl
         }
         for (int64_t r = 0; r < count; ++r)
             for (int64_t m = 0; m < stored_tokens; ++m)
-                out[m * out_stride + start + r] =
-                    chains == 2 ? V::sum(V::add(kept[r][m], kept[r][M + m])) : V::sum(kept[r][m]);
+                out[m * out_stride + start + r] = V::sum(V::add(kept[r][m], kept[r][M + m]));
     }
 }
 
