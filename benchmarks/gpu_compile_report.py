@@ -1,6 +1,6 @@
 """What does every Triton kernel take of a card: shared memory, registers, spills? Needs triton, but no card.
 
-python benchmarks/gpu_compile_report.py [--arch 86 120] [--kernel gemv] [--kind q4_k ...] [--json FILE]
+python benchmarks/gpu_compile_report.py [--arch 86 120] [--kernel gemv] [--what q4_k] [--json FILE]
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from qlocal.kernels.triton import compile_report
-from qlocal.kernels.triton.layout import Kind
+from qlocal.kernels.triton import forms
+from qlocal.kernels.triton.compile_report import ARCHITECTURES, report
+
+FORMS = [*forms.product_forms(), *forms.step_forms()]
+KERNELS = list(dict.fromkeys(form.name for form in FORMS))
 
 
 def main() -> None:
     options = _options()
-    chosen = [v for v in compile_report.variants() if v.kernel in options.kernel and v.kind in options.kind]
+    chosen = [form for form in FORMS if form.name in options.kernel and options.what in form.what]
     rows = []
-    print("kernel type         tokens x        scales   arch    warps  shared  registers  spilled")
-    for usage in compile_report.report(chosen, options.arch):
-        variant = usage.variant
-        x_dtype, scale_dtype = (str(dtype).removeprefix("torch.") for dtype in (variant.x_dtype, variant.scale_dtype))
+    print(f"{'kernel':12} {'form':44} tokens   arch    warps  shared  registers  spilled")
+    for usage in report(chosen, options.arch):
         print(
-            f"{variant.kernel:6} {variant.type_name:12} {variant.num_tokens:6} {x_dtype:8} {scale_dtype:8} "
-            f"sm_{usage.architecture:<5} {usage.num_warps:5} {usage.shared_bytes:7} {usage.registers:10} "
-            f"{usage.spilled_bytes:8}",
+            f"{usage.name:12} {usage.what:44} {usage.num_tokens:6}   sm_{usage.architecture:<5} {usage.num_warps:5} "
+            f"{usage.shared_bytes:7} {usage.registers:10} {usage.spilled_bytes:8}",
             flush=True,
         )
-        rows.append(asdict(usage) | {"variant": asdict(variant) | {"x_dtype": x_dtype, "scale_dtype": scale_dtype}})
+        rows.append(asdict(usage))
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", nargs="+", type=int, default=list(compile_report.ARCHITECTURES))
-    parser.add_argument("--kernel", nargs="+", choices=("gemv", "gemm"), default=("gemv", "gemm"))
-    parser.add_argument("--kind", nargs="+", type=Kind, choices=list(Kind), default=list(Kind))
+    parser.add_argument("--arch", nargs="+", type=int, default=list(ARCHITECTURES))
+    parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=KERNELS)
+    parser.add_argument("--what", default="", help="part of a form's name, as q4_k or 'heads of 64'")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Every form of the kernels compiled ahead of time, without a card: what each takes of one.
+"""Kernels compiled ahead of time, without a card: what each takes of one. Which there are, `forms.py` says.
 
 The compiler needs no NVIDIA driver. It says whether a kernel can be started at all (shared memory), and whether the
 registers suffice (spills); how quick it is, only a card can say.
@@ -9,51 +9,48 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from qlocal.kernels.triton import gemm, gemv
-from qlocal.kernels.triton.decode import COMPILER_OPTIONS, kind_constants
-from qlocal.kernels.triton.layout import GROUP_SIZES, Kind
+from qlocal.kernels.triton.decode import COMPILER_OPTIONS
 
 ARCHITECTURES = (86, 89, 90, 120)
 """RTX 3090, RTX 4090, H100 and RTX 5090."""
 
-# One number of tokens for every configuration there is.
-_GEMV_TOKENS = (1, 8, 16)
-_GEMM_TOKENS = (32, 64, 512)
-
-_POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+Constants = Mapping[str, str | int | bool | None]
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One form of a kernel: group_size in columns, num_tokens the most it is used for."""
+class Form:
+    """One form of a kernel: its name, what it is compiled for in words, and the most tokens it is used for.
 
-    kernel: str
-    kind: Kind
-    group_size: int
+    pointers: the type of every pointer argument, or None for one that is not given. aligned: integer arguments that are
+    multiples of 16 in real models. floats: arguments that are floats; all others are integers."""
+
+    name: str
+    what: str
     num_tokens: int
-    x_dtype: torch.dtype = torch.bfloat16
-    scale_dtype: torch.dtype = torch.float16
-
-    @property
-    def type_name(self) -> str:
-        return f"{self.kind.value} g{self.group_size}" if self.kind is Kind.AFFINE else self.kind.value
+    function: triton.JITFunction
+    pointers: Mapping[str, str | None]
+    constants: Constants
+    num_warps: int
+    aligned: tuple[str, ...] = ()
+    floats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel takes: shared_bytes a program, registers a thread, spilled_bytes stored and loaded."""
+    """What a compiled form takes: shared_bytes a program, registers a thread, spilled_bytes stored and loaded."""
 
-    variant: Variant
+    name: str
+    what: str
+    num_tokens: int
     architecture: int
     num_warps: int
     shared_bytes: int
@@ -61,63 +58,30 @@ class Usage:
     spilled_bytes: int
 
 
-def variants() -> Iterator[Variant]:
-    """Yield every kind of weight for every configuration, and what is special once: bf16 scales, float32 tokens."""
-    weights = [(Kind.AFFINE, group_size) for group_size in GROUP_SIZES]
-    weights += [(kind, 16 if kind is Kind.Q6_K else 32) for kind in Kind if kind is not Kind.AFFINE]
-    for kernel, counts in (("gemv", _GEMV_TOKENS), ("gemm", _GEMM_TOKENS)):
-        for kind, group_size in weights:
-            for num_tokens in counts:
-                yield Variant(kernel, kind, group_size, num_tokens)
-        yield Variant(kernel, Kind.AFFINE, 128, counts[-1], scale_dtype=torch.bfloat16)
-        yield Variant(kernel, Kind.AFFINE, 128, counts[-1], x_dtype=torch.float32)
-
-
-def report(chosen: Iterable[Variant], architectures: Iterable[int]) -> Iterator[Usage]:
-    """Compile every variant for every architecture (86 is sm_86). Takes one to three seconds each."""
+def report(chosen: Iterable[Form], architectures: Iterable[int]) -> Iterator[Usage]:
+    """Compile every form for every architecture (86 is sm_86). Takes one to three seconds each."""
     for architecture in architectures:
-        for variant in chosen:
-            yield compile_variant(variant, architecture)
+        for form in chosen:
+            yield compile_form(form, architecture)
 
 
-def compile_variant(variant: Variant, architecture: int) -> Usage:
+def compile_form(form: Form, architecture: int) -> Usage:
     """Compile for a card that need not be there."""
-    kernel, constants, num_warps = _kernel_of(variant)
-    constants |= kind_constants(variant.kind, variant.group_size)
-    signature = {name: "constexpr" if name in constants else "i32" for name in kernel.arg_names}
-    for name, pointer in _pointers(variant).items():
-        signature[name] = "constexpr" if pointer is None else pointer
-        if pointer is None:
-            constants[name] = None
-    # As at run time: allocations are aligned, and the sizes of real models are multiples of 16.
-    aligned = [name for name in kernel.arg_names if signature[name].startswith("*") or name in ("N", "K")]
-    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": num_warps, **COMPILER_OPTIONS}
+    names = form.function.arg_names
+    constants = dict(form.constants) | {name: None for name, pointer in form.pointers.items() if pointer is None}
+    signature = {name: "constexpr" if name in constants else "i32" for name in names}
+    signature |= {name: pointer for name, pointer in form.pointers.items() if pointer is not None}
+    signature |= dict.fromkeys(form.floats, "fp32")
+    # As at run time: allocations are aligned.
+    aligned = [name for name in names if signature[name].startswith("*") or name in form.aligned]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(form.function, signature, constants, attributes)
+    options = {"num_warps": form.num_warps, **COMPILER_OPTIONS}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     registers, spilled_bytes = _assemble(compiled.asm["ptx"], architecture)
-    return Usage(variant, architecture, num_warps, compiled.metadata.shared, registers, spilled_bytes)
-
-
-def _kernel_of(variant: Variant) -> tuple[triton.JITFunction, dict[str, str | int | bool | None], int]:
-    if variant.kernel == "gemv":
-        gemv_config = gemv.config_for(variant.num_tokens)
-        return gemv.gemv_kernel, {**gemv_config.constants(variant.num_tokens)}, gemv_config.num_warps
-    gemm_config = gemm.config_for(variant.num_tokens, variant.x_dtype)
-    return gemm.gemm_kernel, {**gemm_config.constants()}, gemm_config.num_warps
-
-
-def _pointers(variant: Variant) -> dict[str, str | None]:
-    kind = variant.kind
-    fields = {Kind.AFFINE: "*u8", Kind.Q4_K: "*i16", Kind.Q5_K: "*i16", Kind.Q6_K: "*i32"}
-    return {
-        "x_ptr": _POINTERS[variant.x_dtype],
-        "codes_ptr": "*i32",
-        "high_ptr": {Kind.Q5_K: "*u8", Kind.Q6_K: "*i16"}.get(kind),
-        "scales_ptr": _POINTERS[variant.scale_dtype],
-        "fields_ptr": fields.get(kind),
-        "sums_ptr" if variant.kernel == "gemv" else "out_ptr": "*fp32",
-    }
+    shared_bytes = compiled.metadata.shared
+    what = (form.name, form.what, form.num_tokens)
+    return Usage(*what, architecture, form.num_warps, shared_bytes, registers, spilled_bytes)
 
 
 def _assemble(ptx: str, architecture: int) -> tuple[int, int]:

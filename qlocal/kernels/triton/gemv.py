@@ -60,7 +60,7 @@ def config_for(num_tokens: int) -> GemvConfig:
     return GemvConfig(block_n=64, num_warps=4, num_stages=3)
 
 
-@triton.jit(do_not_specialize=["M", "num_chunks", "chunks_per_split"])
+@triton.jit(do_not_specialize=["M", "num_chunks", "chunks_per_split", "split_stride"])
 def gemv_kernel(
     x_ptr,
     codes_ptr,
@@ -73,6 +73,8 @@ def gemv_kernel(
     K,
     num_chunks,
     chunks_per_split,
+    split_stride,
+    token_stride,
     KIND: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -81,7 +83,8 @@ def gemv_kernel(
     BLOCK_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
-    """x (M, K) bf16, f16 or f32; a packed weight (N, K); sums (splits, M, N) float32, all contiguous; M <= BLOCK_M.
+    """x (M, K) bf16, f16 or f32; a packed weight (N, K), contiguous; sums (splits, M, N) float32 of any strides but the
+    last; M <= BLOCK_M.
 
     Grid: (ceil(N / BLOCK_N), splits). BLOCK_M = 1 adds up in float32 lanes, more on tensor cores: there the codes
     are whole numbers that bfloat16 holds exactly, and scales meet the sums, so nothing of the weight is rounded."""
@@ -115,11 +118,15 @@ def gemv_kernel(
             if HAS_SHIFT:
                 # One token: lane by lane, as `part` is. More: the lanes of `part` are added up already.
                 acc -= shift[:, None] * (tl.trans(x_sums) if BLOCK_M == 1 else tl.sum(x_sums, axis=0)[None, :])
-    address = sums_ptr + split.to(tl.int64) * M * N
+    address = sums_ptr + split.to(tl.int64) * split_stride
     if BLOCK_M == 1:
         tl.store(address + rows, tl.sum(acc, axis=1), mask=row_mask)
     else:
-        tl.store(address + tokens[None, :] * N + rows[:, None], acc, mask=row_mask[:, None] & (tokens < M)[None, :])
+        tl.store(
+            address + tokens[None, :] * token_stride + rows[:, None],
+            acc,
+            mask=row_mask[:, None] & (tokens < M)[None, :],
+        )
 
 
 def gemv(x: Tensor, weight: PackedWeight, splits: int | None = None) -> Tensor:
@@ -127,23 +134,36 @@ def gemv(x: Tensor, weight: PackedWeight, splits: int | None = None) -> Tensor:
 
     x: (M, K) bf16, f16 or f32 in the weight's column order, contiguous, M <= 16. weight: (N, K) on the same device.
     splits: parts of the columns that programs share out, by default what fills the card. Returns (M, N) float32."""
+    splits = splits_for(weight, len(x)) if splits is None else splits
+    sums = torch.empty((splits, len(x), weight.shape[0]), dtype=torch.float32, device=x.device)
+    gemv_into(x, weight, sums)
+    return sums[0] if splits == 1 else sums.sum(0)
+
+
+def gemv_into(x: Tensor, weight: PackedWeight, sums: Tensor) -> None:
+    """Do what `gemv` does but the last addition: sums (splits, M, N) f32, whose sum over splits is the product.
+
+    sums may be columns of a wider tensor, so that several weights write beside each other."""
     num_tokens, (num_rows, columns) = len(x), weight.shape
     assert 1 <= num_tokens <= MAX_TOKENS, f"a GEMV is for 1 to {MAX_TOKENS} tokens, not {num_tokens}"
     assert x.is_contiguous() and x.shape[1] == columns, f"activations {tuple(x.shape)} for {columns} columns"
+    assert sums.shape[1:] == (num_tokens, num_rows) and sums.stride(2) == 1, f"sums {tuple(sums.shape)}"
     config = config_for(num_tokens)
-    num_chunks, num_tiles = len(weight.codes), triton.cdiv(num_rows, config.block_n)
-    if splits is None:
-        splits = choose_splits(num_tiles, num_chunks, _num_processors(x.device))
-    chunks_per_split = triton.cdiv(num_chunks, splits)
-    splits = triton.cdiv(num_chunks, chunks_per_split)
-    sums = torch.empty((splits, num_tokens, num_rows), dtype=torch.float32, device=x.device)
-    gemv_kernel[(num_tiles, splits)](
+    splits, num_chunks = len(sums), len(weight.codes)
+    gemv_kernel[(triton.cdiv(num_rows, config.block_n), splits)](
         x, weight.codes, weight.high, weight.scales, weight.fields, sums,
-        num_tokens, num_rows, columns, num_chunks, chunks_per_split,
+        num_tokens, num_rows, columns, num_chunks, triton.cdiv(num_chunks, splits), sums.stride(0), sums.stride(1),
         **kind_constants(weight.kind, weight.group_size), **config.constants(num_tokens),
         num_warps=config.num_warps, **COMPILER_OPTIONS,
     )  # fmt: skip
-    return sums[0] if splits == 1 else sums.sum(0)
+
+
+def splits_for(weight: PackedWeight, num_tokens: int) -> int:
+    """Return into how many parts the columns of a weight are split; none of them is without columns."""
+    config, num_chunks = config_for(num_tokens), len(weight.codes)
+    num_tiles = triton.cdiv(weight.shape[0], config.block_n)
+    splits = choose_splits(num_tiles, num_chunks, num_processors(weight.codes.device))
+    return -(-num_chunks // -(-num_chunks // splits))
 
 
 def choose_splits(num_tiles: int, num_chunks: int, num_processors: int) -> int:
@@ -153,6 +173,7 @@ def choose_splits(num_tiles: int, num_chunks: int, num_processors: int) -> int:
 
 
 @cache
-def _num_processors(device: torch.device) -> int:
+def num_processors(device: torch.device) -> int:
+    """Return the multiprocessors of a card."""
     # The CPU, which only the interpreter uses, counts as one.
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-_MODULES = ("gemv", "gemm", "matmul")
+_MODULES = ("gemv", "gemm", "matmul", "add_norm", "silu_mul", "kv_encode", "rotary_store", "attention")
 
 
 @pytest.fixture
@@ -21,6 +21,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         pytest.skip("triton is not installed")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     modules = {name: import_module(f"qlocal.kernels.triton.{name}") for name in _MODULES}
+    modules["key_angles"] = import_module("qlocal.layers.key_angles")
     if "Interpreted" not in type(modules["gemv"].gemv_kernel).__name__:
         pytest.skip("triton was imported before these tests, without its interpreter")
     return SimpleNamespace(**modules)

@@ -39,8 +39,14 @@ def expect_to_fit(rows: list[dict[str, Any]]) -> None:
 
 
 def test_the_kernels_of_a_type_fit_a_3090(tmp_path: Path) -> None:
-    rows = compiled(tmp_path, "--arch", "86", "--kind", "q5_k")
-    assert len(rows) == 6 and {row["variant"]["kernel"] for row in rows} == {"gemv", "gemm"}
+    rows = compiled(tmp_path, "--arch", "86", "--what", "q5_k")
+    assert len(rows) == 6 and {row["name"] for row in rows} == {"gemv", "gemm"}
+    expect_to_fit(rows)
+
+
+def test_what_stands_between_the_products_fits_a_3090(tmp_path: Path) -> None:
+    rows = compiled(tmp_path, "--arch", "86", "--what", "14:2 heads of 64, q8,q4")
+    assert len(rows) == 7 and {row["name"] for row in rows} == {"rotary_store", "attend", "join"}
     expect_to_fit(rows)
 
 
@@ -48,5 +54,5 @@ def test_the_kernels_of_a_type_fit_a_3090(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ["86", "89", "90", "120"])
 def test_every_kernel_fits_every_card(tmp_path: Path, architecture: str) -> None:
     rows = compiled(tmp_path, "--arch", architecture)
-    assert len(rows) == 52
+    assert len(rows) == 108
     expect_to_fit(rows)

@@ -1,0 +1,154 @@
+"""Every form in which the kernels run: types of weights and caches, sizes of models, numbers of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+
+from qlocal.kernels.triton import add_norm, attention, gemm, gemv, rotary_store, silu_mul
+from qlocal.kernels.triton.compile_report import Form
+from qlocal.kernels.triton.decode import kind_constants
+from qlocal.kernels.triton.layout import GROUP_SIZES, Kind
+
+# One number of tokens for every configuration there is.
+_GEMV_TOKENS = (1, 8, 16)
+_GEMM_TOKENS = (32, 64, 512)
+_KV_TYPES = (("f16", "f16"), ("q8", "q8"), ("q8", "q4"), ("q4", "q4"))
+# Query heads, KV heads, numbers of a head: the 72B, the 0.5B, and Llama's and Mixtral's four to one.
+_HEADS = ((64, 8, 128), (14, 2, 64), (32, 8, 128))
+_WIDTHS = (8192, 896)
+_BLOCK_SIZE = 256
+
+_POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+
+
+def product_forms() -> Iterator[Form]:
+    """Yield every kind of weight for every configuration, and what is special once: bf16 scales, float32 tokens."""
+    weights = [(Kind.AFFINE, group_size) for group_size in GROUP_SIZES]
+    weights += [(kind, 16 if kind is Kind.Q6_K else 32) for kind in Kind if kind is not Kind.AFFINE]
+    for name, counts in (("gemv", _GEMV_TOKENS), ("gemm", _GEMM_TOKENS)):
+        for kind, group_size in weights:
+            for num_tokens in counts:
+                yield _product(name, kind, group_size, num_tokens)
+        yield _product(name, Kind.AFFINE, 128, counts[-1], scales=torch.bfloat16)
+        yield _product(name, Kind.AFFINE, 128, counts[-1], x=torch.float32)
+
+
+def step_forms() -> Iterator[Form]:
+    """Yield what stands between the products of a decoder layer."""
+    for width in _WIDTHS:
+        yield _add_norm(width)
+    yield _silu_mul()
+    for heads in _HEADS:
+        for types in _KV_TYPES:
+            for has_bias in (False, True) if types[0] != "f16" else (False,):
+                yield _rotary_store(heads, types, has_bias)
+                for piece in (1, attention.longest_piece(heads[0] // heads[1], has_bias)):
+                    yield _attend(heads, types, has_bias, piece)
+            yield _join(heads, types)
+
+
+def _product(
+    name: str,
+    kind: Kind,
+    group_size: int,
+    num_tokens: int,
+    x: torch.dtype = torch.bfloat16,
+    scales: torch.dtype = torch.float16,
+) -> Form:
+    constants: dict[str, str | int | bool | None] = {**kind_constants(kind, group_size)}
+    if name == "gemv":
+        config = gemv.config_for(num_tokens)
+        function, num_warps = gemv.gemv_kernel, config.num_warps
+        constants |= config.constants(num_tokens)
+    else:
+        gemm_config = gemm.config_for(num_tokens, x)
+        function, num_warps = gemm.gemm_kernel, gemm_config.num_warps
+        constants |= gemm_config.constants()
+    fields = {Kind.AFFINE: "*u8", Kind.Q4_K: "*i16", Kind.Q5_K: "*i16", Kind.Q6_K: "*i32"}
+    pointers = {
+        "x_ptr": _POINTERS[x],
+        "codes_ptr": "*i32",
+        "high_ptr": {Kind.Q5_K: "*u8", Kind.Q6_K: "*i16"}.get(kind),
+        "scales_ptr": _POINTERS[scales],
+        "fields_ptr": fields.get(kind),
+        "sums_ptr" if name == "gemv" else "out_ptr": "*fp32",
+    }
+    what = f"{kind.value} g{group_size}" if kind is Kind.AFFINE else kind.value
+    special = {torch.float32: ", x float32"}.get(x, "") + {torch.bfloat16: ", scales bf16"}.get(scales, "")
+    return Form(name, what + special, num_tokens, function, pointers, constants, num_warps, ("N", "K", "token_stride"))
+
+
+def _add_norm(width: int) -> Form:
+    block = triton.next_power_of_2(width)
+    return Form(
+        "add_norm", f"{width} wide", 1, add_norm.add_norm_kernel,
+        {"stream_ptr": "*fp32", "parts_ptr": "*fp32", "weight_ptr": "*fp32", "out_ptr": "*bf16"},
+        {"BLOCK_D": block, "HAS_PARTS": True, "HAS_NORM": True},
+        add_norm.num_warps_for(block), ("D",), ("eps",),
+    )  # fmt: skip
+
+
+def _silu_mul() -> Form:
+    pointers = {"parts_ptr": "*fp32", "out_ptr": "*bf16"}
+    constants = {"BLOCK": silu_mul.BLOCK}
+    return Form(
+        "silu_mul", "any", 1, silu_mul.silu_mul_kernel, pointers, constants, silu_mul.NUM_WARPS, ("F",)
+    )  # fmt: skip
+
+
+def _rotary_store(heads: tuple[int, int, int], types: tuple[str, str], has_bias: bool) -> Form:
+    names = ("bias", "cos", "sin", "queries", "query_bias", "parts", "key_bias", "key_scale", "value_mean")
+    given: dict[str, str | None] = dict.fromkeys((f"{name}_ptr" for name in (*names, "value_scale")), "*fp32")
+    if not has_bias:
+        given |= dict.fromkeys(("key_bias_ptr", "query_bias_ptr"))
+    if types[0] == "f16":
+        given |= dict.fromkeys(("key_scale_ptr",))
+    if types[1] == "f16":
+        given |= dict.fromkeys(("value_scale_ptr", "value_mean_ptr"))
+    constants = _of_cache(heads, types) | {"LOG": heads[2].bit_length() - 1, "IS_PLAIN": False}
+    pointers = given | _memory() | {"slots_ptr": "*i32"}
+    what = _what(heads, types, has_bias)
+    return Form("rotary_store", what, 1, rotary_store.rotary_store_kernel, pointers, constants, 1, ("part_stride",))
+
+
+def _attend(heads: tuple[int, int, int], types: tuple[str, str], has_bias: bool, piece: int) -> Form:
+    floats = ("queries", "query_bias", "tile_angles", "sums", "most", "weight")
+    pointers: dict[str, str | None] = dict.fromkeys((f"{name}_ptr" for name in floats), "*fp32")
+    pointers |= {"lane_angles_ptr": "*fp16", "extents_ptr": "*i32", "tables_ptr": "*i32"} | _memory()
+    if not has_bias:
+        pointers |= dict.fromkeys(("query_bias_ptr", "tile_angles_ptr", "lane_angles_ptr"))
+    config = attention.config_for(heads[0] // heads[1], piece, _BLOCK_SIZE, has_bias)
+    constants = _of_cache(heads, types) | config.constants() | {"SPLITS": 16}
+    what = _what(heads, types, has_bias)
+    return Form(
+        "attend", what, piece, attention.attend_kernel, pointers, constants, config.num_warps, (), ("scale",)
+    )  # fmt: skip
+
+
+def _join(heads: tuple[int, int, int], types: tuple[str, str]) -> Form:
+    floats = ("sums", "most", "weight", "value_scale", "value_mean")
+    pointers: dict[str, str | None] = dict.fromkeys((f"{name}_ptr" for name in floats), "*fp32")
+    pointers |= {"extents_ptr": "*i32", "piece_of_row_ptr": "*i32", "out_ptr": "*bf16"}
+    if types[1] == "f16":
+        pointers |= dict.fromkeys(("value_scale_ptr", "value_mean_ptr"))
+    sizes = rotary_store.Heads(*heads, _BLOCK_SIZE).constants()
+    del sizes["BLOCK"]
+    constants = sizes | {"LOG": heads[2].bit_length() - 1, "N": attention.KEY_BLOCK, "SPLITS": 16}
+    return Form("join", _what(heads, types, False), 1, attention.join_kernel, pointers, constants, 1)
+
+
+def _of_cache(heads: tuple[int, int, int], types: tuple[str, str]) -> dict[str, str | int | bool]:
+    sizes = rotary_store.Heads(*heads, _BLOCK_SIZE)
+    return {**sizes.constants(), **rotary_store.cache_constants(*types, sizes)}
+
+
+def _memory() -> dict[str, str | None]:
+    of_bytes: dict[str, str | None] = {"keys_ptr": "*u8", "values_ptr": "*u8"}
+    return of_bytes | {"key_halves_ptr": "*fp16", "value_halves_ptr": "*fp16"}
+
+
+def _what(heads: tuple[int, int, int], types: tuple[str, str], has_bias: bool) -> str:
+    return f"{heads[0]}:{heads[1]} heads of {heads[2]}, {','.join(types)}{', key bias' if has_bias else ''}"
