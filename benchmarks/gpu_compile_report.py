@@ -13,7 +13,7 @@ from pathlib import Path
 from qlocal.kernels.triton import forms
 from qlocal.kernels.triton.compile_report import ARCHITECTURES, report
 
-FORMS = [*forms.product_forms(), *forms.step_forms()]
+FORMS = [*forms.product_forms(), *forms.dense_forms(), *forms.step_forms()]
 KERNELS = list(dict.fromkeys(form.name for form in FORMS))
 
 

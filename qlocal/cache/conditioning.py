@@ -31,9 +31,9 @@ class Conditioning:
         """Return what is stored of rotated keys (T, Hk, Dh)."""
         return (keys - self._bias_at(positions)) * self.key_scale
 
-    def keys_out(self, stored: Tensor) -> Tensor:
-        """Return the rotated keys (Hk, S, Dh) of positions 0 to S."""
-        bias = self._bias_at(torch.arange(stored.shape[1], device=stored.device))
+    def keys_out(self, stored: Tensor, first: int = 0) -> Tensor:
+        """Return the rotated keys (Hk, S, Dh) of positions from `first` on."""
+        bias = self._bias_at(torch.arange(first, first + stored.shape[1], device=stored.device))
         return stored / self.key_scale[:, None] + (bias if isinstance(bias, float) else bias.transpose(0, 1))
 
     def values_in(self, values: Tensor) -> Tensor:

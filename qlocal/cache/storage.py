@@ -95,11 +95,12 @@ class LayerCache:
         self.keys.write(blocks, offsets, k)
         self.values.write(blocks, offsets, v)
 
-    def read(self, block_table: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Return K and V of the first `num_tokens` of a sequence, each (Hk, S, Dh) f32."""
+    def read(self, block_table: Tensor, num_tokens: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Return K and V of `num_tokens` of a sequence, each (Hk, S, Dh) f32. first: the position where the table
+        begins."""
         k, v = self.keys.read(block_table, num_tokens), self.values.read(block_table, num_tokens)
         if self.conditioning is not None:
-            k = self.conditioning.keys_out(k) if self.keys.type not in DENSE_DTYPES else k
+            k = self.conditioning.keys_out(k, first) if self.keys.type not in DENSE_DTYPES else k
             v = self.conditioning.values_out(v) if self.values.type not in DENSE_DTYPES else v
         return k, v
 

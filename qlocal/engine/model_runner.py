@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qlocal.cache.storage import KVStorage
+from qlocal.kernels import dispatch
 from qlocal.layers.decoder import Decoder
-from qlocal.layers.native_decoder import native_decoder
+from qlocal.layers.native_decoder import NativeDecoder, native_decoder
 from qlocal.layers.paged_attention import PagedAttention, TokenRun
+
+if TYPE_CHECKING:
+    from qlocal.layers.card_decoder import CardDecoder
 
 
 class ModelRunner:
@@ -22,12 +27,15 @@ class ModelRunner:
         self._block_size = block_size
         # The native step runs a layer in one call, which leaves no place for sums over ranks.
         self._native = native_decoder(decoder, storage, block_size) if is_whole else None
+        self._card = _card_decoder(decoder, storage, block_size, self._native)
         self._hidden_states = torch.empty(0)
 
     def forward(self, input_ids: Sequence[int], runs: Sequence[TokenRun]) -> Tensor:
         """Run all layers over the tokens of `runs`, which stand one after another. Returns (T, D) f32."""
         attention, ids = PagedAttention(runs, self._storage, self._block_size), torch.tensor(input_ids)
-        if self._native is not None and self._native.takes(len(ids)):
+        if self._card is not None:
+            self._hidden_states = self._card.forward(ids, attention.positions, runs)
+        elif self._native is not None and self._native.takes(len(ids)):
             self._hidden_states = self._native.forward(ids, attention.positions, runs)
         else:
             self._hidden_states = self._decoder.forward(ids, attention.positions, attention.of_layer)
@@ -41,3 +49,13 @@ class ModelRunner:
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one block of the cache to another, in every layer."""
         self._storage.copy_block(source, target, num_tokens)
+
+
+def _card_decoder(
+    decoder: Decoder, storage: KVStorage, block_size: int, native: NativeDecoder | None
+) -> CardDecoder | None:
+    if all(dispatch.why_no_card_kernels(layer.device) is not None for layer in decoder.layers):
+        return None
+    from qlocal.layers.card_decoder import card_decoder  # triton is optional, and takes a second to load
+
+    return card_decoder(decoder, storage, block_size, native)

@@ -26,6 +26,9 @@ from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 KERNEL_CHOICES = ("auto", "reference")
 
+ASKED_FOR = "the reference was asked for"
+"""The reason of a weight whose kernels are plain torch because somebody wants that."""
+
 FEW_TOKENS = 8
 """Tokens up to which an exact product is one native pass over the weight; with more, torch is quicker."""
 
@@ -38,14 +41,15 @@ class PreparedWeight:
     """A weight in the layout of the kernel that will use it.
 
     shape: (N, K). dtype: bfloat16 (activations are rounded to it) or float32. Exactly one of `matrix` (native),
-    `packed` (Triton) and `weight` (reference) is given, the latter two on `device`. reason: why it is the reference,
-    for whoever shows it."""
+    `packed` and `dense` (Triton; dense: (N, K) of 16 bits) and `weight` (reference) is given, the latter three on
+    `device`. reason: why it is the reference, for whoever shows it."""
 
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
     matrix: native.NativeMatrix | None = None
     packed: layout.PackedWeight | None = None
+    dense: Tensor | None = None
     weight: Weight | None = None
     reason: str | None = None
 
@@ -77,7 +81,7 @@ def prepare_joined(
     assert dtype in (torch.bfloat16, torch.float32), f"matmul inputs are bfloat16 or float32, not {dtype}"
     shape = (sum(weight.shape[0] for weight in weights), weights[0].shape[1])
     device = torch.device(device)
-    if device.type == "cuda":
+    if _is_card(device):
         return _prepare_on_card(joining.join(weights), device, dtype, kernels)
     library = native.load()
     reason = _why_not_native(weights[0], device, kernels, library)
@@ -94,7 +98,7 @@ def _why_not_native(
     weight: Weight, device: torch.device, kernels: str, library: native.Library | native.Absent
 ) -> str | None:
     if kernels == "reference":
-        return "the reference was asked for"
+        return ASKED_FOR
     if device.type != "cpu":
         return f"there are no native kernels for {device.type}"
     if isinstance(library, native.Absent):
@@ -103,21 +107,39 @@ def _why_not_native(
 
 
 def _prepare_on_card(weight: Weight, device: torch.device, dtype: torch.dtype, kernels: str) -> PreparedWeight:
-    reason = _why_not_triton(weight, device, kernels)
-    if reason is None and not isinstance(weight, DenseWeight):
-        packed = layout.pack(weight, device)
-        return PreparedWeight(packed.shape, dtype, device, packed=packed)
     num_rows, columns = weight.shape
-    return PreparedWeight((num_rows, columns), dtype, device, weight=_move(weight, device), reason=reason)
+    shape = (num_rows, columns)
+    reason = _why_not_triton(weight, device, dtype, kernels)
+    if reason is not None:
+        return PreparedWeight(shape, dtype, device, weight=_move(weight, device), reason=reason)
+    if isinstance(weight, DenseWeight):
+        data = weight.data.to(device)
+        data = data if weight.row_map is None else data[weight.row_map.to(device)]
+        return PreparedWeight(shape, dtype, device, dense=data.contiguous())
+    return PreparedWeight(shape, dtype, device, packed=layout.pack(weight, device))
 
 
-def _why_not_triton(weight: Weight, device: torch.device, kernels: str) -> str | None:
-    if kernels == "reference":
-        return "the reference was asked for"
+def _is_card(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def why_no_card_kernels(device: torch.device) -> str | None:
+    """Return why the Triton kernels do not run on a device, or None where they do."""
+    if not _is_card(device):
+        return f"{device.type} is no NVIDIA card"
     if (missing := _missing_for_triton()) is not None:
         return missing
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "the card is older than Ampere"
+    return "the card is older than Ampere" if torch.cuda.get_device_capability(device) < (8, 0) else None
+
+
+def _why_not_triton(weight: Weight, device: torch.device, dtype: torch.dtype, kernels: str) -> str | None:
+    if kernels == "reference":
+        return ASKED_FOR
+    if (missing := why_no_card_kernels(device)) is not None:
+        return missing
+    if isinstance(weight, DenseWeight):
+        is_exact = torch.float32 in (dtype, weight.data.dtype)  # tensor cores take 19 bits of a float32
+        return "32 bits of a weight or of its inputs are torch's" if is_exact else None
     return layout.unsupported(weight)
 
 
@@ -158,10 +180,10 @@ def quant_matmul(x: Tensor, prepared: PreparedWeight) -> Tensor:
     assert x.dim() == 2 and x.shape[1] == columns, f"activations {tuple(x.shape)} for a weight of {columns} columns"
     if len(x) == 0:
         return torch.zeros((0, num_rows), device=x.device)
-    if prepared.packed is not None:
+    if is_on_card(prepared):
         from qlocal.kernels.triton.matmul import matmul  # triton is optional, and takes a second to load
 
-        return matmul(x.to(prepared.dtype), prepared.packed)
+        return matmul(x.to(prepared.dtype), prepared)
     matrix = prepared.matrix
     if matrix is not None and (len(x) <= FEW_TOKENS or not matrix.is_exact):
         return native.matmul(x.float(), matrix)
@@ -210,9 +232,14 @@ def embedding_rows(weight: Weight, ids: Tensor) -> Tensor:
     return reference.dequantize(reference.select_rows(weight, ids))
 
 
+def is_on_card(prepared: PreparedWeight) -> bool:
+    """Say whether a weight is multiplied by the Triton kernels."""
+    return prepared.packed is not None or prepared.dense is not None
+
+
 def kernel_name(prepared: PreparedWeight) -> str:
     """Return the kernel a weight will use: `avx512`, `avx2`, `triton` or `reference`."""
-    if prepared.packed is not None:
+    if is_on_card(prepared):
         return "triton"
     return "reference" if prepared.matrix is None else prepared.matrix.library.isa.name.lower()
 

@@ -41,7 +41,7 @@ class DecoderLayer:
     ) -> None:
         self.config = config
         self.device = placement.device
-        self._add_up = add_up
+        self.add_up = add_up
         self.input_norm = torch.empty(config.hidden_size, device="meta")
         self.post_attention_norm = torch.empty(config.hidden_size, device="meta")
         self.qkv = QuantLinear(config.hidden_size, (config.q_size, config.kv_size, config.kv_size), placement)
@@ -78,13 +78,13 @@ class DecoderLayer:
     def add_attended(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
         """Add what `o` makes of its input to the residual stream. Returns (T, D) f32."""
         (out,) = self.o(attended)
-        return hidden_states + (out if self._add_up is None else self._add_up(out))
+        return hidden_states + (out if self.add_up is None else self.add_up(out))
 
     def ffn_block(self, hidden_states: Tensor, observe: Observe | None = None) -> Tensor:
         """Add the feed-forward block to the residual stream. hidden_states: (T, D) f32; returns the same."""
         x = rms_norm(hidden_states, self.post_attention_norm, self.config.rms_norm_eps)
         out = self.ffn(x, observe)
-        return hidden_states + (out if self._add_up is None else self._add_up(out))
+        return hidden_states + (out if self.add_up is None else self.add_up(out))
 
     def replace(self, role: Role, expert: int | None, weight: Weight, bias: DenseWeight | None = None) -> None:
         """Set one norm or one linear's weight and bias (no bias given: none from now on)."""
@@ -141,10 +141,16 @@ class Decoder:
         return self.run_layers(0, self.embedding(input_ids), self.rotary.at(positions), attend_of_layer)
 
     def run_layers(
-        self, first: int, hidden_states: Tensor, rotation: Rotation, attend_of_layer: Callable[[int], Attend]
+        self,
+        first: int,
+        hidden_states: Tensor,
+        rotation: Rotation,
+        attend_of_layer: Callable[[int], Attend],
+        last: int | None = None,
     ) -> Tensor:
-        """Run the layers from `first` on. hidden_states: (T, D) f32 before them; returns the same after all of them."""
-        for index in range(first, len(self.layers)):
+        """Run the layers from `first` on, up to `last` or all. hidden_states: (T, D) f32 before them; returns the same
+        after them."""
+        for index in range(first, len(self.layers) if last is None else last):
             layer = self.layers[index]
             if hidden_states.device != layer.device:
                 hidden_states = hidden_states.to(layer.device)

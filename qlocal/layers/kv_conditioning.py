@@ -83,13 +83,12 @@ def _scale(scale: Tensor) -> Tensor:
 
 def key_bias(layer: DecoderLayer) -> Tensor | None:
     """Return the bias of `k_proj` as (Hk, Dh) f32, or None."""
-    parts = layer.qkv.parts()
-    if all(part.bias is None for part in parts):
+    bias = layer.qkv.bias()
+    if bias is None:
         return None
     config = layer.config
-    rows = [torch.zeros(p.weight.shape[0], device=layer.device) if p.bias is None else p.bias for p in parts]
     size = layer.qkv.out_features[1]
-    return torch.cat(rows)[config.q_size : config.q_size + size].view(-1, config.head_dim)
+    return bias[config.q_size : config.q_size + size].view(-1, config.head_dim)
 
 
 def _of_pairs(x: Tensor) -> Tensor:

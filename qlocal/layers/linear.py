@@ -53,6 +53,18 @@ class QuantLinear:
         """Kernel calls that one product takes."""
         return len(self._groups)
 
+    def gathered(self, x: Tensor) -> Tensor:
+        """Return the columns (T, K') of inputs (T, K) that the weights have columns for, in their order."""
+        return x.contiguous() if self._inputs is None else F.pad(x, (0, 1))[:, self._inputs]
+
+    def bias(self) -> Tensor | None:
+        """Return the biases of all parts in a row (N,) f32, or None where there are none."""
+        parts = self.parts()
+        if all(part.bias is None for part in parts):
+            return None
+        zeros = [torch.zeros(part.weight.shape[0], device=self._placement.device) for part in parts]
+        return torch.cat([zero if part.bias is None else part.bias for part, zero in zip(parts, zeros, strict=True)])
+
     def parts(self) -> list[Part]:
         """Return the weights with their biases, as they are computed: neighbours may be joined."""
         return [Part(group.prepared, group.bias) for group in self._groups if group is not None]
@@ -82,7 +94,7 @@ class QuantLinear:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Multiply. x: (T, K) f32, any strides. Returns (T, N) f32 for every part."""
-        x = x.contiguous() if self._inputs is None else F.pad(x, (0, 1))[:, self._inputs]
+        x = self.gathered(x)
         outputs: list[Tensor] = []
         for group in self._groups:
             assert group is not None, "every part is filled before the first forward"

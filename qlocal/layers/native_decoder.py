@@ -18,7 +18,7 @@ from qlocal.layers.ffn import Ffn
 from qlocal.layers.linear import QuantLinear
 from qlocal.layers.moe import MoeFfn
 from qlocal.layers.paged_attention import PagedAttention, TokenRun
-from qlocal.layers.rotary import Rotary
+from qlocal.layers.rotary import Rotary, Rotation
 
 
 class NativeDecoder:
@@ -31,7 +31,7 @@ class NativeDecoder:
         """step: of the first `num_layers` layers, over the cache of `storage`."""
         self._decoder = decoder
         self._step = step
-        self._num_layers = num_layers
+        self.num_layers = num_layers
         self._storage = storage
         self._block_size = block_size
         parts = [p for layer in decoder.layers[:num_layers] for linear in _linears(layer) for p in linear.parts()]
@@ -46,17 +46,21 @@ class NativeDecoder:
 
         runs: stand one after another in T. Returns the residual stream (T, D) f32, unnormalized.
         """
-        hidden_states = self._decoder.embedding(input_ids).contiguous()
         rotation = self._decoder.rotary.at(positions)
+        hidden_states = self.run_first(self._decoder.embedding(input_ids).contiguous(), rotation, runs)
+        if self.num_layers == len(self._decoder.layers):
+            return hidden_states
+        attention = PagedAttention(runs, self._storage, self._block_size)
+        return self._decoder.run_layers(self.num_layers, hidden_states, rotation, attention.of_layer)
+
+    def run_first(self, hidden_states: Tensor, rotation: Rotation, runs: Sequence[TokenRun]) -> Tensor:
+        """Run the first `num_layers` layers alone. hidden_states: (T, D) f32, contiguous; changed, and returned."""
         described = [
             native_step.Run(run.length, run.num_past, torch.tensor(run.blocks, dtype=torch.int64)) for run in runs
         ]
         cos, sin = (angles.squeeze(1).contiguous() for angles in (rotation.cos, rotation.sin))
         self._step.run(hidden_states, cos, sin, described)
-        if self._num_layers == len(self._decoder.layers):
-            return hidden_states
-        attention = PagedAttention(runs, self._storage, self._block_size)
-        return self._decoder.run_layers(self._num_layers, hidden_states, rotation, attention.of_layer)
+        return hidden_states
 
 
 def native_decoder(decoder: Decoder, storage: KVStorage, block_size: int) -> NativeDecoder | None:
@@ -94,7 +98,7 @@ def describe(
     has_layout = all(_is_native(cache) and _has_layout(layer) for layer, cache in pairs)
     if native_step.unsupported(geometry) is not None or not pairs or not has_layout:
         return None
-    layers = [_describe(layer, _describe_cache(cache)) for layer, cache in pairs]
+    layers = [_describe(layer, describe_cache(cache)) for layer, cache in pairs]
     num_positions = len(storage.layers[0].keys.memory) * block_size
     angles = None if all(layer.cache.key_bias is None for layer in layers) else _angles(decoder.rotary, num_positions)
     step = native_step.NativeStep(library, geometry, layers, angles)
@@ -120,7 +124,7 @@ def _is_native(cache: LayerCache) -> bool:
     return {cache.keys.type, cache.values.type} <= set(native_step.KV_TYPES)
 
 
-def _describe_cache(cache: LayerCache) -> native_step.Cache:
+def describe_cache(cache: LayerCache) -> native_step.Cache:
     """Say where a layer's cache lies, and what is taken off before rounding."""
     keys, values, known = cache.keys, cache.values, cache.conditioning
     of_keys = known if keys.type != "f16" else None

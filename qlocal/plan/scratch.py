@@ -12,8 +12,11 @@ from qlocal.plan.request import Request
 _FLOAT = 4
 _THREADS_BYTES = 8 << 20
 """What the threads of the CPU's kernels keep for themselves."""
-CARD_ATTENTION_TOKENS = 8192
-"""Keys and values that a card's attention may bring to 16 bits at once; its scratch must not grow with the context."""
+CARD_ATTENTION_TOKENS = 4096
+"""Keys and values that a prompt's attention unpacks at once on a card: its scratch does not grow with the context."""
+_UNPACKED_BYTES, _QUERY_BYTES = 24, 24
+"""A number of a key or value while it is unpacked, and one of a query while it attends: results, and what they are made
+of."""
 _PANEL_BYTES = 8 << 20
 """Rows that are decoded at a time for torch (`kernels/dispatch.py`)."""
 
@@ -26,7 +29,7 @@ def step_bytes(request: Request, context: int, part: Part, *, is_card: bool, att
     chunk = min(request.prefill_chunk, context)
     tokens, logits = chunk + request.slots, 6 * (request.slots + 1) * part.vocab_rows
     if is_card:
-        return tokens * _card_bytes(config, part) + _FLOAT * logits + _card_attention(config, context, part)
+        return tokens * _card_bytes(config, part) + _FLOAT * logits + _card_attention(config, chunk, context, part)
     if request.is_native and attends:
         step = _FLOAT * (tokens * _native_width(config) + logits) + _THREADS_BYTES
         return max(step, request.demand.loading_bytes)
@@ -42,9 +45,11 @@ def _card_bytes(config: ModelConfig, part: Part) -> int:
     return 16 * config.hidden_size + 12 * heads + 10 * part.intermediate_size * max(1, config.num_experts_per_tok)
 
 
-def _card_attention(config: ModelConfig, context: int, part: Part) -> int:
-    """Return what a prompt's attention takes on a card: keys and values in 16 bits, so many tokens at a time."""
-    return 4 * min(context, CARD_ATTENTION_TOKENS) * part.num_key_value_heads * config.head_dim
+def _card_attention(config: ModelConfig, chunk: int, context: int, part: Part) -> int:
+    """Return what a prompt's attention takes on a card: a piece of the keys and values, and its own tokens, whose keys
+    stand once for every query head."""
+    unpacked = min(context, CARD_ATTENTION_TOKENS + chunk) * part.num_key_value_heads * config.head_dim
+    return _UNPACKED_BYTES * unpacked + _QUERY_BYTES * chunk * part.num_attention_heads * config.head_dim
 
 
 def _width(config: ModelConfig, part: Part) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import triton
 
-from qlocal.kernels.triton import add_norm, attention, gemm, gemv, rotary_store, silu_mul
+from qlocal.kernels.triton import add_norm, attention, dense, gemm, gemv, rotary_store, silu_mul
 from qlocal.kernels.triton.compile_report import Form
 from qlocal.kernels.triton.decode import kind_constants
 from qlocal.kernels.triton.layout import GROUP_SIZES, Kind
@@ -34,6 +34,17 @@ def product_forms() -> Iterator[Form]:
                 yield _product(name, kind, group_size, num_tokens)
         yield _product(name, Kind.AFFINE, 128, counts[-1], scales=torch.bfloat16)
         yield _product(name, Kind.AFFINE, 128, counts[-1], x=torch.float32)
+
+
+def dense_forms() -> Iterator[Form]:
+    """Yield the products of weights of 16 bits."""
+    for num_tokens in _GEMV_TOKENS:
+        for stored in (torch.bfloat16, torch.float16):
+            config = dense.config_for(num_tokens)
+            pointers = {"x_ptr": "*bf16", "w_ptr": _POINTERS[stored], "sums_ptr": "*fp32"}
+            what, aligned = f"weight {_POINTERS[stored][1:]}", ("N", "K", "token_stride")
+            constants = config.constants(num_tokens)
+            yield Form("dense", what, num_tokens, dense.dense_kernel, pointers, constants, config.num_warps, aligned)
 
 
 def step_forms() -> Iterator[Form]:

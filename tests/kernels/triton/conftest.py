@@ -11,7 +11,18 @@ from types import SimpleNamespace
 
 import pytest
 
-_MODULES = ("gemv", "gemm", "matmul", "add_norm", "silu_mul", "kv_encode", "rotary_store", "attention")
+_MODULES = (
+    "gemv",
+    "gemm",
+    "dense",
+    "products",
+    "matmul",
+    "add_norm",
+    "silu_mul",
+    "kv_encode",
+    "rotary_store",
+    "attention",
+)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qlocal.kernels.triton.layout import pack
-from tests.kernels.triton.weights import KINDS, activations, expected, make, relative_error
+from tests.kernels.triton.weights import KINDS, activations, expected, make, prepared, relative_error
 from tests.kernels.weights import random_affine
 
 
@@ -19,7 +19,7 @@ def test_weights_are_rounded_to_the_type_of_the_tokens(
 ) -> None:
     weight, packed = make(kind)
     x = activations(num_tokens, weight.shape[1], torch.float16)
-    result = interpreted.matmul.matmul(x, packed)
+    result = interpreted.matmul.matmul(x, prepared(packed))
     assert result.shape == (num_tokens, weight.shape[0]) and result.dtype == torch.float32
     assert relative_error(result, expected(x, weight, torch.float16)) < 1e-5
 
@@ -29,7 +29,7 @@ def test_bf16_tokens_give_the_products_of_the_reference(interpreted: SimpleNames
     weight, packed = make(kind)
     x = activations(33, weight.shape[1], torch.bfloat16)
     # A card rounds weights to the nearest bfloat16 (1.7e-3 of their norm), the interpreter towards zero (3.4e-3).
-    assert relative_error(interpreted.matmul.matmul(x, packed), expected(x, weight)) < 4e-3
+    assert relative_error(interpreted.matmul.matmul(x, prepared(packed)), expected(x, weight)) < 4e-3
 
 
 @pytest.mark.parametrize("kind", ["affine_g128", "q5_k"])

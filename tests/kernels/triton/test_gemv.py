@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qlocal.kernels.triton.layout import pack
-from tests.kernels.triton.weights import KINDS, activations, expected, make, relative_error
+from tests.kernels.triton.weights import KINDS, activations, expected, make, prepared, relative_error
 from tests.kernels.weights import random_affine
 
 # Nothing of the weight is rounded, and products of bfloat16 are exact in float32: only the sums differ.
@@ -22,7 +22,7 @@ def test_bf16_tokens_give_the_products_of_the_reference(
 ) -> None:
     weight, packed = make(kind)
     x = activations(num_tokens, weight.shape[1], torch.bfloat16)
-    result = interpreted.matmul.matmul(x, packed)
+    result = interpreted.matmul.matmul(x, prepared(packed))
     assert result.shape == (num_tokens, weight.shape[0]) and result.dtype == torch.float32
     assert relative_error(result, expected(x, weight)) < TOLERANCE
 

@@ -8,6 +8,7 @@ import torch
 
 from qlocal.ggml_types import GgmlType
 from qlocal.kernels import reference
+from qlocal.kernels.dispatch import PreparedWeight
 from qlocal.kernels.triton.layout import PackedWeight, pack
 from qlocal.weights import AffineWeight, BlockWeight
 from tests.kernels.weights import random_affine, random_blocks
@@ -33,6 +34,11 @@ def make(name: str) -> tuple[AffineWeight | BlockWeight, PackedWeight]:
     """Return the neutral weight and the packed one."""
     weight = KINDS[name]()
     return weight, pack(weight, "cpu")
+
+
+def prepared(packed: PackedWeight) -> PreparedWeight:
+    """Return a packed weight as the layers hold it."""
+    return PreparedWeight(packed.shape, torch.bfloat16, torch.device("cpu"), packed=packed)
 
 
 def activations(num_tokens: int, columns: int, dtype: torch.dtype) -> torch.Tensor:

@@ -1,0 +1,152 @@
+"""Neighbouring layers on one card, run by its kernels: ten launches a layer, and nothing is asked of the host.
+
+What it computes is `decoder.py`; here sums stay in parts until the next kernel adds them up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qlocal.cache.storage import DENSE_DTYPES, KVStorage
+from qlocal.kernels.dispatch import ASKED_FOR, why_no_card_kernels
+from qlocal.kernels.native_step import KEY_TILE
+from qlocal.kernels.triton.add_norm import add_norm
+from qlocal.kernels.triton.attention import KeyAngles, longest_piece
+from qlocal.kernels.triton.products import products
+from qlocal.kernels.triton.rotary_store import Heads
+from qlocal.kernels.triton.silu_mul import silu_mul
+from qlocal.layers.card_attention import CardAttention, on_card
+from qlocal.layers.card_inputs import StepInputs, StepLayout
+from qlocal.layers.decoder import Decoder, DecoderLayer
+from qlocal.layers.ffn import Ffn
+from qlocal.layers.key_angles import key_angles
+from qlocal.layers.linear import QuantLinear
+from qlocal.layers.moe import MoeFfn
+from qlocal.layers.native_decoder import describe_cache
+
+HEAD_DIMS = (32, 64, 128, 256)
+CACHE_TYPES = frozenset({"f16", "q8", "q4"})
+
+
+@dataclass(frozen=True, eq=False)
+class CardLayer:
+    """A decoder layer and its attention. dtype: of the products' inputs."""
+
+    layer: DecoderLayer
+    attention: CardAttention
+    dtype: torch.dtype
+
+    def forward(self, stream: Tensor, normed: Tensor, inputs: StepInputs, layout: StepLayout) -> Tensor:
+        """Add attention to the residual stream (T, D) f32, in place, and return what the feed-forward block gives, in
+        parts (S, T, D) f32. normed: (T, D), the input of q, k and v."""
+        layer = self.layer
+        parts = _product(normed, layer.qkv)
+        attended = self.attention(parts, inputs, layout, self.dtype)
+        gives = self._over_ranks(_product(attended, layer.o))
+        is_mixture = isinstance(layer.ffn, MoeFfn)
+        # The router decides by float32.
+        normed_dtype = torch.float32 if is_mixture else self.dtype
+        after = add_norm(stream, gives, layer.post_attention_norm, layer.config.rms_norm_eps, normed_dtype)
+        assert after is not None, "a norm was given"
+        if isinstance(layer.ffn, MoeFfn):
+            return self._over_ranks(layer.ffn(after)[None])
+        inner = silu_mul(_product(after, layer.ffn.gate_up), self.dtype)
+        return self._over_ranks(_product(inner, layer.ffn.down))
+
+    def _over_ranks(self, parts: Tensor) -> Tensor:
+        """Add up what the ranks of a tensor split have, where there are any."""
+        if self.layer.add_up is None:
+            return parts
+        return self.layer.add_up(parts[0] if len(parts) == 1 else parts.sum(0)).contiguous()[None]
+
+
+class CardSpan:
+    """Layers `first` to `last` of a decoder, all on `device`."""
+
+    def __init__(self, decoder: Decoder, storage: KVStorage, block_size: int, first: int, last: int) -> None:
+        config = decoder.config
+        self.first, self.last = first, last
+        self.device = decoder.layers[first].device
+        self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim, block_size)
+        self.hidden_size = config.hidden_size
+        self._eps = config.rms_norm_eps
+        angles = _angles(decoder, storage, block_size, self.device, range(first, last))
+        self._layers = [self._card_layer(decoder, storage, index, angles) for index in range(first, last)]
+        self.has_host_work = any(isinstance(layer.layer.ffn, MoeFfn) for layer in self._layers)
+        """Whether a step waits for the device in between, so that it cannot be recorded: for a mixture's experts."""
+        group = self.heads.num_heads // self.heads.num_kv_heads
+        self.longest_piece = longest_piece(group, has_bias=angles is not None)
+
+    def run(self, inputs: StepInputs, layout: StepLayout) -> Tensor:
+        """Run the layers over `inputs`. Returns the residual stream (T, D) f32 after them, in the inputs' memory."""
+        stream = inputs.hidden_states
+        gives: Tensor | None = None
+        for card_layer in self._layers:
+            normed = add_norm(stream, gives, card_layer.layer.input_norm, self._eps, card_layer.dtype)
+            assert normed is not None, "a norm was given"
+            gives = card_layer.forward(stream, normed, inputs, layout)
+        add_norm(stream, gives, None, self._eps, torch.float32)
+        return stream
+
+    def _card_layer(self, decoder: Decoder, storage: KVStorage, index: int, angles: KeyAngles | None) -> CardLayer:
+        layer, readable = decoder.layers[index], storage.layers[index]
+        if readable.conditioning is not None and angles is not None:
+            known = on_card(readable.conditioning, angles)
+            readable = type(readable)(readable.keys, readable.values, known)
+        attention = CardAttention(self.heads, describe_cache(readable), readable, layer.qkv.bias(), angles)
+        return CardLayer(layer, attention, layer.qkv.parts()[0].weight.dtype)
+
+
+def spans(decoder: Decoder, storage: KVStorage, block_size: int) -> list[CardSpan]:
+    """Return the runs of neighbouring layers that a card's kernels can compute, one a card, in order."""
+    found: list[CardSpan] = []
+    fits = [_can_run(layer, storage, index, block_size) for index, layer in enumerate(decoder.layers)]
+    first = 0
+    for index, fit in enumerate([*fits, False]):
+        is_end = not fit or (index > first and decoder.layers[index].device != decoder.layers[first].device)
+        if is_end:
+            if index > first:
+                found.append(CardSpan(decoder, storage, block_size, first, index))
+            first = index if fit else index + 1
+    return found
+
+
+def _can_run(layer: DecoderLayer, storage: KVStorage, index: int, block_size: int) -> bool:
+    cache, config = storage.layers[index], layer.config
+    linears = [layer.qkv, layer.o]
+    if isinstance(layer.ffn, Ffn):
+        linears += [layer.ffn.gate_up, layer.ffn.down]
+    return (
+        why_no_card_kernels(layer.device) is None
+        and all(p.weight.matrix is None and p.weight.reason != ASKED_FOR for n in linears for p in n.parts())
+        and all(part.bias is None for linear in linears[1:] for part in linear.parts())
+        and config.head_dim in HEAD_DIMS
+        and config.num_attention_heads % config.num_key_value_heads == 0
+        and {cache.keys.type, cache.values.type} <= CACHE_TYPES
+        and block_size % KEY_TILE == 0
+        and block_size & (block_size - 1) == 0
+    )
+
+
+def _product(x: Tensor, linear: QuantLinear) -> Tensor:
+    return products(linear.gathered(x), [part.weight for part in linear.parts()])
+
+
+def _angles(
+    decoder: Decoder, storage: KVStorage, block_size: int, device: torch.device, layers: Sequence[int]
+) -> KeyAngles | None:
+    """Return the angles of all positions where keys are held without their bias, or None where none are."""
+    caches = [storage.layers[index] for index in layers]
+    has_bias = any(
+        cache.keys.type not in DENSE_DTYPES
+        and cache.conditioning is not None
+        and cache.conditioning.key_bias is not None
+        for cache in caches
+    )
+    if not has_bias:
+        return None
+    num_positions = len(caches[0].keys.memory) * block_size
+    return key_angles(decoder.rotary, num_positions, block_size, device)
