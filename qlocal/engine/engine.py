@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from qlocal.engine.memory import out_of_memory_in_words
 from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.relay import LeadingRunner
 from qlocal.engine.requests import refusal
-from qlocal.engine.sampler import Choice, prompt_logprobs, sample_run
+from qlocal.engine.sampler import Choice, likeliest_run, prompt_logprobs, sample_run
 from qlocal.engine.scheduler import ScheduledRun, Scheduler
 from qlocal.engine.sequence import Sequence
 from qlocal.engine.speculation.loading import open_speculator
@@ -198,14 +198,15 @@ class Engine:
         for run in batch:
             assert run.sequence.table is not None, "the scheduler gave it blocks"
             runs.append(TokenRun(run.length, run.start, run.sequence.table.blocks))
-        hidden_states = self._runner.forward([i for run in batch for i in run.token_ids], runs)  # (T, D) f32
+        self._runner.forward([i for run in batch for i in run.token_ids], runs)
+        row_sums = self._runner.row_sums()  # (T,) f32
         ends = accumulate(run.length for run in batch)
         placed = [(run, end - run.length) for run, end in zip(batch, ends, strict=True)]
-        if _is_finite(hidden_states):
+        if _is_finite(row_sums):
             return placed
         kept = []
         for run, first_row in placed:
-            if _is_finite(hidden_states[first_row : first_row + run.length]):
+            if _is_finite(row_sums[first_row : first_row + run.length]):
                 kept.append((run, first_row))
             else:
                 self._fail(run.sequence)
@@ -241,9 +242,26 @@ class Engine:
                 rows += range(first_row + run.num_known - 1, first_row + run.length)
         if not sampled:
             return []
-        logits = self._runner.logits(rows)  # (B and the guessed, V) f32
-        of_runs = torch.split(logits, [1 + len(run.guess) for run in sampled])
-        return [(r, sample_run(x, r.sequence.sampling, r.guess)) for r, x in zip(sampled, of_runs, strict=True)]
+        counts = [1 + len(run.guess) for run in sampled]
+        chosen = self._likeliest(sampled, rows, counts)
+        if chosen is None:
+            of_runs = torch.split(self._runner.logits(rows), counts)  # (1 + guessed, V) f32 each
+            chosen = [sample_run(x, r.sequence.sampling, r.guess) for r, x in zip(sampled, of_runs, strict=True)]
+        return list(zip(sampled, chosen, strict=True))
+
+    def _likeliest(
+        self, sampled: list[ScheduledRun], rows: list[int], counts: list[int]
+    ) -> list[list[Choice | None]] | None:
+        """Take the tokens that the device has found, where nobody wants more than the likeliest; None elsewhere."""
+        states = [run.sequence.sampling for run in sampled]
+        num_tokens = {state.num_tokens for state in states}
+        if len(num_tokens) > 1 or not all(state.takes_likeliest for state in states):
+            return None
+        token_ids = self._runner.most_likely(rows, num_tokens.pop())
+        if token_ids is None:
+            return None
+        of_runs = iter(token_ids)
+        return [likeliest_run([*islice(of_runs, n)], run.guess) for run, n in zip(sampled, counts, strict=True)]
 
     def _note_step(self, batch: list[ScheduledRun], seconds: float) -> None:
         """Tell who guesses what a step took."""

@@ -16,6 +16,7 @@ from qlocal.layers.paged_attention import PagedAttention, TokenRun
 
 if TYPE_CHECKING:
     from qlocal.layers.card_decoder import CardDecoder
+    from qlocal.layers.card_tail import Reported
 
 
 class ModelRunner:
@@ -29,10 +30,13 @@ class ModelRunner:
         self._native = native_decoder(decoder, storage, block_size) if is_whole else None
         self._card = _card_decoder(decoder, storage, block_size, self._native)
         self._hidden_states = torch.empty(0)
+        self._reported: Reported | None = None
+        self._is_reported = False
 
     def forward(self, input_ids: Sequence[int], runs: Sequence[TokenRun]) -> Tensor:
         """Run all layers over the tokens of `runs`, which stand one after another. Returns (T, D) f32."""
         attention, ids = PagedAttention(runs, self._storage, self._block_size), torch.tensor(input_ids)
+        self._is_reported = False
         if self._card is not None:
             self._hidden_states = self._card.forward(ids, attention.positions, runs)
         elif self._native is not None and self._native.takes(len(ids)):
@@ -41,10 +45,32 @@ class ModelRunner:
             self._hidden_states = self._decoder.forward(ids, attention.positions, attention.of_layer)
         return self._hidden_states
 
+    def row_sums(self) -> Tensor:
+        """Return the sum of every row of the last `forward`, (T,) f32 on the host: one broken number breaks it."""
+        report = self._report()
+        return self._hidden_states.sum(1).cpu() if report is None else torch.tensor(report.sums)
+
     def logits(self, rows: Sequence[int]) -> Tensor:
         """Return (t, V) f32 for t rows of the last `forward`; of a part that is not rank 0's, nothing to use."""
+        if self._card is not None:
+            return self._card.logits(rows)
         is_all = list(rows) == [*range(len(self._hidden_states))]
         return self._decoder.logits(self._hidden_states if is_all else self._hidden_states[rows])
+
+    def most_likely(self, rows: Sequence[int], num_tokens: int) -> list[int | None] | None:
+        """Return the likeliest of the first `num_tokens` tokens for some rows of the last `forward`, None for a row
+        whose logits are not finite; None altogether where the device has not found them, and `logits` are the way."""
+        if self._card is None:
+            return None
+        is_known = self._card.choose_among(num_tokens)
+        report = self._report() if is_known else None
+        return None if report is None else [report.best[row] for row in rows]
+
+    def _report(self) -> Reported | None:
+        """Return what a card has reported of the last `forward`, brought here once."""
+        if self._card is not None and not self._is_reported:
+            self._reported, self._is_reported = self._card.report(), True
+        return self._reported
 
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one block of the cache to another, in every layer."""

@@ -33,6 +33,12 @@ class LeadingRunner:
             self._tell(Logits(list(rows)))
             return self._runner.logits(rows)
 
+    def row_sums(self) -> Tensor:
+        return self._runner.row_sums()
+
+    def most_likely(self, rows: Sequence[int], num_tokens: int) -> list[int | None] | None:
+        return None  # every rank has a part of the logits
+
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         with self._team.explaining():
             self._tell(CopyBlock(source, target, num_tokens))

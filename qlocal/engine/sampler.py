@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,12 @@ class SamplingState:
         self._bias_ids = torch.tensor([token_id for token_id, _ in bias], dtype=torch.int64)
         self._bias = torch.tensor([value for _, value in bias])
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the token with the largest logit is taken as it is, and nothing else is asked of the logits."""
+        is_plain = self._seen is None and self._counts is None and not len(self._bias_ids)
+        return is_plain and self.sampling.temperature < MIN_TEMPERATURE and self.sampling.top_logprobs is None
+
     def uniform(self) -> float:
         """Return the request's next random number in [0, 1)."""
         return self._random.random()
@@ -85,13 +91,22 @@ def sample_run(logits: Tensor, state: SamplingState, guess: Sequence[int]) -> li
     logits: (1 + len(guess), V) f32, after the last known token and after every guessed one. Nothing is drawn from rows
     behind a wrong guess. None, at the end, stands for a row that is not finite.
     """
-    choices: list[Choice | None] = []
-    for row, guessed in zip(logits.cpu(), [*guess, None], strict=True):
-        choice = _choose(row[: state.num_tokens], state)
-        choices.append(choice)
+    return _until_wrong((_choose(row[: state.num_tokens], state) for row in logits.cpu()), guess)
+
+
+def likeliest_run(token_ids: Sequence[int | None], guess: Sequence[int]) -> list[Choice | None]:
+    """Do what `sample_run` does where the likeliest token after every one of its rows has been found already."""
+    return _until_wrong((None if i is None else Choice(i) for i in token_ids), guess)
+
+
+def _until_wrong(choices: Iterable[Choice | None], guess: Sequence[int]) -> list[Choice | None]:
+    """Take choices up to the first that was not guessed, that one included, and ask for no more."""
+    taken: list[Choice | None] = []
+    for choice, guessed in zip(choices, [*guess, None], strict=False):
+        taken.append(choice)
         if choice is None or choice.token_id != guessed:
             break
-    return choices
+    return taken
 
 
 def _choose(logits: Tensor, state: SamplingState) -> Choice | None:

@@ -75,8 +75,10 @@ class CardSpan:
         self._eps = config.rms_norm_eps
         angles = _angles(decoder, storage, block_size, self.device, range(first, last))
         self._layers = [self._card_layer(decoder, storage, index, angles) for index in range(first, last)]
-        self.has_host_work = any(isinstance(layer.layer.ffn, MoeFfn) for layer in self._layers)
-        """Whether a step waits for the device in between, so that it cannot be recorded: for a mixture's experts."""
+        layers = [card_layer.layer for card_layer in self._layers]
+        self.has_host_work = any(isinstance(x.ffn, MoeFfn) or x.add_up is not None for x in layers)
+        """Whether the host has a part in a step, so that it cannot be recorded: it asks which experts a mixture takes,
+        and starts the sums over the ranks of a tensor split."""
         group = self.heads.num_heads // self.heads.num_kv_heads
         self.longest_piece = longest_piece(group, has_bias=angles is not None)
 

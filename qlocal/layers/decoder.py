@@ -133,8 +133,8 @@ class Decoder:
         self.held_head = held_head
         self.embedding = embedding
         self.rotary = Rotary(config)
-        self._final_norm = norm
-        self._head = head
+        self.final_norm = norm
+        self.head = head
 
     def forward(self, input_ids: Tensor, positions: Tensor, attend_of_layer: Callable[[int], Attend]) -> Tensor:
         """Run all layers. input_ids and positions: (T,) int64. Returns the residual stream (T, D) f32, unnormalized."""
@@ -162,6 +162,15 @@ class Decoder:
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Return (T, V) f32 for the residual stream (T, D) f32 of the tokens that need logits; on the ranks of a tensor
         split but the first, those of its own rows."""
-        on_head = hidden_states.to(self._final_norm.device)
-        (logits,) = self._head(rms_norm(on_head, self._final_norm, self.config.rms_norm_eps))
+        on_head = hidden_states.to(self.final_norm.device)
+        (logits,) = self.head(rms_norm(on_head, self.final_norm, self.config.rms_norm_eps))
+        return self.joined(logits)
+
+    def joined(self, logits: Tensor) -> Tensor:
+        """Return (T, V) f32 for the (T, rows of the head) f32 that are here."""
         return logits if self._join_logits is None else self._join_logits(logits)
+
+    @property
+    def has_whole_head(self) -> bool:
+        """Whether no other rank has rows of the head."""
+        return self._join_logits is None
