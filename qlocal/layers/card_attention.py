@@ -16,7 +16,9 @@ from qlocal.kernels.native_step import Cache
 from qlocal.kernels.triton.attention import KeyAngles, attend
 from qlocal.kernels.triton.rotary_store import Heads, Queries, rotary_store
 from qlocal.layers.card_inputs import LongRun, StepInputs, StepLayout
-from qlocal.plan.scratch import CARD_ATTENTION_TOKENS
+
+PIECE_TOKENS = 4096
+"""Keys and values that are unpacked at a time, in whole blocks; what plan/scratch.py counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,7 @@ class CardAttention:
         q = queries.transpose(0, 1).half()  # (H, t, Dh)
         table = torch.tensor(run.blocks, dtype=torch.int64, device=queries.device)
         joined = _Joined(q.shape)
-        step = max(block_size, CARD_ATTENTION_TOKENS // block_size * block_size)
+        step = max(block_size, PIECE_TOKENS // block_size * block_size)
         for first in range(0, past, step):
             k, v = self._read(table, first, min(first + step, past))
             joined.add(*_see_all(q, k, v))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,9 @@ from qlocal.cache.storage import DENSE_DTYPES, KVStorage
 from qlocal.layers.attention import Attend, causal
 from qlocal.layers.decoder import Decoder, DecoderLayer
 from qlocal.layers.rotary import Rotary
-from qlocal.plan import Plan
-from qlocal.plan.demand import types_of_layer
+
+if TYPE_CHECKING:
+    from qlocal.plan import Plan
 
 NUM_TOKENS = 256
 FREQUENT = 5000
@@ -25,6 +28,8 @@ def storage_for(decoder: Decoder, plan: Plan) -> KVStorage:
     """Return the cache for the heads that `decoder` has, beside its layers, with what packed types need to know.
 
     Of a tensor split every rank calls it at the same time: what is measured takes the sums of all."""
+    from qlocal.plan.demand import types_of_layer  # not needed without a plan, which needs the formats
+
     config = decoder.config
     is_packed = not {plan.key_type, plan.value_type} <= DENSE_DTYPES.keys()
     return KVStorage(

@@ -9,7 +9,7 @@ there are is read on the card, so that one recorded launch serves every context.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qlocal.kernels.native_step import Cache
+from qlocal.kernels.triton import tuning
 from qlocal.kernels.triton.decode import COMPILER_OPTIONS
 from qlocal.kernels.triton.gemv import num_processors
 from qlocal.kernels.triton.hadamard import rotate
@@ -27,7 +28,6 @@ _MAX_PIECE = 8
 KEY_BLOCK, BIASED_KEY_BLOCK = 64, 32
 """Keys that a program reads at a time, and with a bias, whose angles need registers; less where a block of the cache
 holds less."""
-_PROGRAMS_PER_PROCESSOR = 2
 _MAX_SPLITS = 64
 _MIN_ROWS = 16  # of a tensor-core instruction
 _MAX_ROWS, _MAX_BIASED_ROWS = 64, 32  # more would not stay in registers
@@ -35,23 +35,28 @@ _MAX_ROWS, _MAX_BIASED_ROWS = 64, 32  # more would not stay in registers
 
 @dataclass(frozen=True)
 class AttendConfig:
-    """How the kernel is compiled. rows: of a tile, block_n: keys of one. num_stages: tiles on their way at a time."""
+    """How the kernel is compiled. rows: of a tile, block_n: keys of one. num_stages: tiles on their way at a time.
+    programs: for every multiprocessor of the card."""
 
     rows: int
     block_n: int
     num_warps: int
     num_stages: int
+    programs: int = 2
 
     def constants(self) -> dict[str, int]:
         """Return the keyword arguments of the kernel."""
         return {"ROWS": self.rows, "N": self.block_n, "NUM_STAGES": self.num_stages}
 
 
-def config_for(group: int, longest: int, block_size: int, has_bias: bool) -> AttendConfig:
-    """Return a configuration that no card has been asked about yet: for `group` query heads a KV head, and pieces of
-    up to `longest` tokens."""
+def config_for(
+    group: int, longest: int, block_size: int, has_bias: bool, device: torch.device | None = None
+) -> AttendConfig:
+    """Return what was measured on a card, or else an estimate: for `group` query heads a KV head, and pieces of up to
+    `longest` tokens."""
     rows = max(_MIN_ROWS, triton.next_power_of_2(group * triton.next_power_of_2(longest)))
-    return AttendConfig(rows, key_block(block_size, has_bias), num_warps=4 if rows < 64 else 8, num_stages=2)
+    default = AttendConfig(rows, key_block(block_size, has_bias), num_warps=4 if rows < 64 else 8, num_stages=2)
+    return replace(default, **tuning.measured("attend", rows, device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,9 +247,11 @@ def attend(
     (T, H * Dh) of `dtype`."""
     tokens, device = len(queries.values), queries.values.device
     num_pieces = len(pieces.extents)
+    config = config_for(
+        heads.num_heads // heads.num_kv_heads, pieces.longest, heads.block_size, angles is not None, device
+    )
     if splits is None:
-        splits = choose_splits(num_pieces * heads.num_kv_heads, num_processors(device))
-    config = config_for(heads.num_heads // heads.num_kv_heads, pieces.longest, heads.block_size, angles is not None)
+        splits = choose_splits(num_pieces * heads.num_kv_heads, num_processors(device) * config.programs)
     shape = (splits, tokens, heads.num_heads)
     sums = torch.empty((*shape, heads.head_dim), dtype=torch.float32, device=device)
     most, weight = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
@@ -277,8 +284,8 @@ def key_block(block_size: int, has_bias: bool) -> int:
     return min(BIASED_KEY_BLOCK if has_bias else KEY_BLOCK, block_size)
 
 
-def choose_splits(num_tiles: int, num_processors: int) -> int:
-    """Into how many parts to split the keys so that so many tiles of rows fill a card: a power of two."""
-    wanted = -(-num_processors * _PROGRAMS_PER_PROCESSOR // num_tiles)
+def choose_splits(num_tiles: int, num_programs: int) -> int:
+    """Into how many parts to split the keys so that tiles of rows are so many programs: a power of two."""
+    wanted = -(-num_programs // num_tiles)
     splits: int = triton.next_power_of_2(wanted)
     return min(_MAX_SPLITS, splits)

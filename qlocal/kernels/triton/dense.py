@@ -8,36 +8,42 @@ the other."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from qlocal.kernels.triton import tuning
 from qlocal.kernels.triton.decode import COMPILER_OPTIONS
-from qlocal.kernels.triton.gemv import MAX_TOKENS, choose_splits, num_processors
+from qlocal.kernels.triton.gemv import MAX_TOKENS, choose_splits, num_processors, tile_tokens
 
 
 @dataclass(frozen=True)
 class DenseConfig:
-    """How the kernel is compiled. block_n: rows of a program, block_k: columns that it reads at a time."""
+    """How the kernel is compiled. block_n: rows of a program, block_k: columns that it reads at a time.
+    programs: for every multiprocessor of the card."""
 
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
+    programs: int = 8
 
     def constants(self, num_tokens: int) -> dict[str, int]:
         """Return the keyword arguments of the kernel; it is compiled for 1 token, or for the width of its tiles."""
-        block_m = 1 if num_tokens == 1 else 8 if num_tokens <= 8 else 16
-        return {"BLOCK_M": block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k, "NUM_STAGES": self.num_stages}
+        sizes = {"BLOCK_M": tile_tokens(num_tokens), "BLOCK_N": self.block_n, "BLOCK_K": self.block_k}
+        return {**sizes, "NUM_STAGES": self.num_stages}
 
 
-def config_for(num_tokens: int) -> DenseConfig:
-    """Return a configuration that no card has been asked about yet."""
-    if num_tokens == 1:
-        return DenseConfig(block_n=16, block_k=256, num_warps=4, num_stages=2)
-    return DenseConfig(block_n=32, block_k=64, num_warps=4, num_stages=3)
+def config_for(num_tokens: int, device: torch.device | None = None) -> DenseConfig:
+    """Return what was measured on a card, or else an estimate."""
+    tile = tile_tokens(num_tokens)
+    default = DenseConfig(block_n=32, block_k=64, num_warps=4, num_stages=3)
+    if tile == 1:
+        default = DenseConfig(block_n=16, block_k=256, num_warps=4, num_stages=2)
+    return replace(default, **tuning.measured("dense", tile, device))
 
 
 @triton.jit(do_not_specialize=["M", "columns_per_split", "split_stride"])
@@ -81,7 +87,7 @@ def dense_into(x: Tensor, weight: Tensor, sums: Tensor) -> None:
     num_tokens, (num_rows, columns) = len(x), weight.shape
     assert 1 <= num_tokens <= MAX_TOKENS and x.is_contiguous() and x.shape[1] == columns, f"{tuple(x.shape)}"
     assert weight.is_contiguous() and sums.shape[1:] == (num_tokens, num_rows) and sums.stride(2) == 1
-    config, splits = config_for(num_tokens), len(sums)
+    config, splits = config_for(num_tokens, x.device), len(sums)
     steps = triton.cdiv(columns, config.block_k)
     dense_kernel[(triton.cdiv(num_rows, config.block_n), splits)](
         x, weight, sums, num_tokens, num_rows, columns,
@@ -92,8 +98,8 @@ def dense_into(x: Tensor, weight: Tensor, sums: Tensor) -> None:
 
 def splits_for(weight: Tensor, num_tokens: int) -> int:
     """Return into how many parts the columns of a weight (N, K) are split; none of them is without columns."""
-    config = config_for(num_tokens)
+    config = config_for(num_tokens, weight.device)
     steps = -(-weight.shape[1] // config.block_k)
     num_tiles = -(-weight.shape[0] // config.block_n)
-    splits = choose_splits(num_tiles, steps, num_processors(weight.device))
+    splits = choose_splits(num_tiles, steps, num_processors(weight.device) * config.programs)
     return -(-steps // -(-steps // splits))

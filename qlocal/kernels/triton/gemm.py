@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from qlocal.kernels.triton import tuning
 from qlocal.kernels.triton.decode import (
     COMPILER_OPTIONS,
     decode_plane,
@@ -43,15 +44,25 @@ class GemmConfig:
         return {**sizes, "NUM_STAGES": self.num_stages, "GROUP_M": self.group_m}
 
 
-def config_for(num_tokens: int, dtype: torch.dtype) -> GemmConfig:
-    """Return a configuration that no card has been asked about yet, within 99 KiB of shared memory."""
+_DEFAULTS = {
+    32: GemmConfig(block_m=32, block_n=64, num_warps=4, num_stages=3),
+    64: GemmConfig(block_m=64, block_n=64, num_warps=4, num_stages=3),
+    128: GemmConfig(block_m=128, block_n=128, num_warps=8, num_stages=2),
+}
+_OF_FLOAT32 = GemmConfig(block_m=32, block_n=32, num_warps=4, num_stages=2)
+
+
+def config_for(num_tokens: int, dtype: torch.dtype, device: torch.device | None = None) -> GemmConfig:
+    """Return what was measured on a card, or else an estimate within 99 KiB of shared memory."""
     if dtype == torch.float32:
-        return GemmConfig(block_m=32, block_n=32, num_warps=4, num_stages=2)
-    if num_tokens <= 32:
-        return GemmConfig(block_m=32, block_n=64, num_warps=4, num_stages=3)
-    if num_tokens <= 64:
-        return GemmConfig(block_m=64, block_n=64, num_warps=4, num_stages=3)
-    return GemmConfig(block_m=128, block_n=128, num_warps=8, num_stages=2)
+        return _OF_FLOAT32
+    tile = tile_tokens(num_tokens)
+    return replace(_DEFAULTS[tile], **tuning.measured("gemm", tile, device))
+
+
+def tile_tokens(num_tokens: int) -> int:
+    """Return what so many tokens count as: 32, 64 or 128."""
+    return 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
 
 
 @triton.jit(do_not_specialize=["M", "num_chunks"])
@@ -120,7 +131,7 @@ def gemm(x: Tensor, weight: PackedWeight) -> Tensor:
     Returns (M, N) float32; sums are float32."""
     num_tokens, (num_rows, columns) = len(x), weight.shape
     assert x.is_contiguous() and x.shape[1] == columns, f"activations {tuple(x.shape)} for {columns} columns"
-    config = config_for(num_tokens, x.dtype)
+    config = config_for(num_tokens, x.dtype, x.device)
     out = torch.empty((num_tokens, num_rows), dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(num_tokens, config.block_m) * triton.cdiv(num_rows, config.block_n),)
     gemm_kernel[grid](

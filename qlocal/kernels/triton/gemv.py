@@ -9,7 +9,7 @@ sums, and those are added up without atomics, always in one order: the result is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qlocal.kernels.triton import tuning
 from qlocal.kernels.triton.decode import (
     COMPILER_OPTIONS,
     decode_plane,
@@ -31,33 +32,41 @@ from qlocal.kernels.triton.layout import PackedWeight
 
 MAX_TOKENS = 16
 
-# Programs for every multiprocessor of the card, so that each has loads under way while others calculate; and the
-# chunks that a split must have to be worth its sums. Estimates, not yet measured on a card.
-_PROGRAMS_PER_PROCESSOR = 8
+# The chunks that a split must have to be worth its sums. An estimate, not yet measured on a card.
 _MIN_CHUNKS = 4
 
 
 @dataclass(frozen=True)
 class GemvConfig:
-    """How a kernel is compiled. block_n: rows of a program. num_stages: chunks on their way at a time."""
+    """How a kernel is compiled. block_n: rows of a program. num_stages: chunks on their way at a time. programs: for
+    every multiprocessor of the card, so that each has loads under way while others calculate."""
 
     block_n: int
     num_warps: int
     num_stages: int
+    programs: int = 8
 
     def constants(self, num_tokens: int) -> dict[str, int]:
         """Return the keyword arguments of the kernel; it is compiled for 1 token, or for the width of its tiles."""
-        block_m = 1 if num_tokens == 1 else 8 if num_tokens <= 8 else 16
-        return {"BLOCK_M": block_m, "BLOCK_N": self.block_n, "NUM_STAGES": self.num_stages}
+        return {"BLOCK_M": tile_tokens(num_tokens), "BLOCK_N": self.block_n, "NUM_STAGES": self.num_stages}
 
 
-def config_for(num_tokens: int) -> GemvConfig:
-    """Return a configuration that no card has been asked about yet; more rows a program read the tokens less often."""
-    if num_tokens == 1:
-        return GemvConfig(block_n=64, num_warps=4, num_stages=1)
-    if num_tokens <= 8:
-        return GemvConfig(block_n=64, num_warps=2, num_stages=3)
-    return GemvConfig(block_n=64, num_warps=4, num_stages=3)
+_DEFAULTS = {
+    1: GemvConfig(block_n=64, num_warps=4, num_stages=1),
+    8: GemvConfig(block_n=64, num_warps=2, num_stages=3),
+    16: GemvConfig(block_n=64, num_warps=4, num_stages=3),
+}
+
+
+def config_for(num_tokens: int, device: torch.device | None = None) -> GemvConfig:
+    """Return what was measured on a card, or else an estimate; more rows a program read the tokens less often."""
+    tile = tile_tokens(num_tokens)
+    return replace(_DEFAULTS[tile], **tuning.measured("gemv", tile, device))
+
+
+def tile_tokens(num_tokens: int) -> int:
+    """Return the width of the tiles that so many tokens are multiplied in: 1, 8 or 16."""
+    return 1 if num_tokens == 1 else 8 if num_tokens <= 8 else 16
 
 
 @triton.jit(do_not_specialize=["M", "num_chunks", "chunks_per_split", "split_stride"])
@@ -148,7 +157,7 @@ def gemv_into(x: Tensor, weight: PackedWeight, sums: Tensor) -> None:
     assert 1 <= num_tokens <= MAX_TOKENS, f"a GEMV is for 1 to {MAX_TOKENS} tokens, not {num_tokens}"
     assert x.is_contiguous() and x.shape[1] == columns, f"activations {tuple(x.shape)} for {columns} columns"
     assert sums.shape[1:] == (num_tokens, num_rows) and sums.stride(2) == 1, f"sums {tuple(sums.shape)}"
-    config = config_for(num_tokens)
+    config = config_for(num_tokens, x.device)
     splits, num_chunks = len(sums), len(weight.codes)
     gemv_kernel[(triton.cdiv(num_rows, config.block_n), splits)](
         x, weight.codes, weight.high, weight.scales, weight.fields, sums,
@@ -160,15 +169,16 @@ def gemv_into(x: Tensor, weight: PackedWeight, sums: Tensor) -> None:
 
 def splits_for(weight: PackedWeight, num_tokens: int) -> int:
     """Return into how many parts the columns of a weight are split; none of them is without columns."""
-    config, num_chunks = config_for(num_tokens), len(weight.codes)
+    device = weight.codes.device
+    config, num_chunks = config_for(num_tokens, device), len(weight.codes)
     num_tiles = triton.cdiv(weight.shape[0], config.block_n)
-    splits = choose_splits(num_tiles, num_chunks, num_processors(weight.codes.device))
+    splits = choose_splits(num_tiles, num_chunks, num_processors(device) * config.programs)
     return -(-num_chunks // -(-num_chunks // splits))
 
 
-def choose_splits(num_tiles: int, num_chunks: int, num_processors: int) -> int:
-    """Into how many parts to split the columns so that `num_tiles` tiles of rows fill a card."""
-    wanted = -(-num_processors * _PROGRAMS_PER_PROCESSOR // num_tiles)
+def choose_splits(num_tiles: int, num_chunks: int, num_programs: int) -> int:
+    """Into how many parts to split the columns so that `num_tiles` tiles of rows are so many programs."""
+    wanted = -(-num_programs // num_tiles)
     return max(1, min(wanted, num_chunks // _MIN_CHUNKS))
 
 

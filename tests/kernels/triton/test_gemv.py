@@ -71,10 +71,10 @@ def test_one_token_has_the_same_values_beside_others(interpreted: SimpleNamespac
 
 def test_splits_fill_a_card_and_leave_each_some_work(interpreted: SimpleNamespace) -> None:
     choose = interpreted.gemv.choose_splits
-    assert choose(num_tiles=2000, num_chunks=64, num_processors=82) == 1
-    assert choose(num_tiles=16, num_chunks=64, num_processors=82) == 16
-    assert choose(num_tiles=128, num_chunks=231, num_processors=82) == 6
-    assert choose(num_tiles=1, num_chunks=1, num_processors=82) == 1
+    assert choose(num_tiles=2000, num_chunks=64, num_programs=82 * 8) == 1
+    assert choose(num_tiles=16, num_chunks=64, num_programs=82 * 8) == 16
+    assert choose(num_tiles=128, num_chunks=231, num_programs=82 * 8) == 6
+    assert choose(num_tiles=1, num_chunks=1, num_programs=82 * 8) == 1
 
 
 def test_too_many_tokens_are_refused(interpreted: SimpleNamespace) -> None:
