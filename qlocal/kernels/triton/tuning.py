@@ -1,7 +1,7 @@
 """Configurations that were measured on this machine's cards, kept in a file of the user's cache folder.
 
-`benchmarks/gpu_check` measures and writes them; without a file every kernel has a default, and nothing is ever tried out
-while somebody waits for a token."""
+`benchmarks/gpu_check` measures and writes them; without a file every kernel has a default, and nothing is ever tried
+out while somebody waits for a token."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,6 @@ import pytest
 import torch
 
 from qlocal.kernels.triton import tuning
-from qlocal.layers.card_attention import PIECE_TOKENS
 from qlocal.plan.scratch import CARD_ATTENTION_TOKENS
 
 CARD = torch.device("cuda", 0)
@@ -47,5 +47,5 @@ def test_a_file_that_is_none_of_ours_changes_nothing(
     assert "keep their defaults" in caplog.text
 
 
-def test_plans_count_the_keys_that_are_unpacked_at_a_time() -> None:
-    assert PIECE_TOKENS == CARD_ATTENTION_TOKENS
+def test_plans_count_the_keys_that_are_unpacked_at_a_time(interpreted: SimpleNamespace) -> None:
+    assert import_module("qlocal.layers.card_attention").PIECE_TOKENS == CARD_ATTENTION_TOKENS
