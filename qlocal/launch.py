@@ -21,8 +21,8 @@ from typing import Any
 
 import httpx
 
-from qlocal.catalog import resolve, resolve_draft
-from qlocal.config import AUTO, STORED, EngineOptions, Settings, kv_types, load_settings
+from qlocal.catalog import display_name, resolve, resolve_draft
+from qlocal.config import AUTO, FROM_CONTEXT, NO_DRAFT, STORED, EngineOptions, Settings, kv_types, load_settings
 from qlocal.errors import EngineError, QLocalError, RequestError, UsageError
 from qlocal.schema import EngineState, Status
 
@@ -124,11 +124,13 @@ def fetch_status(address: Address) -> Status | None:
     return Status.from_json(response.json())
 
 
-def ensure_server(model: str | None, options: EngineOptions | None = None) -> Address:
+def ensure_server(
+    model: str | None, options: EngineOptions | None = None, announce: Callable[[str], None] = lambda said: None
+) -> Address:
     """Find this user's server or start one in the background; return once it answers, not once it has loaded.
 
-    A server that runs with another model is asked to change it. Raises UsageError when there is no such
-    model, EngineError when no server comes up.
+    A server that runs with another model, or has loaded it otherwise, is asked to change it, and `announce` is told so.
+    Raises UsageError when there is no such model, EngineError when no server comes up.
     """
     options = options or EngineOptions()
     settings = load_settings()
@@ -140,7 +142,8 @@ def ensure_server(model: str | None, options: EngineOptions | None = None) -> Ad
     status = fetch_status(address)
     if status is None:
         _start(model, options, settings, address)
-    elif model is not None and _must_load(model, options, status):
+    elif model is not None and (reason := _reason_to_load(model, options, status)) is not None:
+        announce(f"the server that runs {reason}")
         request_load(address, model, options)
     return address
 
@@ -209,22 +212,33 @@ def _timeout(read_timeout_s: float | None) -> httpx.Timeout:
     return httpx.Timeout(30.0, connect=5.0, read=read_timeout_s)
 
 
-def _must_load(path: str, options: EngineOptions, status: Status) -> bool:
-    """Whether the server holds another model, or this one with less context, on other devices, with another head, with
-    other types of keys and values, or with another draft model than asked for."""
+def _reason_to_load(path: str, options: EngineOptions, status: Status) -> str | None:
+    """Return in a few words what a server must load or change for these options, None where it holds all of it."""
+    plan = status.plan
     if status.state in (EngineState.FAILED, EngineState.EMPTY) or status.path != path:
-        return True
-    if status.plan is not None and not _devices(status.plan) <= set(options.devices):
-        return True
-    if status.plan is not None and options.split not in ("auto", status.plan.get("split")) and len(options.devices) > 1:
-        return True
-    if options.head is not None and status.plan is not None and status.plan.get("head", STORED) != options.head:
-        return True
-    if status.plan is not None and not _holds(status.plan, options.kv):
-        return True
-    if status.plan is not None and options.draft not in (None, status.plan.get("guesses")):
-        return True
-    return (options.max_context or 0) > (status.max_context or options.max_context or 0)
+        return f"loads {display_name(Path(path))}"
+    again = f"loads {status.model} again"
+    if (options.max_context or 0) > (status.max_context or options.max_context or 0):
+        return f"{again}, with a context of {options.max_context} instead of {status.max_context}"
+    if plan is None:
+        return None
+    if not _devices(plan) <= set(options.devices):
+        return f"{again}, on {', '.join(options.devices)}"
+    if options.split not in ("auto", plan.get("split")) and len(options.devices) > 1:
+        return f"{again}, in a {options.split} split"
+    if options.head is not None and plan.get("head", STORED) != options.head:
+        return f"{again}, with its head held as {options.head}"
+    if not _holds(plan, options.kv):
+        held = ",".join(dict.fromkeys((plan["key_type"], plan["value_type"])))
+        return f"{again}, with keys and values in {options.kv} instead of {held}"
+    if options.draft not in (None, plan.get("guesses")):
+        return f"{again}, with {_guesses(options.draft)}"
+    return None
+
+
+def _guesses(draft: str | None) -> str:
+    names = {FROM_CONTEXT: "guesses by the context alone", NO_DRAFT: "no guesses"}
+    return names.get(draft or FROM_CONTEXT) or f"the draft model {display_name(Path(draft or ''))}"
 
 
 def _holds(plan: Mapping[str, Any], kv: str | None) -> bool:

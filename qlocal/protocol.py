@@ -179,7 +179,8 @@ class Progress(Message):
 class Ready(Message):
     """The model is loaded. `plan` is Plan.to_json(); `max_context` in tokens, `slots` sequences at once.
 
-    held_head: what was done to the output head, if anything.
+    held_head: what was done to the output head, if anything. used: bytes that loading took, by device; the cache of
+    the host is not among them, since its memory is taken when it is written.
     """
 
     max_context: int
@@ -189,6 +190,7 @@ class Ready(Message):
     loaded_bytes: int
     load_s: float
     held_head: HeldHead | None = None
+    used: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class Status:
 
     path: the checkpoint that `model` names.
     error: why the last load failed or why the engine was started again, else None.
+    plan: known as soon as the headers are read. used: bytes that loading took, by device.
     held_head: what was done to the output head at load, None where it is held as it is stored.
     """
 
@@ -68,6 +69,16 @@ class Status:
     progress: LoadProgress | None = None
     plan: Mapping[str, Any] | None = None
     held_head: HeldHead | None = None
+    used: Mapping[str, int] | None = None
+
+    @property
+    def memory(self) -> str | None:
+        """What is planned and, once it is loaded, what of that is in use, in one sentence; None before it is known."""
+        if self.plan is None or not self.plan.get("devices"):
+            return None
+        parts = [_memory_of(part, (self.used or {}).get(part["device"])) for part in self.plan["devices"]]
+        types = {self.plan["key_type"]: None, self.plan["value_type"]: None}
+        return f"Context {self.plan['max_context']:,} in {','.join(types)}: {'; '.join(parts)}"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "state": self.state.value}
@@ -86,8 +97,21 @@ class Status:
             max_context=values.get("max_context"),
             progress=LoadProgress(progress["stage"], progress["done"], progress["total"]) if progress else None,
             plan=values.get("plan"),
+            used=values.get("used"),
             held_head=HeldHead(**{f.name: head[f.name] for f in fields(HeldHead)}) if head else None,
         )
+
+
+def _memory_of(part: Mapping[str, Any], used: int | None) -> str:
+    """Return what a device of a plan is for. The host's cache is taken when it is written, so it is not in use yet."""
+    weights = _size(part["weight_bytes"] + part["mapped_bytes"])
+    cache, scratch = _size(part["cache_bytes"]), _size(part["scratch_bytes"])
+    planned = f"{part['device']} {weights} weights, {cache} cache, {scratch} steps"
+    return planned if used is None else f"{planned}, {_size(used)} in use"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixtur
 def test_options_may_stand_between_model_and_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def refuse(model: str, options: object) -> None:
+    def refuse(model: str, options: object, announce: object) -> None:
         seen.append((model, options))
         raise UsageError("enough was seen")
 

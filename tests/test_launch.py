@@ -24,7 +24,7 @@ from qlocal.config import EngineOptions, load_settings
 from qlocal.errors import EngineError, RequestError, UsageError
 from qlocal.kernels import native
 from qlocal.launch import Address
-from qlocal.schema import EngineState
+from qlocal.schema import EngineState, Status
 from tests import tiny
 
 OPTIONS = EngineOptions(max_context=256, threads=1)
@@ -273,6 +273,39 @@ def test_a_long_conversation_goes_on_after_the_server_was_stopped_or_killed(addr
     launch.stop()
     launch.ensure_server("first", OPTIONS)
     wait_until_ready(address)
+
+
+def test_a_server_that_has_to_change_says_what_it_does_and_one_that_has_not_says_nothing(
+    address: Address, home: Path
+) -> None:
+    wishes = (
+        ({"kv": "q8"}, "loads first again, with keys and values in q8 instead of f16"),
+        ({}, None),
+        ({"draft": "none"}, "loads first again, with no guesses"),
+        ({"draft": "none"}, None),
+        ({"max_context": 300}, "loads first again, with a context of 300 instead of 256"),
+        ({"kv": "q8,q4"}, "loads first again, with keys and values in q8,q4 instead of f16"),
+        ({"kv": "f16"}, "loads first again, with keys and values in f16 instead of q8,q4"),
+    )
+    for wish, expected in wishes:
+        said: list[str] = []
+        launch.ensure_server("first", replace(OPTIONS, **wish), said.append)
+        wait_until_ready(address)
+        assert said == ([] if expected is None else [f"the server that runs {expected}"])
+
+
+def test_the_plan_is_known_while_loading_and_what_is_used_afterwards(address: Address, home: Path) -> None:
+    status = launch.request_load(address, str(home / "first"), OPTIONS)
+    seen = [status.memory]
+    with launch.connect(address) as client, client.stream("GET", "/qlocal/events") as response:
+        for values in launch.events_of(response):
+            assert values is not None
+            status = Status.from_json(values)
+            seen.append(status.memory)
+            if status.state is EngineState.READY:
+                break
+    assert seen[0] is None and "Context 256 in f16: cpu " in str(seen[-1]) and str(seen[-1]).endswith(" in use")
+    assert any(said and "in use" not in said for said in seen), "the plan comes before the model"
 
 
 def test_checkpoint_that_cannot_be_loaded_is_explained(address: Address, home: Path) -> None:

@@ -51,7 +51,8 @@ class LocalLink:
             yield LinkState(Phase.STARTING, self._name, error=error)
             try:
                 # Blocks for as long as the server needs to answer, so it has a thread of its own.
-                address = await asyncio.to_thread(launch.ensure_server, self._model, self._engine)
+                said: list[str] = []
+                address = await asyncio.to_thread(launch.ensure_server, self._model, self._engine, said.append)
             except QLocalError as refused:
                 yield LinkState(Phase.FAILED, self._name, error=str(refused))
                 await self._until_selected()
@@ -59,6 +60,8 @@ class LocalLink:
                 continue
             await self.aclose()
             self._client = ChatClient.at(address)
+            for change in said:
+                yield LinkState(Phase.LOADING, self._name, stage=change)
             try:
                 async for status in self._client.status_events():
                     yield _state_of(status)
@@ -191,6 +194,7 @@ def _state_of(status: Status) -> LinkState:
         fraction=min(1.0, progress.done / progress.total) if progress and progress.total > 0 else None,
         max_context=status.max_context,
         error=status.error,
+        memory=status.memory if status.state in (EngineState.LOADING, EngineState.READY) else None,
     )
 
 

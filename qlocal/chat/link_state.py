@@ -32,6 +32,8 @@ class LinkState:
     """Of loading, 0 to 1."""
     max_context: int | None = None
     error: str | None = None
+    memory: str | None = None
+    """What is planned of it and what is in use."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
         truncate=args.truncate,
         engine=engine,
     )
-    address = launch.ensure_server(options.model, options.engine)
+    address = launch.ensure_server(
+        options.model, options.engine, lambda said: print(f"qlocal: {clean_line(said)}", file=sys.stderr)
+    )
     wait_until_ready(address)
     if options.json:
         print(json.dumps(_answer(address, options), ensure_ascii=False))

@@ -26,6 +26,7 @@ from qlocal.engine.sequence import Sequence
 from qlocal.engine.speculation.loading import open_speculator
 from qlocal.engine.speculation.speculator import Speculator
 from qlocal.engine.team import Team
+from qlocal.engine.used import used_bytes
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
@@ -91,6 +92,7 @@ class Engine:
     def load(cls, load: Load, on_progress: Callable[[Progress], None]) -> Engine:
         """Open, plan and load what `load` names. Raises a QLocalError when the file or the machine cannot."""
         start = time.perf_counter()
+        before = used_bytes(["cpu"])
         checkpoint = open_checkpoint(Path(load.path))
         assembled = lead(load, checkpoint, on_progress)
         plan, seat, team = assembled.plan, assembled.seat, assembled.team
@@ -103,7 +105,9 @@ class Engine:
                 if seat is not None and team is not None:
                     with team.explaining():
                         seat.collectives.wait_for_all()
-                ready = _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head)
+                used = used_bytes(part.device for part in plan.devices)
+                used = {device: max(0, taken - before.get(device, 0)) for device, taken in used.items()}
+                ready = _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head, used)
                 origin = made_by(checkpoint, plan, is_kept=load.sessions_folder is not None)
                 collectives = None if seat is None else seat.collectives
                 return cls(decoder, plan, ready, collectives, team, speculator, load, origin)
@@ -398,7 +402,9 @@ def _end_ranks(team: Team | None) -> None:
         leave()
 
 
-def _ready(checkpoint: Checkpoint, plan: Plan, load_s: float, held_head: HeldHead | None) -> Ready:
+def _ready(
+    checkpoint: Checkpoint, plan: Plan, load_s: float, held_head: HeldHead | None, used: dict[str, int]
+) -> Ready:
     loaded_bytes = sum(stored.num_bytes for stored in checkpoint.tensors.values())
     devices = [part.device for part in plan.devices]
-    return Ready(plan.max_context, plan.slots, plan.to_json(), devices, loaded_bytes, load_s, held_head)
+    return Ready(plan.max_context, plan.slots, plan.to_json(), devices, loaded_bytes, load_s, held_head, used)

@@ -201,6 +201,7 @@ class EngineClient:
                     progress=None,
                     max_context=message.max_context,
                     plan=message.plan,
+                    used=message.used,
                     held_head=message.held_head,
                 )
                 if len(message.devices) > 1:

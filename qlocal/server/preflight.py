@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.plan import plan_load
 from qlocal.protocol import Load
 
 
-def check_plan(load: Load) -> None:
-    """Raise what the rank would say of a checkpoint that cannot be read or does not fit."""
+def check_plan(load: Load) -> dict[str, Any] | None:
+    """Return the plan that the rank will make, as Plan.to_json(); raise what it would say of a checkpoint that cannot
+    be read or does not fit. None with several nodes: what the others have, rank 0 alone is told."""
     checkpoint = open_checkpoint(Path(load.path))
-    if load.nodes is None:  # what other nodes have, rank 0 alone is told
-        plan_load(checkpoint, load)
+    return plan_load(checkpoint, load).to_json() if load.nodes is None else None

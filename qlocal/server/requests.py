@@ -231,7 +231,7 @@ class LoadRequest(_Body):
     devices: list[str] | None = Field(None, min_length=1, max_length=16)
     head: Literal["stored", "q8_0", "q6_k"] | None = None
     kv: str | None = None
-    draft: str | None = Field(None, min_length=1, max_length=4096)
+    draft: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     offload: Literal["auto", "none", "layers", "experts"] | None = None
     split: Literal["auto", "layer", "tensor"] | None = None
 

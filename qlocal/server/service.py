@@ -33,8 +33,8 @@ FALLBACK_TOP_P = 0.95
 """For models whose makers recommend nothing: OpenAI's default of 1.0 makes small 4-bit models ramble."""
 
 Resolve = Callable[[str], Path]
-Check = Callable[[Load], None]
-"""Raises a QLocalError for what cannot be loaded, before an engine is started for it."""
+Check = Callable[[Load], dict[str, Any] | None]
+"""Returns the plan where it is known; raises a QLocalError for what cannot be loaded, before an engine is started."""
 log = logging.getLogger(__name__)
 
 
@@ -90,6 +90,7 @@ class Service:
             error=None,
             max_context=None,
             plan=None,
+            used=None,
             held_head=None,
             progress=LoadProgress("reading headers and tokenizer"),
         )
@@ -182,7 +183,8 @@ class Service:
     async def _load(self, name: str, path: Path, options: EngineOptions) -> None:
         load = load_message(path, options)
         try:
-            await asyncio.to_thread(self._check, load)
+            plan = await asyncio.to_thread(self._check, load)
+            self.board.update(plan=plan)
             self._model = await asyncio.to_thread(self._open_text, name, path)
             if load.draft not in (FROM_CONTEXT, NO_DRAFT):
                 await asyncio.to_thread(self._check_draft, self._model, Path(load.draft))

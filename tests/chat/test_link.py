@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,9 @@ def started(url: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None,
     """Every call that would have started a server."""
     calls: list[tuple[str | None, EngineOptions | None]] = []
 
-    def ensure_server(model: str | None, options: EngineOptions | None = None) -> launch.Address:
+    def ensure_server(
+        model: str | None, options: EngineOptions | None = None, announce: Callable[[str], None] = lambda said: None
+    ) -> launch.Address:
         calls.append((model, options))
         return launch.Address(url=url)
 
@@ -106,7 +108,9 @@ def test_a_model_is_changed_by_the_server_with_the_same_options(
 
 
 def test_a_refused_model_is_said_and_another_can_be_chosen(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ensure_server(model: str | None, options: EngineOptions | None = None) -> launch.Address:
+    def ensure_server(
+        model: str | None, options: EngineOptions | None = None, announce: Callable[[str], None] = lambda said: None
+    ) -> launch.Address:
         if model == "nonsense":
             raise RequestError("there is no model 'nonsense'")
         return launch.Address(url=url)
@@ -159,5 +163,24 @@ def test_an_endpoint_that_does_not_answer_is_named() -> None:
         assert state.phase is Phase.FAILED and "127.0.0.1 does not answer" in (state.error or "")
         await states.aclose()
         await link.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_what_a_server_has_to_change_is_the_stage_of_loading(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ensure_server(
+        model: str | None, options: EngineOptions | None = None, announce: Callable[[str], None] = lambda said: None
+    ) -> launch.Address:
+        assert options is not None and (options.kv, options.draft) == ("q8", "small")
+        announce("the server that runs loads tiny again, with keys and values in q8 instead of f16")
+        return launch.Address(url=url)
+
+    monkeypatch.setattr(launch, "ensure_server", ensure_server)
+
+    async def scenario() -> None:
+        states = LocalLink(ChatOptions(model="tiny", kv="q8", draft="small")).states()
+        said = (await take(states, 2))[1]
+        assert said.phase is Phase.LOADING and "q8 instead of f16" in (said.stage or "")
+        await states.aclose()
 
     asyncio.run(scenario())

@@ -91,6 +91,8 @@ class ChatScreen(Screen[None]):
             self._notice.warn(state.error)
         elif state.phase is Phase.READY and before.error and not self._is_busy:
             self._notice.clear()
+        if state.memory and state.memory != before.memory and not state.error and not self._is_busy:
+            self._notice.say(state.memory)
         self._show_status()
 
     def say(self, sentence: str) -> None:
