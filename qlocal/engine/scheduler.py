@@ -37,8 +37,9 @@ class ScheduledRun:
 
 LONG_STEP_S, SHORT_STEP_S = 0.8, 0.3
 """A step between them is as long as it should be: cancelling waits for its end, and its overhead is small."""
-LEAST_CHUNK = 64
-"""Prompt tokens of a step, below which prompts would be read much slower."""
+LEAST_CHUNK = 256
+"""Prompt tokens of a step: as fast as 512 on the 1.5B (1.5 s of processor time for 512 tokens), 128 take 1.4 times, 64
+twice as long."""
 
 
 class Scheduler:

@@ -43,7 +43,7 @@ def test_decoding_goes_on_while_a_prompt_is_read() -> None:
 
 
 def test_steps_that_take_long_read_less_of_a_prompt_and_short_ones_more_again() -> None:
-    scheduler = scheduler_of(num_blocks=2000, prefill_chunk=512)
+    scheduler = scheduler_of(num_blocks=2000, prefill_chunk=1024)
     waiting(scheduler, 6000)
     lengths = []
     for seconds in (2.0, 2.0, 0.5, 2.0, 2.0, 0.5, 0.1, 0.1):
@@ -51,7 +51,7 @@ def test_steps_that_take_long_read_less_of_a_prompt_and_short_ones_more_again() 
         lengths.append(batch[0].length)
         scheduler.note_step(batch, seconds)
         scheduler.commit(batch)
-    assert lengths == [512, 256, 128, 128, 64, 64, 64, 128]
+    assert lengths == [1024, 512, 256, 256, 256, 256, 256, 512]
 
 
 def test_admission_keeps_the_order_of_arrival() -> None:
