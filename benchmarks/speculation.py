@@ -10,6 +10,7 @@ meets all of them. Prints a Markdown table, and how many answers are, token by t
 from __future__ import annotations
 
 import argparse
+import random
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ def prompts_of(tokenizer: Tokenizer, code: str, prose: str, count: int, length: 
             else:
                 ids = tokenizer.encode(piece)[:length]
             found.append((kind, ids))
+    random.Random(0).shuffle(found)
     return found
 
 
@@ -115,6 +117,7 @@ def main() -> None:
             total.accepted += finished.accepted_tokens
         if index % 10 == 9:
             print(f"{index + 1} prompts: the same answers {same}", flush=True)
+            print_table(sums, list(ways))
     print_table(sums, list(ways))
     print(f"\nThe same greedy answer as without guesses, of {len(prompts)}: {same}")
 
@@ -124,13 +127,15 @@ def print_table(sums: dict[tuple[str, str], Sum], ways: list[str]) -> None:
     print(f"\n| prompts | {' | '.join(ways)} |\n|---|{'---:|' * len(ways)}")
     for kind in KINDS:
         plain = sums[kind, "none"]
+        if not plain.tokens:
+            continue
         cells = []
         for way in ways:
             total = sums[kind, way]
             rate, gain = total.tokens / total.seconds, total.tokens / total.seconds * plain.seconds / plain.tokens
             right = f", {total.accepted / total.drafted:.0%} of {total.drafted} right" if total.drafted else ""
             cells.append(f"{rate:.1f}/s ({gain:.2f} x{right})")
-        print(f"| {kind} | {' | '.join(cells)} |")
+        print(f"| {kind} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
