@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,8 @@ LARGEST_KEPT_BYTES = 128 << 20
 KEPT_BYTES = 512 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
+_NODES = Path("/sys/devices/system/node")
+_TASKS = Path("/proc/self/task")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's malloc.h."""
 
@@ -71,6 +74,38 @@ def default_threads() -> int:
     cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
     quota = _cgroup_cpus()
     return max(1, len(cores) if quota is None else min(len(cores), int(quota)))
+
+
+def numa_cpus(num_ranks: int) -> list[list[int]] | None:
+    """Return for every rank on this machine's CPU the logical CPUs of the NUMA node that it shall compute on.
+
+    None where there is nothing to choose: one node, or ranks that cannot be dealt evenly.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    usable = os.sched_getaffinity(0)
+    lists = sorted(_NODES.glob("node[0-9]*/cpulist"), key=lambda path: int(path.parent.name.removeprefix("node")))
+    nodes = [sorted(cpus) for path in lists if (cpus := _cpu_list(path) & usable)]
+    if len(nodes) < 2 or num_ranks % len(nodes):
+        return None
+    return [nodes[rank * len(nodes) // num_ranks] for rank in range(num_ranks)]
+
+
+def compute_on(cpus: list[int]) -> None:
+    """Have all threads of this process compute on `cpus`, and take memory beside them from now on."""
+    for task in _TASKS.iterdir():
+        with suppress(ProcessLookupError):  # a thread that ended just now
+            os.sched_setaffinity(int(task.name), cpus)
+
+
+def _cpu_list(path: Path) -> set[int]:
+    """Return the CPUs of a list such as `0-3,8`."""
+    cpus: set[int] = set()
+    for part in path.read_text(encoding="ascii").strip().split(","):
+        first, _, last = part.partition("-")
+        if first:
+            cpus.update(range(int(first), int(last or first) + 1))
+    return cpus
 
 
 def _siblings(cpu: int) -> str:

@@ -126,6 +126,7 @@ class Join(Message):
     """The first message: become a rank of several that load the checkpoint at `path` by `plan` (Plan.to_json()).
 
     They meet in the file `meeting_path`, or at `host` and `port`; prefix: of the keys there. threads: of this rank.
+    cpus: those it computes on, None for all.
     """
 
     path: str
@@ -133,6 +134,7 @@ class Join(Message):
     plan: dict[str, Any]
     kernels: str
     threads: int
+    cpus: list[int] | None = None
     meeting_path: str | None = None
     host: str = ""
     port: int = 0

@@ -71,6 +71,28 @@ def test_a_containers_quota_limits_threads(hyperthreads: Path, quota: str, threa
     assert devices.default_threads() == threads
 
 
+@pytest.fixture
+def two_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two NUMA nodes of four logical CPUs, and one that has memory alone."""
+    for node, cpus in enumerate(("0-1,4-5", "2-3,6-7", "")):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}" / "cpulist").write_text(f"{cpus}\n")
+    monkeypatch.setattr(devices, "_NODES", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+
+def test_ranks_are_dealt_over_the_nodes_that_have_cpus(two_sockets: None) -> None:
+    first, second = [0, 1, 4, 5], [2, 3, 6, 7]
+    assert devices.numa_cpus(2) == [first, second]
+    assert devices.numa_cpus(4) == [first, first, second, second]
+    assert devices.numa_cpus(3) is None
+
+
+def test_one_usable_node_leaves_nothing_to_choose(two_sockets: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert devices.numa_cpus(2) is None
+
+
 def test_the_users_own_thread_setting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     devices.keep_threads_calm()

@@ -8,7 +8,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from qlocal.config import Nodes
-from qlocal.devices import default_threads, free_bytes, local_name, on_node
+from qlocal.devices import compute_on, default_threads, free_bytes, local_name, numa_cpus, on_node
 from qlocal.engine.team import Team
 from qlocal.errors import EngineError, PlanError
 from qlocal.formats.base import Checkpoint
@@ -91,6 +91,7 @@ def follow_node(load: Load, nodes: Nodes, checkpoint: Checkpoint) -> Assembled:
 
 def follow(order: Join) -> tuple[Checkpoint, Assembled]:
     """Become the rank that `order` names."""
+    _settle(order.cpus)
     checkpoint, plan = open_checkpoint(Path(order.path)), Plan.from_json(order.plan)
     meeting = Meeting(order.meeting_path, order.host, order.port, order.prefix)
     store = meeting.open(hosts=False)
@@ -155,14 +156,27 @@ def _assemble(
     """Start the ranks of this machine but its first, and become that."""
     devices = {rank: local_name(plan.devices[rank].device) for rank in ranks}
     threads = max(1, (load.threads or default_threads()) // len(ranks))
+    cpus = _cpus_of(devices)
     order = Join(load.path, ranks[0], plan.to_json(), load.kernels, threads, **_address(meeting))
-    team = Team([(replace(order, rank=rank), devices[rank]) for rank in ranks[1:]], folder)
+    team = Team([(replace(order, rank=rank, cpus=cpus.get(rank)), devices[rank]) for rank in ranks[1:]], folder)
     try:
+        _settle(cpus.get(ranks[0]))
         seat = _take_seat(meeting, store, ranks[0], plan, checkpoint, team)
     except BaseException:
         team.end()
         raise
     return Assembled(plan, threads, load.kernels, seat, team)
+
+
+def _cpus_of(devices: Mapping[int, str]) -> dict[int, list[int]]:
+    """Return the logical CPUs of every rank that computes on a NUMA node of its own, or shares it with its like."""
+    on_cpu = [rank for rank, device in devices.items() if device == "cpu"]
+    return dict(zip(on_cpu, numa_cpus(len(on_cpu)) or [], strict=False))
+
+
+def _settle(cpus: list[int] | None) -> None:
+    if cpus is not None:
+        compute_on(cpus)
 
 
 def _take_seat(

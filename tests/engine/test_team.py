@@ -49,6 +49,32 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_checkpoint(tmp_path_factory.mktemp("team") / "model", "llama")
 
 
+ON_NODES = """
+import os, sys
+from pathlib import Path
+import psutil
+from qlocal import devices
+from qlocal.engine.engine import Engine
+from qlocal.protocol import Load
+devices._NODES = Path(sys.argv[2])
+engine = Engine.load(Load(sys.argv[1], ["cpu", "cpu"], dtype="float32", threads=2, split="tensor"), lambda _: None)
+ranks = [psutil.Process(), *psutil.Process().children()]
+print([sorted({cpu for t in rank.threads() for cpu in os.sched_getaffinity(t.id)}) for rank in ranks])
+"""
+
+
+def test_ranks_compute_each_on_a_numa_node(model: Path, tmp_path: Path) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("one CPU cannot be divided")
+    for node in (0, 1):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}" / "cpulist").write_text(f"{cpus[node]}\n")
+    command = [sys.executable, "-c", ON_NODES, str(model), str(tmp_path)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert found.strip().splitlines()[-1] == f"[[{cpus[0]}], [{cpus[1]}]]"
+
+
 @pytest.fixture(scope="module")
 def text(model: Path) -> list[int]:
     """What one device answers."""
