@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 CHAT ?= 1
 MODEL ?=
+SECTIONS ?= values,few,many,decoding,tune
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo test check fix bench real
+.PHONY: setup demo test check fix bench real gpu-check
 
 setup: .venv/.ready
 
@@ -34,3 +36,7 @@ bench: setup
 
 real: setup
 	$(BIN)/python -m pytest -m real
+
+# Needs an NVIDIA card, torch, triton, numpy, safetensors and tokenizers, and nothing else. REHEARSE=--rehearse needs no card.
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu_check --sections $(SECTIONS) $(REHEARSE)

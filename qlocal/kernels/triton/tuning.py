@@ -17,7 +17,11 @@ import torch
 
 Configs = Mapping[str, Mapping[str, int]]
 """Fields of a configuration by kernel and what it is for: `gemv 8`, `gemm 512`, `attend 16`."""
-_LARGEST = 4096
+_FIELDS = frozenset({"num_warps", "num_stages", "programs"})
+"""What may be measured: tiles have their sizes for the sake of registers and shared memory, which the compile report
+holds."""
+_LARGEST = 64
+_tried: dict[str, Mapping[str, int]] = {}
 _log = logging.getLogger(__name__)
 
 
@@ -29,9 +33,18 @@ def path_of(card_name: str) -> Path:
 
 def measured(kernel: str, what: int, device: torch.device | None) -> dict[str, int]:
     """Return the measured fields of a configuration for a device, none where nobody has measured."""
+    name = f"{kernel} {what}"
+    if name in _tried:
+        return dict(_tried[name])
     if device is None or device.type != "cuda":
         return {}
-    return dict(_configs_of(device).get(f"{kernel} {what}", {}))
+    return dict(_configs_of(device).get(name, {}))
+
+
+def try_out(configs: Configs) -> None:
+    """Let kernels take these configurations, whatever was measured before; with none, again what was."""
+    _tried.clear()
+    _tried.update(configs)
 
 
 def write(card_name: str, configs: Configs) -> Path:
@@ -64,8 +77,10 @@ def _is_valid(configs: object) -> bool:
     if not isinstance(configs, dict):
         return False
     fields = [fields for fields in configs.values() if isinstance(fields, dict)]
-    values = [value for each in fields for value in each.values()]
-    return len(fields) == len(configs) and all(type(v) is int and 0 < v <= _LARGEST for v in values)
+    items = [item for each in fields for item in each.items()]
+    return len(fields) == len(configs) and all(
+        name in _FIELDS and type(value) is int and 0 < value <= _LARGEST for name, value in items
+    )
 
 
 @cache

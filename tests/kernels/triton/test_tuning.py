@@ -35,7 +35,7 @@ def test_what_was_measured_is_taken(interpreted: SimpleNamespace, card: None) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["no json", "[1]", '{"gemv 8": 3}', '{"gemv 8": {"num_warps": -1}}', '{"a": {"b": 1.5}}']
+    "text", ["no json", "[1]", '{"gemv 8": 3}', '{"gemv 8": {"num_warps": -1}}', '{"gemv 8": {"block_n": 64}}']
 )
 def test_a_file_that_is_none_of_ours_changes_nothing(
     interpreted: SimpleNamespace, card: None, text: str, caplog: pytest.LogCaptureFixture
