@@ -34,13 +34,16 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: torch.cuda._POOL_HANDLE | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def record(self, work: Callable[[], Result]) -> Recorded[Result]:
         with torch.cuda.device(self._device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
+                # torch's own stream for recording belongs to the card that was the first to record.
+                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             graph = torch.cuda.CUDAGraph()
             # Other threads of this process, which move no memory here, must not spoil a recording.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 result = work()
         return Recorded(graph.replay, result)

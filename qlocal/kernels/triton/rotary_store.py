@@ -46,7 +46,7 @@ def token_bytes(kind: str, head_dim: int) -> int:
     return {"f16": 2 * head_dim, "q8": head_dim + head_dim // 16, "q4": head_dim // 2 + head_dim // 16}[kind]
 
 
-@triton.jit(do_not_specialize=["num_parts", "part_stride"])
+@triton.jit(do_not_specialize=["num_parts"])
 def rotary_store_kernel(
     parts_ptr, bias_ptr, cos_ptr, sin_ptr, slots_ptr, queries_ptr, query_bias_ptr,
     keys_ptr, key_halves_ptr, values_ptr, value_halves_ptr,
