@@ -114,4 +114,4 @@ def storage(model: Decoder, tokens: int, block_size: int, kinds: tuple[str, str]
     known = measure(model) if {"q8", "q4"} & set(kinds) else None
     devices, config = [str(layer.device) for layer in model.layers], model.config
     sizes = (-(-tokens // block_size), block_size, config.num_key_value_heads, config.head_dim)
-    return KVStorage(devices, *sizes, *kinds, known)
+    return KVStorage(devices, *sizes, [kinds] * len(devices), known)

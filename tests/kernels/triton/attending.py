@@ -88,7 +88,7 @@ def make_case(heads: tuple[int, int, int], types: tuple[str, str], bias_size: fl
         return rotary.at(positions).apply(x)
 
     known = Conditioning(key_bias, key_scale, noise(kv_count, size), value_scale, rotate)
-    storage = KVStorage(["cpu"], NUM_BLOCKS, BLOCK, kv_count, size, *types, [known])
+    storage = KVStorage(["cpu"], NUM_BLOCKS, BLOCK, kv_count, size, [types], [known])
     return Case(heads, types, bias_size, rotary, storage, bias)
 
 
