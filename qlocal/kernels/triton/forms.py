@@ -89,7 +89,8 @@ def _product(
     }
     what = f"{kind.value} g{group_size}" if kind is Kind.AFFINE else kind.value
     special = {torch.float32: ", x float32"}.get(x, "") + {torch.bfloat16: ", scales bf16"}.get(scales, "")
-    return Form(name, what + special, num_tokens, function, pointers, constants, num_warps, ("N", "K", "token_stride"))
+    aligned = ("N", "K", "split_stride", "token_stride")
+    return Form(name, what + special, num_tokens, function, pointers, constants, num_warps, aligned)
 
 
 def _add_norm(width: int) -> Form:

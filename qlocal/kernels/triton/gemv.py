@@ -69,7 +69,7 @@ def tile_tokens(num_tokens: int) -> int:
     return 1 if num_tokens == 1 else 8 if num_tokens <= 8 else 16
 
 
-@triton.jit(do_not_specialize=["M", "num_chunks", "chunks_per_split", "split_stride"])
+@triton.jit(do_not_specialize=["M", "num_chunks", "chunks_per_split"])
 def gemv_kernel(
     x_ptr,
     codes_ptr,
