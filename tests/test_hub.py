@@ -36,7 +36,7 @@ def fake() -> Iterator[FakeHub]:
 def settings(fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.setenv("QLOCAL_CONFIG", str(tmp_path / "config"))
-    return Settings(home=tmp_path / "models", runtime=tmp_path / "run", hub_endpoint=fake.url)
+    return Settings(home=tmp_path / "models", runtime=tmp_path / "run", sessions=tmp_path / "kv", hub_endpoint=fake.url)
 
 
 def test_only_weights_tokenizer_and_config_arrive_whole(settings: Settings) -> None:

@@ -17,7 +17,7 @@ from qlocal.kernels.triton.attention import KeyAngles, attend
 from qlocal.kernels.triton.rotary_store import Heads, Queries, rotary_store
 from qlocal.layers.card_inputs import LongRun, StepInputs, StepLayout
 
-PIECE_TOKENS = 4096
+PIECE_TOKENS = 2048
 """Keys and values that are unpacked at a time, in whole blocks; what plan/scratch.py counts."""
 
 

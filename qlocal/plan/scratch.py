@@ -12,7 +12,7 @@ from qlocal.plan.request import Request
 _FLOAT = 4
 _THREADS_BYTES = 8 << 20
 """What the threads of the CPU's kernels keep for themselves."""
-CARD_ATTENTION_TOKENS = 4096
+CARD_ATTENTION_TOKENS = 2048
 """Keys and values that a prompt's attention unpacks at once on a card: its scratch does not grow with the context."""
 _UNPACKED_BYTES, _QUERY_BYTES = 24, 24
 """A number of a key or value while it is unpacked, and one of a query while it attends: results, and what they are made
