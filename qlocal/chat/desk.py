@@ -1,0 +1,117 @@
+"""What every feature works with: the conversation, the server, and the parts of the screen. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from textual.screen import Screen
+from textual.worker import Worker
+
+from qlocal.chat import words
+from qlocal.chat.link_state import Link, LinkState
+from qlocal.chat.session import Session
+from qlocal.chat.status_line import StatusLine
+from qlocal.chat.store.threaded import Store
+from qlocal.chat.widgets.notice import Notice
+from qlocal.chat.widgets.prompt import Prompt
+from qlocal.chat.widgets.status_bar import StatusBar
+from qlocal.chat.widgets.transcript import Transcript
+from qlocal.errors import QLocalError
+
+if TYPE_CHECKING:
+    from qlocal.chat.features.base import Feature
+
+T = TypeVar("T")
+F = TypeVar("F", bound="Feature")
+
+
+class Desk:
+    """One chat screen's things. Features reach each other by `feature(Kind)`."""
+
+    def __init__(
+        self, screen: Screen[None], store: Store, system: str | None, write_terminal: Callable[[str], bool]
+    ) -> None:
+        self.screen = screen
+        self.store = store
+        self.session = Session(store, system)
+        self.write_terminal = write_terminal
+        """Writes a control sequence to the terminal; False where there is none."""
+        self.link: Link | None = None
+        self.link_state = LinkState()
+        self._features: dict[type[Feature], Feature] = {}
+
+    # The parts of the screen.
+
+    @property
+    def transcript(self) -> Transcript:
+        return self.screen.query_one(Transcript)
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.screen.query_one(Prompt)
+
+    @property
+    def notice(self) -> Notice:
+        return self.screen.query_one(Notice)
+
+    def say(self, sentence: str) -> None:
+        """Show information beside the prompt."""
+        self.notice.say(sentence)
+
+    def warn(self, sentence: str) -> None:
+        """Show an error beside the prompt."""
+        self.notice.warn(sentence)
+
+    def update_status(self, **changes: Any) -> None:
+        """Change fields of the status line."""
+        bar = self.screen.query_one(StatusBar)
+        bar.status = replace(bar.status, **changes)
+
+    @property
+    def status(self) -> StatusLine:
+        return self.screen.query_one(StatusBar).status
+
+    def show_branch(self) -> None:
+        """Draw the conversation as the session has it now, at its end."""
+        has_messages = bool(self.session.branch)
+        self.screen.query_one("#welcome").display = not has_messages
+        self.transcript.display = has_messages
+        self.transcript.show(words.entry_of(message) for message in self.session.branch)
+
+    # Work that takes time.
+
+    def start(self, work: Coroutine[Any, Any, None], group: str, *, exclusive: bool = True) -> Worker[None]:
+        """Do work beside the screen; what it raises for the user is shown beside the prompt.
+
+        Exclusive work ends what goes on in its group.
+        """
+        return self.screen.run_worker(self._with_errors_shown(work), group=group, exclusive=exclusive)
+
+    async def ask(self, screen: Screen[T]) -> T | None:
+        """Show a screen and return what the user chose there, None for nothing. Only from within `start`."""
+        return await self.screen.app.push_screen_wait(screen)
+
+    async def _with_errors_shown(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except QLocalError as error:
+            self.warn(str(error))
+
+    # Features.
+
+    def add_features(self, kinds: tuple[type[Feature], ...]) -> None:
+        """Make one of every kind."""
+        for kind in kinds:
+            self._features[kind] = kind(self)
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        return tuple(self._features.values())
+
+    def feature(self, kind: type[F]) -> F:
+        """Return the one feature of this kind."""
+        found = self._features[kind]
+        assert isinstance(found, kind), "add_features made it of this kind"
+        return found

@@ -1,0 +1,146 @@
+"""Asking and answering: a turn from Enter to the last token, and stopping it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import ClassVar
+
+from textual.worker import Worker
+
+from qlocal.chat import words
+from qlocal.chat.actions import Action
+from qlocal.chat.answer import Answer
+from qlocal.chat.desk import Desk
+from qlocal.chat.events import AnswerEvent, TextDelta, ThinkingDelta
+from qlocal.chat.features.base import Feature
+from qlocal.chat.link_state import LinkState, Phase
+from qlocal.schema import PromptProgress
+
+SPEED_S = 0.5
+
+
+class Turns(Feature):
+    """One turn at a time. A message that is sent early waits for the model."""
+
+    ACTIONS: ClassVar = (
+        Action("stop", "escape", "Stop", "Stop the answer; what was written stays", is_shown=False),
+        Action("regenerate", "ctrl+r", "Again", "Answer the last message anew; the old answer stays as a branch"),
+    )
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk)
+        self._ready = asyncio.Event()
+        self._turn: Worker[None] | None = None
+        self._is_reading = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a turn is going on."""
+        return self._turn is not None and self._turn.is_running
+
+    def on_link(self, before: LinkState, state: LinkState) -> None:
+        if state.phase is Phase.READY:
+            self._ready.set()
+        else:
+            self._ready.clear()
+
+    def send(self, text: str) -> None:
+        """Begin a turn; while one is going on the text stays in the editor."""
+        if self.is_busy:
+            self.desk.say(words.STILL_BUSY)
+            return
+        self.desk.prompt.accept()
+        self._turn = self.desk.start(self._run(text), "turn")
+
+    def stop(self) -> None:
+        if self._turn is not None and self.is_busy:
+            self._turn.cancel()
+
+    def regenerate(self) -> None:
+        if self.is_busy:
+            self.desk.say(words.STILL_BUSY)
+        elif self.desk.session.last_prompt() is None:
+            self.desk.say(words.NOTHING_TO_REPEAT)
+        else:
+            self._turn = self.desk.start(self._run(None), "turn")
+
+    async def _run(self, text: str | None) -> None:
+        """Store the prompt (None: the last one again), wait for the model, receive the answer."""
+        if text is not None:
+            await self.desk.session.add_prompt(text, self.desk.link_state.model)
+            self.desk.show_branch()
+        await self._until_ready()
+        if await self._fits():
+            await self._receive_answer()
+
+    async def _until_ready(self) -> None:
+        if not self._ready.is_set():
+            self.desk.say(words.waiting_for(self.desk.link_state))
+            await self._ready.wait()
+        self.desk.notice.clear()
+
+    async def _fits(self) -> bool:
+        """Whether the conversation fits into the context; if not, both numbers are said and nothing is sent."""
+        assert self.desk.link is not None, "a link that is ready exists"
+        count = await self.desk.link.count(self.desk.session.request())
+        if count is None:
+            return True
+        self.desk.update_status(context_used=count.prompt_tokens)
+        if count.prompt_tokens < count.max_context:
+            return True
+        self.desk.warn(words.too_long(count))
+        return False
+
+    async def _receive_answer(self) -> None:
+        assert self.desk.link is not None, "a link that is ready exists"
+        request = self.desk.session.request()
+        message = await self.desk.session.begin_answer(self.desk.link_state.model)
+        self.desk.show_branch()
+        answer = Answer(self.desk.store, message.message_id)
+        self._is_reading = False
+        self.desk.update_status(tokens_per_s=None, acceptance=None)
+        ticker = self.desk.screen.set_interval(SPEED_S, lambda: self._show_speed(answer))
+        try:
+            await answer.receive(self.desk.link.answer(request), self._show_event)
+        finally:
+            ticker.stop()
+            self.desk.transcript.flush()
+            self._after_answer(answer)
+
+    def _show_event(self, event: AnswerEvent) -> None:
+        match event:
+            case TextDelta(text):
+                if self._is_reading:
+                    self._is_reading = False
+                    self.desk.notice.clear()
+                self.desk.transcript.append_text(text)
+            case PromptProgress():
+                self._is_reading = True
+                self.desk.say(event.sentence)
+            case ThinkingDelta():
+                self.desk.say(words.THINKING)
+
+    def _show_speed(self, answer: Answer) -> None:
+        self.desk.update_status(tokens_per_s=answer.tokens_per_s)
+
+    def _after_answer(self, answer: Answer) -> None:
+        """Show how an answer ended. Also for a cancelled turn, so what reads the store has a worker of its own."""
+        desk = self.desk
+        desk.notice.clear()
+        if answer.failure is not None:
+            desk.warn(answer.failure.message)
+        elif answer.finish_reason == "length":
+            desk.warn(words.cut_at_limit(answer.usage))
+        self._show_speed(answer)
+        if (usage := answer.usage) is not None:
+            desk.update_status(context_used=usage.prompt_tokens + usage.completion_tokens, acceptance=usage.acceptance)
+            if usage.max_context is not None:
+                desk.link_state = replace(desk.link_state, max_context=usage.max_context)
+                desk.update_status(max_context=usage.max_context)
+        desk.start(self._refresh_branch(), "history", exclusive=False)
+
+    async def _refresh_branch(self) -> None:
+        await self.desk.session.refresh()
+        if self.desk.session.branch:
+            self.desk.transcript.update_last(words.entry_of(self.desk.session.branch[-1]))
