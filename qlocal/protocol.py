@@ -87,7 +87,8 @@ class Load(Message):
 class Submit(Message):
     """Generate for one sequence. `input_ids` is the whole prompt; `stop_ids` end it and are not sent as text.
 
-    num_tokens: ids at or above it are never sampled (embedding rows without a token).
+    num_tokens: ids at or above it are never sampled (embedding rows without a token). scored_from: the place of the
+    first prompt token whose log probability is wanted, 1 for all that have one; None for no prompt token's.
     """
 
     request_id: str
@@ -96,7 +97,7 @@ class Submit(Message):
     stop_ids: list[int]
     sampling: Sampling
     num_tokens: int
-    echo_logprobs: bool = False
+    scored_from: int | None = None
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,15 @@ class BlockManager:
         """Return how many blocks hold `num_tokens`."""
         return -(-num_tokens // self.block_size)
 
-    def admit(self, token_ids: Sequence[int], max_tokens: int, *, reuse: bool = True) -> tuple[BlockTable, int] | None:
+    def admit(
+        self, token_ids: Sequence[int], max_tokens: int, num_usable: int | None = None
+    ) -> tuple[BlockTable, int] | None:
         """Reserve for a prompt and `max_tokens` more; return the table and how many tokens it already holds.
 
         The last token of the prompt is never among them: its logits are needed. None: there is no room now.
-        reuse: whether the prompt may begin with what earlier sequences computed.
+        num_usable: at most so many of the prompt's tokens are taken from what earlier sequences computed.
         """
-        usable = token_ids[: len(token_ids) - 1] if reuse else []
+        usable = token_ids[: len(token_ids) - 1][:num_usable]
         shared, digests = self._full_blocks_of(usable)
         # The last generated token is never an input, so it needs no place.
         num_new = self.blocks_for(len(token_ids) + max(max_tokens - 1, 0)) - len(shared)

@@ -220,13 +220,14 @@ class Engine:
         """Collect the log probabilities of prompt tokens for the requests that ask for them."""
         for run, first_row in placed:
             request = run.sequence.request
-            if not request.echo_logprobs:
+            if request.scored_from is None:
                 continue
-            next_ids = request.input_ids[run.start + 1 : run.start + 1 + run.length]
-            top = request.sampling.top_logprobs or 0
+            skipped = max(0, request.scored_from - 1 - run.start)
+            next_ids = request.input_ids[run.start + skipped + 1 : run.start + run.length + 1]
+            top, first = request.sampling.top_logprobs or 0, first_row + skipped
             for at in range(0, len(next_ids), LOGITS_ROWS):
                 wanted = next_ids[at : at + LOGITS_ROWS]
-                logits = self._runner.logits(range(first_row + at, first_row + at + len(wanted)))
+                logits = self._runner.logits(range(first + at, first + at + len(wanted)))
                 run.sequence.prompt_logprobs += prompt_logprobs(logits, wanted, request.num_tokens, top)
 
     def _sample(self, placed: list[Placed]) -> list[tuple[ScheduledRun, list[Choice | None]]]:

@@ -12,7 +12,7 @@ def refusal(request: Submit, max_context: int, vocab_size: int) -> str | None:
     length = len(request.input_ids)
     if not length:
         return "the prompt is empty"
-    if request.max_tokens < 0 or (request.max_tokens == 0 and not request.echo_logprobs):
+    if request.max_tokens < 0 or (request.max_tokens == 0 and request.scored_from is None):
         return f"max_tokens is {request.max_tokens}, expected at least 1"
     if length + request.max_tokens > max_context:
         return (
@@ -21,6 +21,8 @@ def refusal(request: Submit, max_context: int, vocab_size: int) -> str | None:
         )
     if not 0 < request.num_tokens <= vocab_size:
         return f"num_tokens is {request.num_tokens}, expected 1 to {vocab_size}"
+    if request.scored_from is not None and not 1 <= request.scored_from <= length:
+        return f"scored_from is {request.scored_from}, expected 1 to {length}"
     outside = next((i for i in request.input_ids if not 0 <= i < vocab_size), None)
     if outside is not None:
         return f"token id {outside} is outside the vocabulary of {vocab_size}"

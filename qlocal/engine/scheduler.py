@@ -121,7 +121,9 @@ class Scheduler:
             sequence = self.waiting[0]
             request = sequence.request
             begun = time.perf_counter()  # what is restored is a part of reading the prompt
-            admitted = self._blocks.admit(request.input_ids, request.max_tokens, reuse=not request.echo_logprobs)
+            # What is scored must be computed, and so must the token before it, whose logits score it.
+            usable = None if request.scored_from is None else request.scored_from - 1
+            admitted = self._blocks.admit(request.input_ids, request.max_tokens, usable)
             if admitted is None:
                 return
             sequence.table, sequence.num_cached = admitted

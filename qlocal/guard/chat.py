@@ -45,6 +45,12 @@ class ChatEncoder:
         marks = Marks(text, None)
         return self._encode(text, marks, marks.fresh())
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Return the ids of an answer, or the beginning of one, as it stands behind the prompt that asks for it."""
+        marks = Marks("", text)
+        hidden = marks.hide(text, self._special_matcher, None)
+        return self._encode(hidden, marks, marks.fresh(), follows=True)
+
     def end_of_turn(self, template: str, constants: dict[str, Any]) -> int | None:
         """Return the control token that the template puts after an answer, if it does and accepts the question."""
         answer = "\U0010f000"
@@ -86,14 +92,15 @@ class ChatEncoder:
             return [self._hide(item, marks, matcher) for item in value]
         return value
 
-    def _encode(self, text: str, marks: Marks, cut: str) -> list[int]:
+    def _encode(self, text: str, marks: Marks, cut: str, follows: bool = False) -> list[int]:
+        """Encode what is rendered; `follows` where a control token stands before it."""
         ids: list[int] = []
         position = 0
         for start, end, token in self.vocabulary.matcher.find(text):
-            ids += self._encode_between(text[position:start], marks, cut, is_first=position == 0)
+            ids += self._encode_between(text[position:start], marks, cut, is_first=position == 0 and not follows)
             ids.append(token.id)
             position = end
-        return ids + self._encode_between(text[position:], marks, cut, is_first=position == 0)
+        return ids + self._encode_between(text[position:], marks, cut, is_first=position == 0 and not follows)
 
     def _encode_between(self, text: str, marks: Marks, cut: str, is_first: bool) -> list[int]:
         """Encode the text between two control tokens; `is_first` where none stands before it."""

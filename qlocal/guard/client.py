@@ -92,11 +92,16 @@ class Guard:
 
     def encode(self, key: str, text: str, *, with_control: bool = False) -> list[int]:
         """Return the ids of `text`; control strings in it count only `with_control`."""
-        size = len(text.encode("utf-8", "surrogatepass"))
-        if size > MAX_TEXT_BYTES:
-            raise TokenizerError(f"the text has {size} bytes, the limit is {MAX_TEXT_BYTES}")
+        _check_size(text)
         job = {"job": "encode", "key": key, "text": text, "with_control": with_control}
         return _ids(self._run(job, "encoding the text", TokenizerError))
+
+    def encode_answer(self, key: str, text: str) -> list[int]:
+        """Return the ids of an answer as it follows a prompt; control tokens in it stay text."""
+        _check_size(text)
+        return _ids(
+            self._run({"job": "encode_answer", "key": key, "text": text}, "encoding the answer", TokenizerError)
+        )
 
     def encode_chat(
         self, key: str, template: str, conversation: Mapping[str, Any], constants: Mapping[str, Any]
@@ -205,6 +210,12 @@ def _loaded(key: str, frame: bytes, reply: dict[str, Any]) -> LoadedVocabulary:
         position += length
     added = [(token_id, text, is_special) for token_id, text, is_special in reply["added"]]
     return LoadedVocabulary(key, table, added, reply["drops_first_blank"], reply["prefix_ids"], frame)
+
+
+def _check_size(text: str) -> None:
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > MAX_TEXT_BYTES:
+        raise TokenizerError(f"the text has {size} bytes, the limit is {MAX_TEXT_BYTES}")
 
 
 def _ids(packed: bytes) -> list[int]:

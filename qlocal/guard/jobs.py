@@ -69,6 +69,10 @@ def encode_chat(job: Job) -> bytes:
     return _packed(_encoder(job["key"]).encode_chat(job["template"], job["conversation"], job["constants"]))
 
 
+def encode_answer(job: Job) -> bytes:
+    return _packed(_encoder(job["key"]).encode_answer(job["text"]))
+
+
 def render(job: Job) -> str:
     from qlocal.guard import templates
 
@@ -95,6 +99,7 @@ JOBS: dict[str, Callable[[Job], Any]] = {
     "load": load,
     "encode": encode,
     "encode_chat": encode_chat,
+    "encode_answer": encode_answer,
     "render": render,
     "end_of_turn": end_of_turn,
 }

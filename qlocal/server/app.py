@@ -19,10 +19,13 @@ from starlette.types import ASGIApp
 from qlocal.config import EngineOptions
 from qlocal.errors import QLocalError, RequestError
 from qlocal.schema import PromptProgress, Status
-from qlocal.server import errors, generation, json_body, sessions
+from qlocal.server import errors, generation, json_body, scoring, sessions
 from qlocal.server.access import MAX_BODY_BYTES, Access, AccessRules
 from qlocal.server.generation import Delta, Ended, Job, Part
-from qlocal.server.requests import ChatRequest, CompletionRequest, CountRequest, LoadRequest, validate
+from qlocal.server.jobs import Prompts
+from qlocal.server.own_requests import CountRequest, LoadRequest, ScoreRequest, TokenizeRequest
+from qlocal.server.request_base import validate
+from qlocal.server.requests import ChatRequest, CompletionRequest, Options
 from qlocal.server.service import Service
 from qlocal.server.shapes import ChatShape, CompletionShape, Envelope, Shape, model_object
 from qlocal.server.streaming import DONE, ClientGone, EventStream, comment, event, unless_gone
@@ -45,6 +48,8 @@ def build_app(service: Service, rules: AccessRules, options: EngineOptions, on_s
             Route("/qlocal/events", routes.events),
             Route("/qlocal/load", routes.load, methods=["POST"]),
             Route("/qlocal/count", routes.count, methods=["POST"]),
+            Route("/qlocal/score", routes.score, methods=["POST"]),
+            Route("/qlocal/tokenize", routes.tokenize, methods=["POST"]),
             Route("/qlocal/sessions", routes.sessions, methods=["GET", "DELETE"]),
             Route("/qlocal/stop", routes.stop, methods=["POST"]),
         ],
@@ -84,16 +89,15 @@ class Routes:
     async def chat(self, request: Request) -> ASGIApp:
         body = validate(ChatRequest, await _json(request))
         model = self._service.model(body.model)
-        job = await unless_gone(self._service.chat_job(body, model), request)
-        shape = ChatShape(Envelope(job.request_id, model, with_logprobs=bool(body.logprobs)))
-        return await self._answer(request, job, model, shape, bool(body.stream), body.wants_usage)
+        job = await unless_gone(self._prompts(model).chat_job(body), request)
+        return await self._answer(request, job, body, ChatShape(_envelope(job, model, body, bool(body.logprobs))))
 
     async def complete(self, request: Request) -> ASGIApp:
         body = validate(CompletionRequest, await _json(request))
         model = self._service.model(body.model)
-        job = await unless_gone(self._service.completion_job(body, model), request)
-        shape = CompletionShape(Envelope(job.request_id, model, with_logprobs=body.logprobs is not None))
-        return await self._answer(request, job, model, shape, bool(body.stream), body.wants_usage)
+        job = await unless_gone(self._prompts(model).completion_job(body), request)
+        shape = CompletionShape(_envelope(job, model, body, body.logprobs is not None))
+        return await self._answer(request, job, body, shape)
 
     async def status(self, request: Request) -> Response:
         return JSONResponse(self._service.board.status.to_json())
@@ -108,7 +112,19 @@ class Routes:
 
     async def count(self, request: Request) -> Response:
         body = validate(CountRequest, await _json(request))
-        return JSONResponse(await self._service.count(body.messages))
+        prompts = self._prompts(self._service.model(None))
+        ids = await unless_gone(prompts.encode_chat(body.messages), request)
+        return JSONResponse({"prompt_tokens": len(ids), "max_context": prompts.max_context})
+
+    async def tokenize(self, request: Request) -> Response:
+        body = validate(TokenizeRequest, await _json(request))
+        prompts = self._prompts(self._service.model(None))
+        return JSONResponse(await unless_gone(scoring.tokens(body, prompts), request))
+
+    async def score(self, request: Request) -> Response:
+        body = validate(ScoreRequest, await _json(request))
+        prompts = self._prompts(self._service.model(body.model))
+        return JSONResponse(await unless_gone(scoring.scores(body, prompts, self._service.engine), request))
 
     async def sessions(self, request: Request) -> Response:
         """Tell what is kept of conversations on disk; DELETE removes it."""
@@ -120,12 +136,13 @@ class Routes:
         self._on_stop()
         return JSONResponse(self._service.board.status.to_json(), status_code=202)
 
-    async def _answer(
-        self, request: Request, job: Job, model: ModelText, shape: Shape, stream: bool, wants_usage: bool
-    ) -> ASGIApp:
-        parts = generation.run(job, self._service.engine, model, self._service.max_context)
-        if stream:
-            return EventStream(_chunks(parts, job, shape, wants_usage))
+    def _prompts(self, model: ModelText) -> Prompts:
+        return Prompts(model, self._service.max_context)
+
+    async def _answer(self, request: Request, job: Job, body: Options, shape: Shape) -> ASGIApp:
+        parts = generation.run(job, self._service.engine, shape.envelope.model, self._service.max_context)
+        if body.stream:
+            return EventStream(_chunks(parts, job, shape, body.wants_usage))
         return JSONResponse(await unless_gone(_whole(parts, shape), request))
 
     def _model_objects(self) -> list[dict[str, Any]]:
@@ -134,6 +151,10 @@ class Routes:
         except RequestError:  # nothing is loaded, so nothing is listed
             return []
         return [model_object(model, self._service.max_context, self._service.created)]
+
+
+def _envelope(job: Job, model: ModelText, body: Options, with_logprobs: bool) -> Envelope:
+    return Envelope(job.request_id, model, with_logprobs, with_token_ids=bool(body.return_token_ids))
 
 
 async def _json(request: Request) -> dict[str, Any]:

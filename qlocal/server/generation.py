@@ -22,7 +22,8 @@ class Job:
     """One request, ready for the engine. Choice `i * n + k` is the k-th answer to prompt i.
 
     max_tokens: one limit a prompt, already within the context; 0 asks for the prompt's log probabilities alone.
-    left_out: tokens that were taken out of a prompt that was too long.
+    left_out: tokens that were taken out of a prompt that was too long. num_begun: tokens at the end of each prompt that
+    are the beginning of the answer, whose text the client has.
     """
 
     request_id: str
@@ -33,6 +34,7 @@ class Job:
     stops: Sequence[str] = ()
     echo: bool = False
     left_out: int = 0
+    num_begun: int = 0
 
     @property
     def num_choices(self) -> int:
@@ -41,10 +43,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Delta:
-    """New text of one choice and the log probabilities of its tokens (prompt tokens first, when echoed)."""
+    """New text of one choice, its tokens, and their log probabilities (prompt tokens first, when echoed)."""
 
     index: int
     text: str
+    token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
@@ -111,7 +114,9 @@ class _Choice:
         self._stop_ids = frozenset(model.stop_ids)
         self._decoder = model.tokenizer.stream_decoder()
         self._filter = StopFilter(job.stops)
-        self._waiting: list[tuple[int, TokenLogprobs]] = []  # (where the token's text starts, its log probability)
+        for token_id in self._prompt_ids[len(self._prompt_ids) - job.num_begun :]:
+            self._decoder.push(token_id)
+        self._waiting: list[_Waiting] = []
         self._decoded_chars = 0
         self._shown_chars = 0
         self.is_stopped = False
@@ -134,7 +139,7 @@ class _Choice:
             stop_ids=list(model.stop_ids),
             sampling=sampling,
             num_tokens=model.tokenizer.num_tokens,
-            echo_logprobs=self._job.echo and sampling.top_logprobs is not None,
+            scored_from=1 if self._job.echo and sampling.top_logprobs is not None else None,
         )
 
     def echo(self, started: Started) -> list[Delta]:
@@ -146,7 +151,7 @@ class _Choice:
         logprobs = started.prompt_logprobs
         if logprobs and len(logprobs) == len(self._prompt_ids) - 1:  # nothing stands before the first token
             logprobs = [TokenLogprobs(self._prompt_ids[0], float("nan")), *logprobs]
-        return [Delta(self.index, text, logprobs)]
+        return [Delta(self.index, text, self._prompt_ids, logprobs)]
 
     def tokens(self, message: Tokens) -> list[Delta]:
         """Take new tokens; return what they allow to show."""
@@ -158,8 +163,7 @@ class _Choice:
             self.completion_tokens += 1
             if token_id in self._stop_ids:
                 continue
-            if logprob is not None:
-                self._waiting.append((self._decoded_chars, logprob))
+            self._waiting.append(_Waiting(self._decoded_chars, token_id, logprob))
             text = self._decoder.push(token_id)
             self._decoded_chars += len(text)
             shown += self._filter.feed(text)
@@ -183,11 +187,21 @@ class _Choice:
 
     def _delta(self, shown: str, *, is_last: bool = False) -> list[Delta]:
         self._shown_chars += len(shown)
-        ready = [lp for start, lp in self._waiting if start < self._shown_chars or is_last]
+        ready = [token for token in self._waiting if token.start < self._shown_chars or is_last]
         if not shown and not ready:
             return []
         self._waiting = self._waiting[len(ready) :]
-        return [Delta(self.index, shown, ready)]
+        logprobs = [token.logprobs for token in ready if token.logprobs is not None]
+        return [Delta(self.index, shown, [token.token_id for token in ready], logprobs)]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A token that is told together with its text. start: the character where that begins."""
+
+    start: int
+    token_id: int
+    logprobs: TokenLogprobs | None
 
 
 def _progress(message: Reading) -> PromptProgress:

@@ -22,7 +22,7 @@ from qlocal.errors import RequestError
 from qlocal.schema import EngineState
 from qlocal.server.access import AccessRules
 from qlocal.server.app import build_app
-from qlocal.server.requests import LoadRequest
+from qlocal.server.own_requests import LoadRequest
 from qlocal.server.service import Service
 
 MAX_HEADER_BYTES = 16 << 10

@@ -1,4 +1,4 @@
-"""What the server does, without HTTP: which model is loaded, and requests made into jobs for the engine."""
+"""What the server does, without HTTP: which model is loaded, and whether its engine is well."""
 
 from __future__ import annotations
 
@@ -6,31 +6,23 @@ import asyncio
 import itertools
 import logging
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qlocal.catalog import display_name
 from qlocal.config import FROM_CONTEXT, NO_DRAFT, STORED, EngineOptions, device_list, kv_types
-from qlocal.errors import EngineError, QLocalError, RequestError, TokenizerError
+from qlocal.errors import EngineError, QLocalError, RequestError
 from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
 from qlocal.schema import EngineState, LoadProgress
 from qlocal.server.engine_client import EngineClient
-from qlocal.server.generation import Job
-from qlocal.server.requests import ChatMessage, ChatRequest, CompletionRequest, LoadRequest, Options
+from qlocal.server.own_requests import LoadRequest
 from qlocal.server.status import StatusBoard
 from qlocal.server.text import ModelText, OpenText
-from qlocal.server.truncate import Cut, cut_middle
 from qlocal.tokenizer.shared import require_same_tokens
 
-ANSWER_TOKENS = 1024
-"""Room that is left for an answer when a prompt is cut, if nobody says how long it may be."""
 HEALTH_TIMEOUT_S = 5.0
-FALLBACK_TEMPERATURE = 0.7
-FALLBACK_TOP_P = 0.95
-"""For models whose makers recommend nothing: OpenAI's default of 1.0 makes small 4-bit models ramble."""
 
 Resolve = Callable[[str], Path]
 Check = Callable[[Load], dict[str, Any] | None]
@@ -122,31 +114,6 @@ class Service:
             reasons.get(status.state, "the model is being changed"), status=503, code=f"model_{status.state.value}"
         )
 
-    async def chat_job(self, request: ChatRequest, model: ModelText) -> Job:
-        """Render and encode a conversation. RequestError with param `messages` for what its template refuses."""
-        cut = Cut(await self._encode_chat(request.messages, model))
-        if request.truncate == "middle":
-            cut = await self._cut_middle(request, model, cut.ids)
-        sampling = _sampling(request, model, request.num_logprobs)
-        job_id = f"chatcmpl-{uuid.uuid4().hex}"
-        limits = [self._limit(cut.ids, request.limit, "messages")]
-        return Job(job_id, [cut.ids], limits, sampling, request.n or 1, request.stops, left_out=cut.left_out)
-
-    async def completion_job(self, request: CompletionRequest, model: ModelText) -> Job:
-        """Encode raw prompts."""
-        prompts = [
-            await self._encode(p, model) if isinstance(p, str) else _checked_ids(p, model) for p in request.prompts
-        ]
-        limits = [self._limit(ids, request.max_tokens, "prompt") for ids in prompts]
-        sampling = _sampling(request, model, request.logprobs)
-        job_id = f"cmpl-{uuid.uuid4().hex}"
-        return Job(job_id, prompts, limits, sampling, request.n or 1, request.stops, echo=bool(request.echo))
-
-    async def count(self, messages: Sequence[ChatMessage]) -> dict[str, int]:
-        """Return how many tokens a conversation takes, and how many there are."""
-        ids = await self._encode_chat(messages, self.model(None))
-        return {"prompt_tokens": len(ids), "max_context": self.max_context}
-
     @property
     def max_context(self) -> int:
         return self.board.status.max_context or 0
@@ -209,47 +176,6 @@ class Service:
             await asyncio.wait([self._loading])
             self._loading = None
 
-    async def _cut_middle(self, request: ChatRequest, model: ModelText, ids: list[int]) -> Cut:
-        """Return a prompt that leaves room for its answer. RequestError where one message's middle is not enough."""
-        answer = request.limit or min(ANSWER_TOKENS, self.max_context // 4)
-        room = self.max_context - answer
-        cut = await cut_middle(request.messages, ids, room, lambda messages: self._encode_chat(messages, model))
-        if cut is None:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens, and without the middle of its longest message still more than "
-                f"{room}",
-                param="messages",
-                code="context_length_exceeded",
-                hint="Shorten the other messages, or ask for a shorter answer.",
-            )
-        return cut
-
-    async def _encode_chat(self, messages: Sequence[ChatMessage], model: ModelText) -> list[int]:
-        try:
-            return await model.encode_chat([message.plain() for message in messages])
-        except TokenizerError as error:
-            raise RequestError(str(error), param="messages", code="template_error") from error
-
-    async def _encode(self, text: str, model: ModelText) -> list[int]:
-        try:
-            return await model.encode(text)
-        except TokenizerError as error:
-            raise RequestError(str(error), param="prompt") from error
-
-    def _limit(self, ids: list[int], wanted: int | None, param: str) -> int:
-        """Return how many tokens may follow; a wish beyond the context ends there with reason `length`."""
-        room = self.max_context - len(ids)
-        if not ids:
-            raise RequestError(f"{param} is empty: it has no tokens", param=param)
-        if room < 1:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens, and the context of this model is {self.max_context} tokens",
-                param=param,
-                code="context_length_exceeded",
-                hint="Shorten it, load the model with a larger context, or ask to truncate the middle.",
-            )
-        return room if wanted is None else min(wanted, room)
-
 
 def _with_request(options: EngineOptions, request: LoadRequest) -> EngineOptions:
     if request.max_context is not None:
@@ -298,36 +224,4 @@ def load_message(path: Path, options: EngineOptions) -> Load:
         sessions_folder=None if options.sessions is None else str(options.sessions),
         sessions_bytes=options.sessions_bytes,
         host_cache_bytes=options.host_cache_bytes,
-    )
-
-
-def _checked_ids(ids: list[int], model: ModelText) -> list[int]:
-    num_tokens = model.tokenizer.num_tokens
-    if wrong := next((i for i in ids if i >= num_tokens), None):
-        raise RequestError(f"prompt holds the token id {wrong}, expected ids below {num_tokens}", param="prompt")
-    return ids
-
-
-def _sampling(request: Options, model: ModelText, num_logprobs: int | None) -> Sampling:
-    """Return the request's sampling over the makers' defaults over our own."""
-    num_tokens = model.tokenizer.num_tokens
-    if wrong := next((i for i in request.biases if i >= num_tokens), None):
-        raise RequestError(f"logit_bias names the token {wrong}, expected ids below {num_tokens}", param="logit_bias")
-    makers = model.defaults
-
-    def first(*values: Any) -> Any:
-        return next((value for value in values if value is not None), None)
-
-    silent = makers.temperature is None and makers.top_p is None and makers.top_k is None
-    return Sampling(
-        temperature=first(request.temperature, makers.temperature, FALLBACK_TEMPERATURE if silent else 1.0),
-        top_k=first(request.top_k, makers.top_k),
-        top_p=first(request.top_p, makers.top_p, FALLBACK_TOP_P if silent else 1.0),
-        min_p=first(request.min_p, 0.0),
-        repetition_penalty=first(request.repetition_penalty, makers.repetition_penalty, 1.0),
-        presence_penalty=first(request.presence_penalty, 0.0),
-        frequency_penalty=first(request.frequency_penalty, 0.0),
-        seed=request.seed,
-        logit_bias=request.biases,
-        top_logprobs=num_logprobs,
     )

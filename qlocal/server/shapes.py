@@ -23,6 +23,7 @@ class Envelope:
     request_id: str
     model: ModelText
     with_logprobs: bool = False
+    with_token_ids: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     def wrap(self, kind: str, choices: list[Json], **extra: Any) -> Json:
@@ -36,6 +37,21 @@ class Envelope:
             "choices": choices,
             **extra,
         }
+
+    def with_ids(self, choice: Json, token_ids: Sequence[int]) -> Json:
+        """Add the ids of its tokens to a choice, where they were asked for."""
+        return choice | {"token_ids": list(token_ids)} if self.with_token_ids else choice
+
+    def token(self, token_id: int, logprob: float | None = None) -> Json:
+        """Return one token: OpenAI's object, and its id. Half a character is U+FFFD as text; its bytes are whole."""
+        raw = self.model.tokenizer.token_bytes(token_id)
+        told = {} if logprob is None else {"logprob": _finite(logprob)}
+        return {"id": token_id, "token": raw.decode("utf-8", "replace"), **told, "bytes": list(raw)}
+
+    def scored(self, token: TokenLogprobs) -> Json:
+        """Return a token with its log probability and the best ones that could have stood there, the best first."""
+        best = [self.token(i, p) for i, p in zip(token.top_ids, token.top_logprobs, strict=True)]
+        return {**self.token(token.token_id, token.logprob), "top_logprobs": best}
 
 
 def usage(report: Usage) -> Json:
@@ -61,7 +77,7 @@ class ChatShape:
 
     def delta(self, delta: Delta) -> Json:
         logprobs = self._logprobs(delta.logprobs) if self.envelope.with_logprobs else None
-        return self._chunk(delta.index, {"content": delta.text}, logprobs)
+        return self._chunk(delta.index, {"content": delta.text}, logprobs, token_ids=delta.token_ids)
 
     def ended(self, ended: Ended) -> Json:
         return self._chunk(ended.index, {}, finish_reason=ended.finish_reason)
@@ -77,22 +93,23 @@ class ChatShape:
     def _choice(self, ended: Ended, deltas: list[Delta]) -> Json:
         message = {"role": "assistant", "content": "".join(d.text for d in deltas), "refusal": None}
         logprobs = self._logprobs(_joined(deltas)) if self.envelope.with_logprobs else None
-        return {"index": ended.index, "message": message, "logprobs": logprobs, "finish_reason": ended.finish_reason}
+        choice = {"index": ended.index, "message": message, "logprobs": logprobs, "finish_reason": ended.finish_reason}
+        return self.envelope.with_ids(choice, [i for d in deltas for i in d.token_ids])
 
-    def _chunk(self, index: int, delta: Json, logprobs: Json | None = None, finish_reason: str | None = None) -> Json:
+    def _chunk(
+        self,
+        index: int,
+        delta: Json,
+        logprobs: Json | None = None,
+        finish_reason: str | None = None,
+        token_ids: Sequence[int] = (),
+    ) -> Json:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = self.envelope.with_ids(choice, token_ids)
         return self.envelope.wrap("chat.completion.chunk", [choice])
 
     def _logprobs(self, tokens: Iterable[TokenLogprobs]) -> Json:
-        content = []
-        for token in tokens:
-            best = [self._token(i, p) for i, p in zip(token.top_ids, token.top_logprobs, strict=True)]
-            content.append({**self._token(token.token_id, token.logprob), "top_logprobs": best})
-        return {"content": content, "refusal": None}
-
-    def _token(self, token_id: int, logprob: float) -> Json:
-        raw = self.envelope.model.tokenizer.token_bytes(token_id)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(raw)}
+        return {"content": [self.envelope.scored(token) for token in tokens], "refusal": None}
 
 
 class CompletionShape:
@@ -107,7 +124,7 @@ class CompletionShape:
         return []
 
     def delta(self, delta: Delta) -> Json:
-        return self._chunk(delta.index, delta.text, self._logprobs(delta.index, delta.logprobs))
+        return self._chunk(delta.index, delta.text, self._logprobs(delta.index, delta.logprobs), None, delta.token_ids)
 
     def ended(self, ended: Ended) -> Json:
         return self._chunk(ended.index, "", finish_reason=ended.finish_reason)
@@ -123,10 +140,19 @@ class CompletionShape:
     def _choice(self, ended: Ended, deltas: list[Delta]) -> Json:
         text = "".join(d.text for d in deltas)
         logprobs = self._logprobs(ended.index, _joined(deltas))
-        return {"index": ended.index, "text": text, "logprobs": logprobs, "finish_reason": ended.finish_reason}
+        choice = {"index": ended.index, "text": text, "logprobs": logprobs, "finish_reason": ended.finish_reason}
+        return self.envelope.with_ids(choice, [i for d in deltas for i in d.token_ids])
 
-    def _chunk(self, index: int, text: str, logprobs: Json | None = None, finish_reason: str | None = None) -> Json:
+    def _chunk(
+        self,
+        index: int,
+        text: str,
+        logprobs: Json | None = None,
+        finish_reason: str | None = None,
+        token_ids: Sequence[int] = (),
+    ) -> Json:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = self.envelope.with_ids(choice, token_ids)
         return self.envelope.wrap("text_completion", [choice])
 
     def _logprobs(self, index: int, tokens: Sequence[TokenLogprobs]) -> Json | None:

@@ -34,6 +34,8 @@ class TextCodec(Protocol):
     @property
     def end_of_turn_ids(self) -> Collection[int]: ...
     def encode_with_specials(self, text: str) -> list[int]: ...
+    def encode_answer(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]: ...
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]: ...
     def stream_decoder(self) -> StreamDecoder: ...
     def token_bytes(self, token_id: int) -> bytes: ...
@@ -59,6 +61,16 @@ class ModelText:
         """Return the ids of a raw prompt, whose author may use control tokens (fill-in-the-middle), BOS in front."""
         async with self._one_job:
             return await asyncio.to_thread(self.tokenizer.encode_with_specials, text)
+
+    async def encode_answer(self, text: str) -> list[int]:
+        """Return the ids of an answer as it follows a conversation."""
+        async with self._one_job:
+            return await asyncio.to_thread(self.tokenizer.encode_answer, text)
+
+    async def encode_plain(self, text: str) -> list[int]:
+        """Return the ids of a text by itself: control tokens in it are text."""
+        async with self._one_job:
+            return await asyncio.to_thread(self.tokenizer.encode, text)
 
 
 OpenText = Callable[[str, Path], ModelText]

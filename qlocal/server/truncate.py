@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from qlocal.server.requests import ChatMessage
+from qlocal.server.chat_messages import ChatMessage
 
 Encode = Callable[[Sequence[ChatMessage]], Awaitable[list[int]]]
 MARK = "\n\n[... {} characters left out here ...]\n\n"
@@ -29,8 +29,8 @@ async def cut_middle(messages: Sequence[ChatMessage], ids: list[int], room: int,
     ids: of the whole. None where that is not enough: the rest alone is too long."""
     if len(ids) <= room:
         return Cut(ids)
-    index = max(range(len(messages)), key=lambda i: len(_text(messages[i])))
-    text, found = _text(messages[index]), ids
+    index = max(range(len(messages)), key=lambda i: len(messages[i].text))
+    text, found = messages[index].text, ids
     kept = len(text)
     for _ in range(ATTEMPTS):
         kept = int(kept * _MARGIN * room / len(found))
@@ -45,10 +45,6 @@ def _without_middle(text: str, kept: int) -> str:
     """Return the first and the last half of what is kept, and between them how much is not there."""
     first = text[: kept - kept // 2]
     return first + MARK.format(f"{len(text) - kept:,}") + text[len(text) - kept // 2 :]
-
-
-def _text(message: ChatMessage) -> str:
-    return str(message.plain()["content"] or "")
 
 
 def _with_text(message: ChatMessage, text: str) -> ChatMessage:

@@ -75,6 +75,10 @@ class Tokenizer:
         ids = self._guard.encode(self._vocabulary.key, text, with_control=True)
         return ids if ids[: len(self._prefix_ids)] == self._prefix_ids else self._prefix_ids + ids
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Return the ids of an answer, or of its beginning, as the model would write it behind `encode_chat`'s ids."""
+        return self._guard.encode_answer(self._vocabulary.key, text)
+
     def bos_ids(self) -> list[int]:
         """Return what stands before every raw text of this model: one id, or nothing."""
         return list(self._prefix_ids)

@@ -54,9 +54,9 @@ def request(
     sampling: Sampling = GREEDY,
     stop_ids: Sequence[int] = (),
     num_tokens: int = VOCAB,
-    echo_logprobs: bool = False,
+    scored_from: int | None = None,
 ) -> Submit:
-    return Submit(request_id, input_ids, max_tokens, list(stop_ids), sampling, num_tokens, echo_logprobs)
+    return Submit(request_id, input_ids, max_tokens, list(stop_ids), sampling, num_tokens, scored_from)
 
 
 @dataclass

@@ -159,7 +159,7 @@ def test_prompt_logprobs_cover_every_token_but_the_first(qwen: MemoryCheckpoint,
     prompt = random_ids(VOCAB, 40)
     run(engine, request("before", prompt, 2))  # a cached prefix must not hide rows
     sampling = Sampling(temperature=0.0, top_logprobs=1)
-    answer = run(engine, request("a", prompt, max_tokens, sampling, echo_logprobs=True))["a"]
+    answer = run(engine, request("a", prompt, max_tokens, sampling, scored_from=1))["a"]
     assert answer.started is not None and answer.reason == "length"
     assert len(answer.token_ids) == max_tokens
     expected = naive_logits(qwen.values, qwen.config, prompt).log_softmax(-1)
@@ -229,3 +229,26 @@ def test_a_request_id_cannot_run_twice_at_once(qwen: MemoryCheckpoint) -> None:
 def test_a_long_answer_fills_the_context_to_the_last_token(qwen: MemoryCheckpoint) -> None:
     answer = run(engine_of(qwen), request("a", random_ids(VOCAB, 500), 12))["a"]
     assert len(answer.token_ids) == 12
+
+
+def test_an_answer_is_scored_behind_a_prompt_that_is_in_the_cache(qwen: MemoryCheckpoint) -> None:
+    engine = engine_of(qwen, prefill_chunk=16)
+    prompt, answer = random_ids(VOCAB, 40), random_ids(VOCAB, 20)
+    run(engine, request("before", prompt + answer, 2))
+    sampling = Sampling(top_logprobs=2)
+    scored = run(engine, request("a", prompt + answer, 0, sampling, scored_from=40))["a"]
+    assert scored.started is not None and scored.reason == "length"
+    # The row of the prompt's last token says how likely the answer's first one is, so it is computed.
+    assert 0 < scored.started.cached_tokens <= 39
+    expected = naive_logits(qwen.values, qwen.config, prompt + answer).log_softmax(-1)
+    entries = scored.started.prompt_logprobs
+    assert [entry.token_id for entry in entries] == answer
+    assert [e.logprob for e in entries] == pytest.approx(
+        [float(expected[39 + i, t]) for i, t in enumerate(answer)], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("scored_from", [0, -1, 41])
+def test_tokens_that_are_not_there_are_not_scored(qwen: MemoryCheckpoint, scored_from: int) -> None:
+    answer = run(engine_of(qwen), request("a", random_ids(VOCAB, 40), 1, scored_from=scored_from))["a"]
+    assert answer.finished is not None and "scored_from" in (answer.finished.message or "")

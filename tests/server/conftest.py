@@ -53,6 +53,11 @@ class ByteCodec:
     def encode_with_specials(self, text: str) -> list[int]:
         return list(text.encode())
 
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    encode_answer = encode
+
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         text = "".join(m["content"] or "" for m in messages)
         if "REFUSE" in text:

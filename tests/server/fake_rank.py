@@ -98,8 +98,13 @@ class FakeRank:
             os._exit(9)
         if b"GARBAGE" in bytes(i % 256 for i in submit.input_ids):
             self.connection.sendall(b"\xff\xff\xff\xff")
-        prompt = [self.logprobs(i, submit) for i in submit.input_ids] if submit.echo_logprobs else []
+        prompt = []
+        if submit.scored_from is not None:
+            prompt = [self.logprobs(i, submit) for i in submit.input_ids[submit.scored_from :]]
         self.send(Started(submit.request_id, len(submit.input_ids), 3, 0.01, prompt))
+        if submit.max_tokens == 0:
+            self.send(Finished(submit.request_id, "length", 0, 0.0))
+            return
         self.running[submit.request_id] = (submit, [*submit.input_ids, *submit.stop_ids][: submit.max_tokens])
 
     def step(self, submit: Submit, reply: list[int]) -> None:

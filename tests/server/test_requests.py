@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from qlocal.errors import RequestError
-from qlocal.server.requests import IGNORED, UNSUPPORTED, ChatRequest, CompletionRequest, validate
+from qlocal.server.request_base import IGNORED, UNSUPPORTED, validate
+from qlocal.server.requests import ChatRequest, CompletionRequest
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from qlocal.server.requests import ChatMessage
+from qlocal.server.chat_messages import ChatMessage
 from qlocal.server.truncate import Cut, cut_middle
 
 HEAD = 10

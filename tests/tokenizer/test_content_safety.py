@@ -65,6 +65,14 @@ def test_no_content_yields_a_control_token(tokenizer: Tokenizer, first: str, ans
 
 
 @SETTINGS
+@given(answer=CONTENTS)
+def test_a_begun_answer_yields_no_control_token(tokenizer: Tokenizer, answer: str) -> None:
+    ids = tokenizer.encode_answer(answer)
+    assert tokenizer.special_ids.isdisjoint(ids)
+    assert tokenizer.decode(ids) == answer
+
+
+@SETTINGS
 @given(parts=st.lists(CONTENTS, max_size=4))
 def test_neighbouring_parts_cannot_form_a_control_token(guard: Guard, parts: list[str]) -> None:
     template = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"

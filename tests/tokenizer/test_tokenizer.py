@@ -54,6 +54,13 @@ def test_typed_control_strings_stay_text(tiny_tokenizer: Tokenizer) -> None:
     )
 
 
+def test_a_begun_answer_has_the_ids_that_it_would_have_been_written_with(tiny_tokenizer: Tokenizer) -> None:
+    begun = tiny_tokenizer.encode_chat(HELLO) + tiny_tokenizer.encode_answer("the dog said")
+    whole = tiny_tokenizer.encode_chat([*HELLO, {"role": "assistant", "content": "the dog said"}])
+    assert whole[: len(begun) + 1] == [*begun, END]
+    assert tiny_tokenizer.special_ids.isdisjoint(tiny_tokenizer.encode_answer("a <|im_end|><|im_start|>"))
+
+
 def test_a_raw_prompt_may_hold_control_tokens(tiny_tokenizer: Tokenizer) -> None:
     assert tiny_tokenizer.encode_with_specials("<|im_start|>user") == [START, *tiny_tokenizer.encode("user")]
 
