@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qlocal.chat.events import AnswerEvent, Done, Failure, TextDelta, ThinkingDelta, Usage
+from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, ThinkingDelta, Usage
+from qlocal.chat.logprobs import TokenLogprobs, pack
 from qlocal.chat.store.records import MessageState
 from qlocal.chat.store.threaded import Store
 
@@ -18,16 +20,25 @@ if TYPE_CHECKING:
 SAVE_S = 0.5
 
 
+@dataclass(frozen=True)
+class Begun:
+    """The beginning of an answer that the model goes on with: its text, and its tokens where they are known."""
+
+    text: str
+    tokens: tuple[TokenLogprobs, ...] = ()
+
+
 class Answer:
     """An answer while it is written: its text, its speed, and its row in the store."""
 
-    def __init__(self, store: Store, message_id: int) -> None:
+    def __init__(self, store: Store, message_id: int, begun: Begun | None = None) -> None:
         self.message_id = message_id
         self.failure: Failure | None = None
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self._store = store
-        self._parts: list[str] = []
+        self._parts: list[str] = [begun.text] if begun else []
+        self._tokens: list[TokenLogprobs] = list(begun.tokens) if begun else []
         self._num_deltas = 0
         self._first_at: float | None = None
         self._last_at = 0.0
@@ -68,6 +79,8 @@ class Answer:
                 self._save_soon()
             case ThinkingDelta():
                 self._count()
+            case Logprobs(tokens):
+                self._tokens += tokens
             case Usage():
                 self.usage = event
             case Done(reason):
@@ -96,6 +109,9 @@ class Answer:
             self._save_timer.cancel()
         message_id, text, meta = self.message_id, self.text, self._meta()
         self._store.submit(lambda history: history.finish_answer(message_id, text, state, meta))
+        if tokens := tuple(self._tokens):
+            # Packed in the store's thread: a long answer takes it a tenth of a second.
+            self._store.submit(lambda history: history.save_logprobs(message_id, pack(tokens)))
 
     def _meta(self) -> dict[str, Any]:
         usage = self.usage

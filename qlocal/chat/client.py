@@ -15,6 +15,7 @@ import httpx
 
 from qlocal.chat import wire
 from qlocal.chat.events import AnswerEvent, Done, Failure, TokenCount
+from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.chat.sse import OWN_COMMENT, event_data
 from qlocal.errors import ServerError, UsageError
 from qlocal.launch import Address
@@ -103,6 +104,13 @@ class ChatClient:
             raise ServerError("the server's answer to /qlocal/count has no prompt_tokens or max_context")
         return TokenCount(prompt_tokens, limit)
 
+    async def score(self, messages: list[ChatMessage], answer: str | list[int], top: int) -> list[TokenLogprobs]:
+        """Return what the model gives every token of an answer behind a conversation (our own server alone)."""
+        given = {"answer": answer} if isinstance(answer, str) else {"answer_ids": answer}
+        # A long answer takes as long to read as a long prompt.
+        body = await self._post("/qlocal/score", {"messages": messages, **given, "top_logprobs": top}, timeout_s=None)
+        return list(wire.parse_tokens(body.get("tokens")))
+
     async def status_events(self) -> AsyncGenerator[Status, None]:
         """Yield every change of the engine's state until the server goes away (then ServerError)."""
         timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=EVENTS_TIMEOUT_S)
@@ -145,8 +153,9 @@ class ChatClient:
     async def _get(self, path: str) -> dict[str, Any]:
         return await self._reply(self._http.build_request("GET", path))
 
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return await self._reply(self._http.build_request("POST", path, json=body))
+    async def _post(self, path: str, body: dict[str, Any], timeout_s: float | None = REPLY_TIMEOUT_S) -> dict[str, Any]:
+        timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=timeout_s)
+        return await self._reply(self._http.build_request("POST", path, json=body, timeout=timeout))
 
     async def _reply(self, request: httpx.Request) -> dict[str, Any]:
         try:

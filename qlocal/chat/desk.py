@@ -10,7 +10,7 @@ from textual.screen import Screen
 from textual.worker import Worker
 
 from qlocal.chat import words
-from qlocal.chat.link_state import Link, LinkState
+from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.session import Session
 from qlocal.chat.status_line import StatusLine
 from qlocal.chat.store.threaded import Store
@@ -79,6 +79,11 @@ class Desk:
         self.screen.query_one("#welcome").display = not has_messages
         self.transcript.display = has_messages
         self.transcript.show(words.entry_of(message) for message in self.session.branch)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a model is there to answer."""
+        return self.link_state.phase is Phase.READY
 
     # Work that takes time.
 

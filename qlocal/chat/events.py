@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.schema import PromptProgress
 
 
@@ -22,6 +23,13 @@ class ThinkingDelta:
     """More text of what a model thinks before it answers; it is not part of the answer."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """What the model gave the tokens of the text that comes with it, or came before."""
+
+    tokens: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True)
@@ -69,4 +77,4 @@ class TokenCount:
     max_context: int
 
 
-AnswerEvent = TextDelta | ThinkingDelta | PromptProgress | Usage | Done | Failure
+AnswerEvent = TextDelta | ThinkingDelta | Logprobs | PromptProgress | Usage | Done | Failure

@@ -12,6 +12,7 @@ from qlocal import catalog, launch
 from qlocal.chat.client import ChatClient, ChatMessage
 from qlocal.chat.events import Failure, TokenCount
 from qlocal.chat.link_state import AnswerStream, Choice, Link, LinkState, Phase
+from qlocal.chat.logprobs import TOP, TokenLogprobs
 from qlocal.config import ChatOptions, EngineOptions
 from qlocal.errors import QLocalError, ServerError
 from qlocal.schema import EngineState, Status
@@ -94,9 +95,14 @@ class LocalLink:
         """See `Link.count`."""
         return None if self._client is None else await self._client.count(messages)
 
+    async def score(self, messages: list[ChatMessage], answer: str | list[int], top: int) -> list[TokenLogprobs] | None:
+        """See `Link.score`."""
+        return None if self._client is None else await self._client.score(messages, answer, top)
+
     def answer(self, messages: list[ChatMessage], options: dict[str, Any] | None = None) -> AnswerStream:
         """See `Link.answer`."""
-        return _no_server() if self._client is None else self._client.answer(messages, None, options)
+        wanted = {"logprobs": True, "top_logprobs": TOP, **(options or {})}
+        return _no_server() if self._client is None else self._client.answer(messages, None, wanted)
 
     async def aclose(self) -> None:
         """See `Link.aclose`."""
@@ -152,6 +158,10 @@ class EndpointLink:
         self._changed.set()
 
     async def count(self, messages: list[ChatMessage]) -> TokenCount | None:
+        """None: the API has no way to ask."""
+        return None
+
+    async def score(self, messages: list[ChatMessage], answer: str | list[int], top: int) -> list[TokenLogprobs] | None:
         """None: the API has no way to ask."""
         return None
 

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from qlocal.chat.events import AnswerEvent, TokenCount
+from qlocal.chat.logprobs import TokenLogprobs
 
 
 class Phase(str, Enum):
@@ -62,6 +63,13 @@ class Link(Protocol):
 
     async def count(self, messages: list[dict[str, str]]) -> TokenCount | None:
         """Return the size of a conversation; None where the server has no way to tell. QLocalError."""
+        ...
+
+    async def score(
+        self, messages: list[dict[str, str]], answer: str | list[int], top: int
+    ) -> list[TokenLogprobs] | None:
+        """Return what the model gives every token of an answer, as text or as ids, with the `top` best beside it; None
+        where the server has no way to tell. QLocalError."""
         ...
 
     def answer(self, messages: list[dict[str, str]], options: dict[str, Any] | None = None) -> AnswerStream:

@@ -22,3 +22,13 @@ class LinesBelow(Message):
 
     def can_replace(self, message: Message) -> bool:
         return isinstance(message, LinesBelow)
+
+
+@dataclass
+class TokenReached(Message):
+    """The cursor of a `TokenView` stands on this token."""
+
+    token_idx: int
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, TokenReached)

@@ -43,12 +43,14 @@ class Session:
         await self._reload()
         return self.branch[-1]
 
-    async def begin_answer(self, model: str | None) -> Message:
-        """Add an empty answer to the last prompt; if that has one already, the new one is its sibling."""
-        prompt = self.last_prompt()
-        assert prompt is not None and self.conversation_id is not None, "an answer follows a prompt"
-        conversation_id = self.conversation_id
-        await self._store.run(lambda history: history.begin_answer(conversation_id, prompt.message_id, model))
+    async def begin_answer(self, model: str | None, parent_id: int | None = None) -> Message:
+        """Add an empty answer to a prompt, the last one if none is named; if that has one already, the new one is its
+        sibling, and what followed the other is on its branch."""
+        if parent_id is None and (prompt := self.last_prompt()) is not None:
+            parent_id = prompt.message_id
+        assert parent_id is not None and self.conversation_id is not None, "an answer follows a prompt"
+        conversation_id, prompt_id = self.conversation_id, parent_id
+        await self._store.run(lambda history: history.begin_answer(conversation_id, prompt_id, model))
         await self._store.run(lambda history: history.set_model(conversation_id, model))
         await self._reload()
         return self.branch[-1]
@@ -80,17 +82,19 @@ class Session:
         """Return the last message if it is an answer."""
         return self.branch[-1] if self.branch and self.branch[-1].role is Role.ASSISTANT else None
 
-    def request(self) -> list[ChatMessage]:
-        """Return the conversation up to the last prompt, as it is sent. Nothing is left out but empty answers.
+    def request(self, prompt_id: int | None = None) -> list[ChatMessage]:
+        """Return the conversation up to a prompt, the last one if none is named, as it is sent. Nothing is left out but
+        empty answers.
 
         Two prompts in a row (the first one's answer failed) become one: many templates refuse them otherwise.
         """
         messages: list[ChatMessage] = [{"role": "system", "content": self.system}] if self.system else []
-        prompt = self.last_prompt()
+        if prompt_id is None and (prompt := self.last_prompt()) is not None:
+            prompt_id = prompt.message_id
         for message in self.branch:
             if message.content:
                 _join(messages, message.role.value, message.content)
-            if message is prompt:
+            if message.message_id == prompt_id:
                 break
         return messages
 

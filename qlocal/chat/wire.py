@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qlocal.chat.events import AnswerEvent, Done, Failure, TextDelta, ThinkingDelta, Usage
+from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, ThinkingDelta, Usage
+from qlocal.chat.logprobs import Candidate, TokenLogprobs
 from qlocal.chat.sse import OWN_COMMENT
 from qlocal.errors import ServerError
 from qlocal.schema import PromptProgress, Status
@@ -100,8 +101,31 @@ def _parse_choice(choice: dict[str, Any]) -> Iterator[AnswerEvent]:
         yield ThinkingDelta(thinking)
     if text := as_text(delta.get("content")):
         yield TextDelta(text)
+    if tokens := parse_tokens(as_object(choice.get("logprobs")).get("content")):
+        yield Logprobs(tokens)
     if reason := as_text(choice.get("finish_reason")):
         yield Done(reason)
+
+
+def parse_tokens(entries: Any) -> tuple[TokenLogprobs, ...]:
+    """Read OpenAI's `logprobs.content`, or the `tokens` of /qlocal/score; what is no token is left out."""
+    found = []
+    for entry in map(as_object, entries if isinstance(entries, list) else []):
+        chosen = _parse_candidate(entry)
+        best = entry.get("top_logprobs")
+        top = [_parse_candidate(as_object(one)) for one in best] if isinstance(best, list) else []
+        if chosen is not None:
+            found.append(TokenLogprobs(chosen, tuple(one for one in top if one is not None)))
+    return tuple(found)
+
+
+def _parse_candidate(entry: dict[str, Any]) -> Candidate | None:
+    logprob, text, raw = as_float(entry.get("logprob")), as_text(entry.get("token")), entry.get("bytes")
+    if logprob is None or text is None:
+        return None
+    is_bytes = isinstance(raw, list) and all(as_int(one) is not None and 0 <= one < 256 for one in raw)
+    token_bytes = bytes(raw) if is_bytes and isinstance(raw, list) else text.encode()
+    return Candidate(as_int(entry.get("id")), token_bytes, min(0.0, logprob))
 
 
 def parse_usage(usage: dict[str, Any], own: dict[str, Any]) -> Usage:

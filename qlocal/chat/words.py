@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from qlocal.chat.entry_view import Entry
 from qlocal.chat.events import TokenCount, Usage
 from qlocal.chat.link_state import LinkState, Phase
+from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.chat.store.records import Message, MessageState, Role
 
 WELCOME = """qlocal
@@ -22,6 +23,12 @@ NOTHING_TO_REPEAT = "There is no message to answer again."
 NOTHING_TO_COPY = "There is no answer to copy."
 NO_LINK_YET = "The server is being looked for."
 THINKING = "The model is thinking …"
+
+NO_ANSWER_YET = "There is no answer yet."
+NO_PROBABILITIES = "Nothing is known of this answer's tokens: our own server with a model that is ready can tell."
+SCORING = "The model reads the answer again …"
+WRITTEN = "  ← written"
+ALTERNATIVES_KEYS = "←→ token · ↑↓ alternative · N P unsure ones · H heat map · Enter forks here · Esc back"
 
 
 def waiting_for(state: LinkState) -> str:
@@ -93,3 +100,15 @@ def _note(message: Message) -> str | None:
             return f"■ {message.meta.get('error', 'failed')}"
         case _:
             return None
+
+
+def alternatives_head(model: str | None, tokens: Sequence[TokenLogprobs]) -> str:
+    """Say whose tokens these are, and how sure the model was on the whole."""
+    mean = sum(token.entropy_bits for token in tokens) / max(1, len(tokens))
+    best = sum(token.is_best for token in tokens) / max(1, len(tokens))
+    return f"{model or 'Answer'} · {len(tokens):,} tokens · {best:.0%} the likeliest · {mean:.2f} bits each"
+
+
+def token_head(token_idx: int, count: int, token: TokenLogprobs) -> str:
+    """Say how sure the model was of one token. All that is not among the best counts as one: the entropy is a bound."""
+    return f"Token {token_idx + 1:,} of {count:,} · entropy ≥ {token.entropy_bits:.2f} bits · others {token.rest:.1%}"

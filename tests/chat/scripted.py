@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qlocal.chat.events import AnswerEvent, Done, TextDelta, TokenCount, Usage
+from qlocal.chat.events import AnswerEvent, Done, Logprobs, TextDelta, TokenCount, Usage
 from qlocal.chat.link_state import AnswerStream, Choice, LinkState, Phase
+from qlocal.chat.logprobs import Candidate, TokenLogprobs
 
 READY = LinkState(Phase.READY, "tiny-model", max_context=4096)
 
@@ -20,6 +22,23 @@ def answer_of(text: str, pieces: int = 4) -> list[AnswerEvent]:
     return [*deltas, usage, Done("stop")]
 
 
+def scored(*rows: dict[str, float]) -> list[TokenLogprobs]:
+    """Tokens from their candidates' probabilities, the written one first; ids are made from the texts."""
+    found = []
+    for row in rows:
+        candidates = [Candidate(sum(text.encode()), text.encode(), math.log(p)) for text, p in row.items()]
+        found.append(TokenLogprobs(candidates[0], tuple(sorted(candidates, key=lambda one: -one.logprob))))
+    return found
+
+
+def scored_answer(tokens: list[TokenLogprobs]) -> list[AnswerEvent]:
+    """The events of an answer of such tokens."""
+    events: list[AnswerEvent] = []
+    for token in tokens:
+        events += [TextDelta(token.chosen.raw.decode()), Logprobs((token,))]
+    return [*events, Done("stop")]
+
+
 @dataclass
 class ScriptedLink:
     """Answers are taken in turn, the last one again and again. An int in an answer waits for `go_on` so often."""
@@ -29,6 +48,9 @@ class ScriptedLink:
     models: list[Choice] = field(default_factory=lambda: [Choice("tiny-model"), Choice("other-model")])
     counted: TokenCount | None = None
     requests: list[list[dict[str, str]]] = field(default_factory=list)
+    options: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[TokenLogprobs] | None = None
+    scored: list[tuple[list[dict[str, str]], str | list[int], int]] = field(default_factory=list)
     selected: list[str] = field(default_factory=list)
     num_cancelled: int = 0
     _new_states: asyncio.Queue[LinkState] = field(default_factory=asyncio.Queue)
@@ -50,11 +72,18 @@ class ScriptedLink:
         self.selected.append(model)
         self.push(LinkState(Phase.READY, model, max_context=4096))
 
+    async def score(
+        self, messages: list[dict[str, str]], answer: str | list[int], top: int
+    ) -> list[TokenLogprobs] | None:
+        self.scored.append((messages, answer, top))
+        return self.scores
+
     async def count(self, messages: list[dict[str, str]]) -> TokenCount | None:
         return self.counted
 
     def answer(self, messages: list[dict[str, str]], options: dict[str, Any] | None = None) -> AnswerStream:
         self.requests.append([dict(message) for message in messages])
+        self.options.append(options or {})
         events = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return self._stream(events)
 

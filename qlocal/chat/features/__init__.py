@@ -6,6 +6,7 @@ The order of `FEATURES` is that of footer and help.
 from __future__ import annotations
 
 from qlocal.chat.actions import Action
+from qlocal.chat.features.alternatives import Alternatives
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.conversations import Conversations
 from qlocal.chat.features.models import Models
@@ -13,7 +14,7 @@ from qlocal.chat.features.program import Program
 from qlocal.chat.features.reading import Reading
 from qlocal.chat.features.turns import Turns
 
-FEATURES: tuple[type[Feature], ...] = (Turns, Conversations, Models, Reading, Program)
+FEATURES: tuple[type[Feature], ...] = (Turns, Conversations, Models, Reading, Alternatives, Program)
 
 OWNERS: dict[str, type[Feature]] = {action.name: kind for kind in FEATURES for action in kind.ACTIONS}
 """Which feature does an action, by the action's name."""

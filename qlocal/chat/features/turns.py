@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.worker import Worker
 
 from qlocal.chat import words
 from qlocal.chat.actions import Action
-from qlocal.chat.answer import Answer
+from qlocal.chat.answer import Answer, Begun
 from qlocal.chat.desk import Desk
 from qlocal.chat.events import AnswerEvent, TextDelta, ThinkingDelta
 from qlocal.chat.features.base import Feature
 from qlocal.chat.link_state import LinkState, Phase
+from qlocal.chat.logprobs import token_ids
 from qlocal.schema import PromptProgress
 
 SPEED_S = 0.5
@@ -65,6 +66,17 @@ class Turns(Feature):
         else:
             self._turn = self.desk.start(self._run(None), "turn")
 
+    def go_on(self, prompt_id: int, begun: Begun) -> None:
+        """Have a prompt answered anew by an answer that is begun already; the old one stays as a branch."""
+        if self.is_busy:
+            self.desk.say(words.STILL_BUSY)
+        else:
+            self._turn = self.desk.start(self._go_on(prompt_id, begun), "turn")
+
+    async def _go_on(self, prompt_id: int, begun: Begun) -> None:
+        await self._until_ready()
+        await self._receive_answer(prompt_id, begun)
+
     async def _run(self, text: str | None) -> None:
         """Store the prompt (None: the last one again), wait for the model, receive the answer."""
         if text is not None:
@@ -92,17 +104,21 @@ class Turns(Feature):
         self.desk.warn(words.too_long(count))
         return False
 
-    async def _receive_answer(self) -> None:
+    async def _receive_answer(self, prompt_id: int | None = None, begun: Begun | None = None) -> None:
         assert self.desk.link is not None, "a link that is ready exists"
-        request = self.desk.session.request()
-        message = await self.desk.session.begin_answer(self.desk.link_state.model)
+        request = self.desk.session.request(prompt_id)
+        message = await self.desk.session.begin_answer(self.desk.link_state.model, prompt_id)
         self.desk.show_branch()
-        answer = Answer(self.desk.store, message.message_id)
+        options: dict[str, Any] = {}
+        if begun is not None:
+            self.desk.transcript.append_text(begun.text)
+            options = _going_on(request, begun)
+        answer = Answer(self.desk.store, message.message_id, begun)
         self._is_reading = False
         self.desk.update_status(tokens_per_s=None, acceptance=None)
         ticker = self.desk.screen.set_interval(SPEED_S, lambda: self._show_speed(answer))
         try:
-            await answer.receive(self.desk.link.answer(request), self._show_event)
+            await answer.receive(self.desk.link.answer(request, options), self._show_event)
         finally:
             ticker.stop()
             self.desk.transcript.flush()
@@ -144,3 +160,12 @@ class Turns(Feature):
         await self.desk.session.refresh()
         if self.desk.session.branch:
             self.desk.transcript.update_last(words.entry_of(self.desk.session.branch[-1]))
+
+
+def _going_on(request: list[dict[str, str]], begun: Begun) -> dict[str, Any]:
+    """Return the options for going on with an answer: by its very tokens where they are known, else by its text, which
+    is added to the request as the last message."""
+    if begun.tokens and (ids := token_ids(begun.tokens)) is not None:
+        return {"answer_start_ids": ids}
+    request.append({"role": "assistant", "content": begun.text})
+    return {"continue_final_message": True}

@@ -73,6 +73,16 @@ class History:
                 (content, state.value, json.dumps(meta), message_id),
             )
 
+    def save_logprobs(self, message_id: int, packed: bytes) -> None:
+        """Keep what the model gave the tokens of an answer, as `logprobs.pack` made it."""
+        with transaction(self._db):
+            self._db.execute("INSERT OR REPLACE INTO logprobs (message_id, packed) VALUES (?, ?)", (message_id, packed))
+
+    def logprobs(self, message_id: int) -> bytes | None:
+        """Return what `save_logprobs` kept of an answer, None where there is nothing."""
+        row = self._db.execute("SELECT packed FROM logprobs WHERE message_id = ?", (message_id,)).fetchone()
+        return None if row is None else bytes(row[0])
+
     def set_model(self, conversation_id: int, model: str | None) -> None:
         """Remember which model a conversation was last held with."""
         with transaction(self._db):

@@ -77,5 +77,15 @@ _FIRST = (
     """,
 )
 
-MIGRATIONS = (Migration(1, _FIRST),)
+_LOGPROBS = (
+    # Apart from the message: drawing a branch of thousands of messages must not read them.
+    """
+    CREATE TABLE logprobs (
+        message_id  INTEGER PRIMARY KEY REFERENCES message (id) ON DELETE CASCADE,
+        packed      BLOB NOT NULL
+    ) STRICT
+    """,
+)
+
+MIGRATIONS = (Migration(1, _FIRST), Migration(2, _LOGPROBS))
 LATEST = MIGRATIONS[-1].version

@@ -1,0 +1,60 @@
+"""What else the model could have written, and going on from there."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from qlocal.chat import words
+from qlocal.chat.actions import Action
+from qlocal.chat.answer import Begun
+from qlocal.chat.features.base import Feature
+from qlocal.chat.features.turns import Turns
+from qlocal.chat.logprobs import TOP, TokenLogprobs, pack, text_of, unpack
+from qlocal.chat.screens.alternatives import AlternativesScreen
+from qlocal.chat.store.records import Message
+
+
+class Alternatives(Feature):
+    """Looks at the tokens of an answer. They come with it from our own server; those of other answers are asked for."""
+
+    ACTIONS: ClassVar = (
+        Action("alternatives", "f4", "Tokens", "What else could have stood at every token; Enter forks there"),
+    )
+
+    def alternatives(self) -> None:
+        message = self.desk.session.last_answer()
+        if self.desk.feature(Turns).is_busy:
+            self.desk.say(words.STILL_BUSY)
+        elif message is None or message.parent_id is None or not message.content:
+            self.desk.say(words.NO_ANSWER_YET)
+        else:
+            self.desk.start(self._look(message, message.parent_id), "choose")
+
+    async def _look(self, message: Message, prompt_id: int) -> None:
+        tokens = await self.tokens_of(message, prompt_id)
+        if tokens is None:
+            self.desk.say(words.NO_PROBABILITIES)
+            return
+        fork = await self.desk.ask(AlternativesScreen(message.model, tokens))
+        if fork is None:
+            return
+        chosen = tokens[fork.token_idx].top[fork.candidate_idx]
+        begun = [*tokens[: fork.token_idx], TokenLogprobs(chosen, tokens[fork.token_idx].top)]
+        self.desk.feature(Turns).go_on(prompt_id, Begun(text_of(begun), tuple(begun)))
+
+    async def tokens_of(self, message: Message, prompt_id: int) -> list[TokenLogprobs] | None:
+        """Return the tokens of an answer with their alternatives: those that were kept, else what the model that is
+        loaded gives them. None where neither can be had."""
+        message_id = message.message_id
+        packed = await self.desk.store.run(lambda history: history.logprobs(message_id))
+        if packed is not None:
+            return unpack(packed)
+        if self.desk.link is None or not self.desk.is_ready:
+            return None
+        self.desk.say(words.SCORING)
+        tokens = await self.desk.link.score(self.desk.session.request(prompt_id), message.content, TOP)
+        self.desk.notice.clear()
+        if tokens:
+            found = tokens
+            await self.desk.store.run(lambda history: history.save_logprobs(message_id, pack(found)))
+        return tokens or None
