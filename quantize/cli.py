@@ -200,6 +200,7 @@ def _print_plan(recipe: Recipe, needed: Estimate, *, as_json: bool) -> None:
             print(f"  {tensor.name:60} {tensor.storage:6} {shape:>24} {tensor.num_bytes:>16,}")
         print(f"  {len(target.tensors)} tensors, {target.num_bytes:,} bytes ({target.num_bytes / 2**30:.2f} GiB)")
     print(f"\nMemory at the peak: {needed.memory:,} bytes, mapped files apart")
+    print(f"Of a card:          {needed.card:,} bytes, where --device takes one")
     print(f"Disk at the peak:   {needed.disk:,} bytes, of them {needed.activations:,} for activations")
     print(f"Disk in the end:    {needed.result:,} bytes")
 
@@ -220,6 +221,7 @@ def _plan_json(recipe: Recipe, needed: Estimate) -> dict[str, Any]:
             for target in recipe.targets
         ],
         "peak_memory_bytes": needed.memory,
+        "peak_card_bytes": needed.card,
         "peak_disk_bytes": needed.disk,
         "activation_bytes": needed.activations,
         "result_bytes": needed.result,

@@ -16,6 +16,8 @@ from quantize.type_choice import MAX_LENGTH, MAX_WINDOWS
 BASE_BYTES = (700 << 20) + KEPT_BYTES
 """The interpreter with torch and its thread pools, and what is freed and kept."""
 DEFAULT_GRAM_BYTES = 4 << 30
+CARD_BASE_BYTES = 1 << 30
+"""The CUDA context and libraries, and what torch's allocator keeps between sizes."""
 LEARNED_TOKENS = 2048
 """Tokens of a step of --learn, or those of one sample where it is longer."""
 HEAD_STRIP_ELEMENTS = 1 << 25
@@ -26,12 +28,14 @@ SCRATCH_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. memory: anonymous peak, mapped files apart. work: the work folder; result: what remains."""
+    """Bytes. memory: anonymous peak, mapped files apart. work: the work folder; result: what remains. card: what a card
+    needs to run and solve the layers."""
 
     memory: int
     activations: int
     work: int
     result: int
+    card: int
 
     @property
     def disk(self) -> int:
@@ -56,7 +60,7 @@ def estimate(recipe: Recipe, options: Options) -> Estimate:
     result = options.target_size or sum(target.num_bytes for target in recipe.targets)
     solving = _solver_bytes(recipe, options) + _forward_bytes(config, options)
     memory = BASE_BYTES + max(solving, _learning_bytes(recipe, options))
-    return Estimate(memory, activations, result + activations, result)
+    return Estimate(memory, activations, result + activations, result, _card_bytes(recipe, options))
 
 
 def check_memory(needed: Estimate, options: Options) -> None:
@@ -142,6 +146,23 @@ def _linear_bytes(spec: TensorSpec, options: Options) -> int:
         # the matrix, the weight that becomes its errors, codes before and after packing, the effective weight
         needs.append(4 * columns * columns + weights * (4 + 1 + 1 + 2))
     return max(needs)
+
+
+def _card_bytes(recipe: Recipe, options: Options) -> int:
+    """Return what a card needs: a layer in bf16, what a pass leaves between its linears, and the larger of what solving
+    one linear takes and of the matrices that are recorded together; or the gate's heads and streams."""
+    config = recipe.config
+    linears = [spec for spec in recipe.architecture.layer_tensors(config, 0) if spec.is_quantized]
+    layer = sum(2 * spec.shape[0] * spec.shape[1] for spec in linears)
+    solving = 0
+    if _is_sequential(options):
+        recorded = sum(4 * spec.shape[1] ** 2 for spec in linears)
+        one = max(4 * spec.shape[1] * (spec.shape[1] + 2 * spec.shape[0]) for spec in linears)
+        solving = max(one, min(recorded, DEFAULT_GRAM_BYTES))
+    held = layer + max(solving, _learning_bytes(recipe, options)) + _forward_bytes(config, options)
+    candidates = 1 + len(recipe.targets)
+    compared = candidates * (2 * config.vocab_size * config.hidden_size + layer) if options.verify else 0
+    return CARD_BASE_BYTES + max(held, compared)
 
 
 def _forward_bytes(config: ModelConfig, options: Options) -> int:

@@ -29,7 +29,7 @@ from quantize.calibration.hidden_states import HiddenStates
 from quantize.calibration.importance import Importance
 from quantize.calibration.recorder import Key, Recorder
 from quantize.calibration.windows import Windows, windows_of
-from quantize.device import choose_device
+from quantize.device import choose_device, passed_over
 from quantize.estimate import check_disk, check_memory, estimate
 from quantize.executors.base import Executor, solve_all
 from quantize.executors.local import LocalExecutor
@@ -91,8 +91,8 @@ class _Run:
         self._material: Material | None = None
         self._choice: Sized | None = None
         self._journal: Journal
-        self._device = choose_device(options.device)
         self._needed = estimate(self._recipe, options)
+        self._device = choose_device(options.device, self._needed.card)
         self._hashes: SourceHashes | None = None
 
     def __enter__(self) -> _Run:
@@ -134,6 +134,8 @@ class _Run:
         self._journal.drop_leftovers()
         for note in self._all_notes():
             self._display.say(note)
+        if passed_over(self._options.device, self._device):
+            self._display.say(f"No card has {self._needed.card / 1e9:.1f} GB free: layers are run on the CPU.")
         if self._journal.units:
             self._display.say(f"Continuing after {len(self._journal.units)} of {len(self._recipe.units)} units.")
 
@@ -205,6 +207,13 @@ class _Run:
         specs = unit_specs(self._recipe.architecture, self._source.config, unit)
         self._hashes.begin(sorted({self._source.file_of(spec.name) for spec in specs}))
 
+    def _ask_ahead(self, unit: str) -> None:
+        """Have the disk read the weights of the unit after this one, while this one is worked on."""
+        following = self._recipe.units[self._recipe.units.index(unit) + 1 :][:1]
+        for name in (spec.name for after in following for spec in self._specs(after)):
+            if name in self._source.tensors:
+                self._source.will_read(name)
+
     def _executor(self) -> Executor:
         if self._options.cluster is None:
             solver = UnitSolver(self._source, self._recipe, self._options, self.folder, self._device)
@@ -227,6 +236,7 @@ class _Run:
             started = time.monotonic()
             self._display.begin_unit(unit)
             self._begin_hashing(unit)
+            self._ask_ahead(unit)
             job = self._capture(unit)
             yield replace(job, seconds=time.monotonic() - started)
 
@@ -240,7 +250,7 @@ class _Run:
             return Job(unit, self._capture_head(inputs), importance=importance)
         run = LayerRun(self._source, int(unit), inputs, self.folder / "attended.tmp", self._device)
         outputs = HiddenStates(self.folder / "outputs.tmp", inputs.shape, create=True)
-        recorder = Recorder(self._recipe.config, wanted_of_stream(self._source, self._options))
+        recorder = Recorder(self._recipe.config, wanted_of_stream(self._source, self._options), self._device)
         with torch.inference_mode():
             run.whole(run.load_layer(), outputs, recorder)
         self._publish(outputs, self._recipe.units.index(unit) + 1)
@@ -252,7 +262,7 @@ class _Run:
         config, wanted = self._recipe.config, wanted_of_head(self._options)
         if not (wanted.gram or wanted.means):
             return {}
-        stats = Statistics(config.hidden_size, gram=wanted.gram, means=wanted.means)
+        stats = Statistics(config.hidden_size, gram=wanted.gram, means=wanted.means, device=self._device)
         norm = self._source.read_float32(FINAL_NORM).to(self._device)
         for sample in range(len(states)):
             stats.add(rms_norm(states[sample].to(self._device), norm, config.rms_norm_eps))

@@ -99,6 +99,7 @@ class UnitSolver:
             run,
             DEFAULT_GRAM_BYTES,
             self._options.learn,
+            self._device,
         )
         with torch.inference_mode():
             if target.format == "gguf":

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("values", "few", "many", "decoding", "tune")
+SECTIONS = ("values", "few", "many", "decoding", "tune", "quantize")
 _RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -32,7 +32,7 @@ def main() -> int:
 def _check(options: argparse.Namespace) -> int:
     import torch
 
-    from benchmarks.gpu_check import decoding, place, products, results, tune, values
+    from benchmarks.gpu_check import decoding, place, products, quantizing, results, tune, values
 
     where = place.rehearsal() if options.rehearse else place.Place(torch.device("cuda", 0), is_rehearsal=False)
     runs = {
@@ -41,6 +41,7 @@ def _check(options: argparse.Namespace) -> int:
         "many": products.many,
         "decoding": decoding.run,
         "tune": tune.run,
+        "quantize": quantizing.run,
     }
     machine, failed = _machine(where.name), 0
     for name in options.sections:

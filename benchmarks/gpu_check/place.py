@@ -36,13 +36,14 @@ class Place:
     def seconds(self, work: Callable[[], object], repeats: int) -> float:
         """Return the median time of `work` on the device, after it has run once."""
         work()
-        return statistics.median(self._once(work) for _ in range(self.size(repeats, 1)))
+        return statistics.median(self.seconds_once(work) for _ in range(self.size(repeats, 1)))
 
     def synchronize(self) -> None:
         if not self.is_rehearsal:
             torch.cuda.synchronize(self.device)
 
-    def _once(self, work: Callable[[], object]) -> float:
+    def seconds_once(self, work: Callable[[], object]) -> float:
+        """Return the time that doing `work` takes on the device."""
         if self.is_rehearsal:
             start = time.perf_counter()
             work()

@@ -89,7 +89,12 @@ class _Run:
                 hint=f"Continue it without --backend, or delete {self.folder}.",
             )
         num_bytes = sum(target.num_bytes for target in self.targets)
-        check_disk(Estimate(0, 0, 0, num_bytes), self.folder, self._options.out, already=0)
+        check_disk(
+            Estimate(memory=0, activations=0, work=0, result=num_bytes, card=0),
+            self.folder,
+            self._options.out,
+            already=0,
+        )
         self._windows = windows_of(self._source, self._options.calibration)
         if self._options.verify:
             self._material = read_material(self._source, Reading())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from qlocal.models.base import ModelConfig, Role
@@ -32,11 +33,17 @@ class Wanted:
 
 
 class Recorder:
-    """Fills Statistics for the keys in `wanted` and ignores the rest."""
+    """Fills Statistics for the keys in `wanted` and ignores the rest. device: where matrices are summed."""
 
-    def __init__(self, config: ModelConfig, wanted: dict[Key, Wanted]) -> None:
+    def __init__(self, config: ModelConfig, wanted: dict[Key, Wanted], device: torch.device | str = "cpu") -> None:
         self.stats = {
-            key: Statistics(input_width(config, key[0]), gram=what.gram, sample_per_call=what.samples, means=what.means)
+            key: Statistics(
+                input_width(config, key[0]),
+                gram=what.gram,
+                sample_per_call=what.samples,
+                means=what.means,
+                device=device,
+            )
             for key, what in wanted.items()
         }
         self._last = max((role for role, _ in wanted), key=list(INPUT_OF).index, default=None)

@@ -38,14 +38,16 @@ class Consumer:
 class InputError:
     """The mean output error ||D x||² over the inputs seen: by sampled inputs where there are some, else by the matrix.
 
-    At K = 29568 a product with the matrix costs more than with 2048 samples, which rank the candidates as well.
+    At K = 29568 a product with the matrix costs more than with 2048 samples, which rank the candidates as well. device:
+    where it computes, which is where the matrix lies.
     """
 
     def __init__(self, stats: Statistics) -> None:
         self._tokens = max(stats.tokens, 1)
         self._gram_KK = stats.gram_KK
-        self._sample_SK = stats.sample_SK
-        self._mean_square_K = stats.mean_square_K
+        self.device = torch.device("cpu") if stats.gram_KK is None else stats.gram_KK.device
+        self._sample_SK = None if stats.sample_SK is None else stats.sample_SK.to(self.device)
+        self._mean_square_K = stats.mean_square_K.to(self.device)
 
     def of(self, difference_NK: Tensor) -> float:
         """Return the sum over rows of the mean squared error."""
@@ -61,17 +63,19 @@ def search_scale(consumers: Sequence[Consumer], settings: AffineSettings) -> Ten
     """Return the scale (K,) f32 of the shared input with the least output error of all consumers together.
 
     The caller may give a sample of the rows (`sampled_rows`). No scaling at all is one of the candidates, so the
-    result is never worse than that on the rows looked at.
+    result is never worse than that on the rows looked at. It is in host memory, wherever it was searched.
     """
     errors = [InputError(c.stats) for c in consumers]
-    activity_K = _mean_activity(consumers)
+    device = errors[0].device
+    consumers = [Consumer(c.w_NK.to(device), c.stats) for c in consumers]
+    activity_K = _mean_activity(consumers).to(device)
     magnitude_K = _relative_magnitude(consumers, settings.group_size)
     best, best_error = torch.ones_like(activity_K), torch.inf
     for candidate in _candidates(activity_K, magnitude_K):
         error = sum(e.of(_change(c.w_NK, candidate, settings)) for c, e in zip(consumers, errors, strict=True))
         if error < best_error:
             best, best_error = candidate, error
-    return best
+    return best.cpu()
 
 
 def round_scaled(
@@ -118,7 +122,8 @@ def _mean_activity(consumers: Sequence[Consumer]) -> Tensor:
 
 def _relative_magnitude(consumers: Sequence[Consumer], group_size: int) -> Tensor:
     """Return the mean over rows of |w| relative to the largest of its group: (K,) f32."""
-    total = torch.zeros(consumers[0].w_NK.shape[1], dtype=torch.float64)
+    first = consumers[0].w_NK
+    total = torch.zeros(first.shape[1], dtype=torch.float64, device=first.device)
     rows = 0
     for consumer in consumers:
         for part in torch.split(consumer.w_NK, STRIP_ROWS):
@@ -152,5 +157,6 @@ def _loss(w_NK: Tensor, weight: AffineWeight, scale_K: Tensor, error: InputError
     step = -(-len(w_NK) // len(sampled_rows(w_NK)))
     rows_NK = w_NK[::step].contiguous()
     part = AffineWeight(weight.codes[::step], weight.scales[::step], weight.zero_points[::step], weight.group_size)
-    total = error.of(rows_NK)
-    return error.of(rtn.decode(part).div_(scale_K).sub_(rows_NK)) / total if total > 0 else 0.0
+    total = error.of(rows_NK.to(error.device))
+    lost_NK = rtn.decode(part).div_(scale_K).sub_(rows_NK)
+    return error.of(lost_NK.to(error.device)) / total if total > 0 else 0.0

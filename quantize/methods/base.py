@@ -50,12 +50,21 @@ class Statistics:
     tokens: number of inputs seen. gram_KK: (K, K) f32 sum of w x x^T, w a token's weight, or None when it was not
     asked for. sample_SK: (S, K) bf16, evenly taken inputs times the root of their weight, or None; stands in for a
     Gram matrix that is too large. Means are those of the inputs alone; zeros when they were not asked for.
+    device: where the matrix lies and is summed; all else is in host memory.
     """
 
-    def __init__(self, columns: int, *, gram: bool = False, sample_per_call: int = 0, means: bool = True) -> None:
+    def __init__(
+        self,
+        columns: int,
+        *,
+        gram: bool = False,
+        sample_per_call: int = 0,
+        means: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.columns = columns
         self.tokens = 0
-        self.gram_KK: Tensor | None = torch.zeros(columns, columns) if gram else None
+        self.gram_KK: Tensor | None = torch.zeros(columns, columns, device=device) if gram else None
         self._abs_sum_K = torch.zeros(columns, dtype=torch.float64)
         self._square_sum_K = torch.zeros(columns, dtype=torch.float64)
         self._means = means
@@ -93,10 +102,10 @@ class Statistics:
     def sample_SK(self) -> Tensor | None:
         return torch.cat(self._samples) if self._samples else None
 
-    def copy(self) -> Statistics:
-        """Return the same sums with a Gram matrix of its own, for a solver that uses it up."""
+    def copy(self, device: torch.device | str) -> Statistics:
+        """Return the same sums with a Gram matrix of its own on a device, for a solver that uses it up."""
         other = copy.copy(self)
-        other.gram_KK = None if self.gram_KK is None else self.gram_KK.clone()
+        other.gram_KK = None if self.gram_KK is None else self.gram_KK.to(device, copy=True)
         return other
 
     def finish(self) -> None:
@@ -106,7 +115,7 @@ class Statistics:
 
     def _add_gram(self, rounded: Tensor) -> None:
         assert self.gram_KK is not None, "the caller has looked"
-        if rounded.device.type == "cpu" and can_add_gram():
+        if rounded.device.type == self.gram_KK.device.type == "cpu" and can_add_gram():
             add_gram(rounded.contiguous(), self.gram_KK)
             return
         x = rounded.float()

@@ -37,6 +37,10 @@ class Problem:
     places_B: Tensor
     energy_B: Tensor
 
+    def on(self, device: torch.device | str) -> Problem:
+        """Return it on a device."""
+        return Problem(*(part.to(device) for part in (self.targets_NB, self.factor_BB, self.places_B, self.energy_B)))
+
     @property
     def spread_BB(self) -> Tensor:
         """R^-1, f32: how the error of a column reaches those after it."""
@@ -62,7 +66,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solved:
-    """records_NGb: (N, groups, bytes) uint8, groups in the order of solving. values_NB: (N, B) f32. loss: a sum."""
+    """records_NGb: (N, groups, bytes) uint8 in host memory, groups in the order of solving. values_NB: (N, B) f32 where
+    the problem lies. loss: a sum."""
 
     records_NGb: Tensor
     values_NB: Tensor
@@ -75,9 +80,10 @@ def can_solve_blocks() -> bool:
 
 
 def solve(problem: Problem, grid: AnyGrid) -> Solved:
-    """Round the columns of a problem."""
-    library = native.load()
-    if isinstance(library, native.Library) and problem.targets_NB.device.type == "cpu":
+    """Round the columns of a problem, where it lies if that can be: blocks of GGUF are rounded in host memory."""
+    library, device = native.load(), problem.targets_NB.device
+    if isinstance(library, native.Library) and (device.type == "cpu" or not isinstance(grid, AffineGrid)):
+        problem = problem.on("cpu")
         weights = problem.weights_B
         in_file_order = torch.empty_like(weights)
         in_file_order[problem.places_B] = weights
@@ -92,7 +98,8 @@ def solve(problem: Problem, grid: AnyGrid) -> Solved:
             rounds=ROUNDS,
             min_zero=grid.min_zero,
         )
-        return Solved(*solved)
+        records_NGb, values_NB, loss = solved
+        return Solved(records_NGb, values_NB.to(device), loss)
     assert isinstance(grid, AffineGrid), "the caller asks `can_solve_blocks`"
     return solve_in_torch(problem, grid)
 

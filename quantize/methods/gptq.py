@@ -40,15 +40,18 @@ class GptqSettings:
 class GptqSolver:
     """Everything that linears with one input share: the order of columns and the factor.
 
-    Takes the Gram matrix out of `stats` and overwrites it: at K = 29568 there is no room for a second one.
+    Takes the Gram matrix out of `stats` and overwrites it: at K = 29568 there is no room for a second one. Works where
+    the matrix lies, and gives weights in host memory.
     scale_K: (K,) f32, AWQ's scale, by which the columns of every weight are multiplied and the inputs divided.
     """
 
     def __init__(self, stats: Statistics, settings: GptqSettings, scale_K: Tensor | None = None) -> None:
         assert stats.gram_KK is not None, "GPTQ needs the Gram matrix of the inputs"
         self._settings = settings
-        self._scale_K = scale_K
         hessian, stats.gram_KK = stats.gram_KK, None
+        self._device = hessian.device
+        scale_K = None if scale_K is None else scale_K.to(self._device)
+        self._scale_K = scale_K
         hessian.div_(max(stats.tokens, 1))
         if scale_K is not None:
             hessian.div_(scale_K).div_(scale_K.unsqueeze(1))
@@ -63,7 +66,7 @@ class GptqSolver:
         self._factor_KK, self.damp = factorize(hessian, settings.damp)
 
     def quantize(self, w_NK: Tensor, grid: Grid[WeightT]) -> Quantized[WeightT]:
-        """Solve one weight, or several stacked along N. w_NK: (N, K) f32, overwritten with the errors W - Q."""
+        """Solve one weight, or several stacked along N. w_NK: (N, K) f32, which may be overwritten."""
         weight, lost, there = self.solve(w_NK, grid)
         return Quantized(weight, lost / there if there > 0 else 0.0)
 
@@ -71,6 +74,7 @@ class GptqSolver:
         """Return what `quantize` does with its loss in two parts, which add up over strips of rows: ||(W - Q) X||² and
         ||W X||²."""
         assert grid.columns in self._settings.group_sizes, "whole groups change places"
+        w_NK = w_NK.to(self._device)
         w_NK[:, self.dead_K] = 0.0
         if self._scale_K is not None:
             w_NK *= self._scale_K
@@ -95,7 +99,7 @@ class GptqSolver:
         if columns.start:
             carried = work_NK[:, : columns.start] @ self._factor_KK[: columns.start, columns]
             targets += torch.linalg.solve_triangular(factor, carried, upper=True, left=False)
-        at = torch.arange(columns.stop - columns.start)
+        at = torch.arange(columns.stop - columns.start, device=self._device)
         places = at if self._settings.desc_act else at // group * group + self._perm_K[columns] % group
         return feedback.Problem(targets, factor, places, self._energy_K[columns])
 
@@ -116,11 +120,11 @@ class GptqSolver:
         """Put the groups where they were before they were ordered; with desc_act they stay as they were solved."""
         if self._settings.desc_act:
             return records_NGb
-        return records_NGb[:, torch.argsort(self._perm_K[::group] // group)]
+        return records_NGb[:, torch.argsort(self._perm_K[::group] // group).to(records_NGb.device)]
 
     def _with_group_index(self, weight: WeightT, grid: Grid[WeightT]) -> WeightT:
         assert isinstance(weight, AffineWeight) and isinstance(grid, AffineGrid), "GPTQ's own format has g_idx"
-        inverse = torch.argsort(self._perm_K)
+        inverse = torch.argsort(self._perm_K).cpu()
         codes = permuted_columns(unpack_codes(weight.codes), inverse)
         g_idx = (inverse // grid.columns).to(torch.int32)
         return AffineWeight(pack_codes(codes), weight.scales, weight.zero_points, grid.columns, g_idx)
@@ -128,7 +132,7 @@ class GptqSolver:
 
 def column_order(energy_K: Tensor, settings: GptqSettings) -> Tensor:
     """Return the columns in the order of solving: most energy first, over all columns, or inside and among groups."""
-    order = torch.arange(len(energy_K))
+    order = torch.arange(len(energy_K), device=energy_K.device)
     if settings.desc_act:
         return torch.argsort(energy_K, descending=True, stable=True)
     size = 1

@@ -46,6 +46,7 @@ class LayerTask:
 
     captured: statistics of the BF16 stream by key; empty without calibration. run: the layer with its inputs, or
     None. max_gram_bytes: how much memory matrices of inputs may take at once. learn: steps of descent in the end.
+    device: where matrices are factored and weights are solved.
     """
 
     source: PaddedSource
@@ -56,6 +57,7 @@ class LayerTask:
     run: LayerRun | None = None
     max_gram_bytes: int = 4 << 30
     learn: int = 0
+    device: str = "cpu"
 
     def of_roles(self, *roles: Role) -> list[TensorSpec]:
         """Return the weights with one of these roles, in the table's order."""
@@ -84,17 +86,22 @@ def stored_linear(spec: TensorSpec, weight: AffineWeight, settings: Quantization
     return {f"{spec.module}.{name}": part for name, part in parts.items()}
 
 
-def effective_weight(weight: AffineWeight, scale_K: Tensor | None = None) -> DenseWeight:
+def effective_weight(
+    weight: AffineWeight, scale_K: Tensor | None = None, device: torch.device | str = "cpu"
+) -> DenseWeight:
     """Return the values of a quantized weight in bf16, as the layer computes with them while others are solved.
 
-    scale_K: the AWQ scale of its columns, taken out again since the layer's norms stay as they are.
+    scale_K: the AWQ scale of its columns, taken out again since the layer's norms stay as they are. device: where they
+    are wanted; codes are brought there, not values.
     """
     parts = []
+    if scale_K is not None:
+        scale_K = scale_K.to(device)
+    g_idx = None if weight.g_idx is None else weight.g_idx.to(device)
     for start in range(0, len(weight.codes), EFFECTIVE_ROWS):
         rows = slice(start, start + EFFECTIVE_ROWS)
-        part = AffineWeight(
-            weight.codes[rows], weight.scales[rows], weight.zero_points[rows], weight.group_size, weight.g_idx
-        )
+        codes, scales, zeros = (part[rows].to(device) for part in (weight.codes, weight.scales, weight.zero_points))
+        part = AffineWeight(codes, scales, zeros, weight.group_size, g_idx)
         values = rtn.decode(part)
         parts.append((values if scale_K is None else values.div_(scale_K)).bfloat16())
     return DenseWeight(torch.cat(parts))
@@ -109,6 +116,6 @@ def record(
     """
     limit = task.max_gram_bytes if not at_once else sum(gram_bytes(task.source.config, k, w) for k, w in wanted.items())
     for batch in batches(task.source.config, wanted, limit):
-        recorder = Recorder(task.source.config, batch)
+        recorder = Recorder(task.source.config, batch, task.device)
         forward(recorder)
         yield recorder.finish()

@@ -69,7 +69,8 @@ def _error_feedback(
     if stats is None or stats.tokens < MIN_EXPERT_TOKENS:
         return None
     grid = AffineGrid(affine_settings(settings))
-    solver = GptqSolver(stats.copy(), GptqSettings((grid.columns,), DAMP, settings.desc_act))  # others need it too
+    own = stats.copy(task.device)  # others need it too
+    solver = GptqSolver(own, GptqSettings((grid.columns,), DAMP, settings.desc_act))
     if solver.damp > DAMP:
         result.notes.append(f"{spec.module}: damping raised to {solver.damp:.2f}.")
     return lambda strip_NK: solver.solve(strip_NK, grid)

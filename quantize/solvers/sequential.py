@@ -59,7 +59,8 @@ class SequentialLayer(ABC):
     def solve(self) -> LayerResult:
         """Solve the layer. The statistics of q/k/v's input are taken from `task.captured`."""
         run, layer, config = self._run, self._layer, self.task.source.config
-        self.solve_inputs({(Role.Q, None): self.task.captured[Role.Q, None].copy()})  # other results need it too
+        captured = self.task.captured[Role.Q, None].copy(self.task.device)  # other results need it too
+        self.solve_inputs({(Role.Q, None): captured})
         self._stage([(Role.O, None)], lambda recorder: run.attention(layer, recorder))
         first, second = ([(role, expert) for expert in experts(config)] for role in (Role.GATE, Role.DOWN))
         self._stage(first, lambda recorder: run.ffn(layer, recorder), together=self.experts_together)
@@ -136,7 +137,7 @@ class FolderLayer(SequentialLayer):
         scale_K: the scale its columns were multiplied by, which the layer's own norms do not divide by.
         """
         self.weights[spec.name] = quantized.weight
-        self.use(spec, lambda: effective_weight(quantized.weight, scale_K), quantized.loss)
+        self.use(spec, lambda: effective_weight(quantized.weight, scale_K, self.task.device), quantized.loss)
 
     def finished(self) -> LayerResult:
         if self.task.learn:
