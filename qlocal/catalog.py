@@ -102,6 +102,14 @@ def installed(home: Path | None = None) -> dict[str, Path]:
     return {str(path.relative_to(home)).removesuffix(".gguf"): path for path in sorted(_checkpoints(home, depth=2))}
 
 
+def beside(path: Path) -> dict[str, Path]:
+    """Return the checkpoints in the folder in which a checkpoint lies, itself included, by their display names."""
+    try:
+        return {display_name(found): found for found in sorted(_checkpoints(path.parent, depth=1))}
+    except OSError:  # a folder that may be entered, but not listed
+        return {display_name(path): path}
+
+
 def display_name(path: Path) -> str:
     """Return what a checkpoint is called on screen and by clients; `awq` alone would say nothing."""
     name = path.name.removesuffix(".gguf")

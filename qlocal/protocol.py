@@ -89,6 +89,8 @@ class Submit(Message):
 
     num_tokens: ids at or above it are never sampled (embedding rows without a token). scored_from: the place of the
     first prompt token whose log probability is wanted, 1 for all that have one; None for no prompt token's.
+    keep_rows: a file that is made of the distributions of all scored tokens; against_rows: such a file, of another
+    model, which they are held against.
     """
 
     request_id: str
@@ -98,6 +100,8 @@ class Submit(Message):
     sampling: Sampling
     num_tokens: int
     scored_from: int | None = None
+    keep_rows: str | None = None
+    against_rows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -198,12 +202,18 @@ class Ready(Message):
 
 @dataclass(frozen=True)
 class TokenLogprobs(Message):
-    """Log probability of a token and of the best ones, natural logarithm, before any sampling filter."""
+    """Log probability of a token and of the best ones, natural logarithm, before any sampling filter.
+
+    kl: how far this model's distribution is from the reference's, over the whole vocabulary, where there is one:
+    KL(reference || model); kl_reverse: KL(model || reference).
+    """
 
     token_id: int
     logprob: float
     top_ids: list[int] = field(default_factory=list)
     top_logprobs: list[float] = field(default_factory=list)
+    kl: float | None = None
+    kl_reverse: float | None = None
 
 
 @dataclass(frozen=True)

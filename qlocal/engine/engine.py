@@ -20,8 +20,9 @@ from qlocal.engine.memory import out_of_memory_in_words
 from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.relay import LeadingRunner
 from qlocal.engine.requests import refusal
-from qlocal.engine.sampler import Choice, likeliest_run, prompt_logprobs, sample_run
+from qlocal.engine.sampler import Choice, likeliest_run, sample_run
 from qlocal.engine.scheduler import ScheduledRun, Scheduler
+from qlocal.engine.scoring import score_prompt
 from qlocal.engine.sequence import Sequence
 from qlocal.engine.speculation.loading import open_speculator
 from qlocal.engine.speculation.speculator import Speculator
@@ -43,8 +44,6 @@ from qlocal.schema import HeldHead
 
 Placed = tuple[ScheduledRun, int]
 """A run, and the row of the step's hidden states where its tokens begin."""
-LOGITS_ROWS = 64
-"""Prompt rows whose logits are held at once; (64, V) f32 are 39 MB for Qwen."""
 
 
 class Engine:
@@ -182,7 +181,7 @@ class Engine:
                 self._keeper.note_work()
             begun = time.perf_counter()
             placed = self._compute(batch)
-            self._score_prompts(placed)
+            placed = self._score_prompts(placed)
             choices = self._sample(placed)
             self._note_step(batch, time.perf_counter() - begun)
             self._scheduler.note_step(batch, time.perf_counter() - begun)
@@ -216,19 +215,17 @@ class Engine:
                 self._fail(run.sequence)
         return kept
 
-    def _score_prompts(self, placed: list[Placed]) -> None:
-        """Collect the log probabilities of prompt tokens for the requests that ask for them."""
+    def _score_prompts(self, placed: list[Placed]) -> list[Placed]:
+        """Collect the log probabilities of prompt tokens for the requests that ask for them. One whose file cannot be
+        read or written ends; the others are returned."""
+        kept = []
         for run, first_row in placed:
-            request = run.sequence.request
-            if request.scored_from is None:
-                continue
-            skipped = max(0, request.scored_from - 1 - run.start)
-            next_ids = request.input_ids[run.start + skipped + 1 : run.start + run.length + 1]
-            top, first = request.sampling.top_logprobs or 0, first_row + skipped
-            for at in range(0, len(next_ids), LOGITS_ROWS):
-                wanted = next_ids[at : at + LOGITS_ROWS]
-                logits = self._runner.logits(range(first + at, first + at + len(wanted)))
-                run.sequence.prompt_logprobs += prompt_logprobs(logits, wanted, request.num_tokens, top)
+            try:
+                score_prompt(run, self._runner, first_row)
+                kept.append((run, first_row))
+            except OSError as error:
+                self._finish(run.sequence, "error", f"the reference distributions cannot be used: {error}")
+        return kept
 
     def _sample(self, placed: list[Placed]) -> list[tuple[ScheduledRun, list[Choice | None]]]:
         """Choose tokens for every sequence whose last known token was computed: one, and those that were guessed right;

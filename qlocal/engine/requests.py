@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+from qlocal.engine import reference_rows
 from qlocal.protocol import Sampling, Submit
 
 
@@ -23,10 +25,31 @@ def refusal(request: Submit, max_context: int, vocab_size: int) -> str | None:
         return f"num_tokens is {request.num_tokens}, expected 1 to {vocab_size}"
     if request.scored_from is not None and not 1 <= request.scored_from <= length:
         return f"scored_from is {request.scored_from}, expected 1 to {length}"
+    if (message := _rows_refusal(request)) is not None:
+        return message
     outside = next((i for i in request.input_ids if not 0 <= i < vocab_size), None)
     if outside is not None:
         return f"token id {outside} is outside the vocabulary of {vocab_size}"
     return _sampling_refusal(request.sampling, vocab_size)
+
+
+def _rows_refusal(request: Submit) -> str | None:
+    """Check the files of distributions, and make the one that is to be written."""
+    if request.scored_from is None:
+        return None if request.keep_rows is None and request.against_rows is None else "nothing is scored"
+    try:
+        if request.against_rows is not None:
+            held, wanted = (
+                reference_rows.num_rows(Path(request.against_rows)),
+                len(request.input_ids) - request.scored_from,
+            )
+            if held != wanted:
+                return f"the reference has distributions of {held} tokens, expected {wanted}"
+        if request.keep_rows is not None:
+            reference_rows.begin(Path(request.keep_rows), request.num_tokens)
+    except (OSError, ValueError) as error:
+        return f"the reference distributions cannot be used: {error}"
+    return None
 
 
 def _sampling_refusal(sampling: Sampling, vocab_size: int) -> str | None:

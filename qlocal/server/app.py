@@ -49,6 +49,7 @@ def build_app(service: Service, rules: AccessRules, options: EngineOptions, on_s
             Route("/qlocal/load", routes.load, methods=["POST"]),
             Route("/qlocal/count", routes.count, methods=["POST"]),
             Route("/qlocal/score", routes.score, methods=["POST"]),
+            Route("/qlocal/variants", routes.variants),
             Route("/qlocal/tokenize", routes.tokenize, methods=["POST"]),
             Route("/qlocal/sessions", routes.sessions, methods=["GET", "DELETE"]),
             Route("/qlocal/stop", routes.stop, methods=["POST"]),
@@ -125,6 +126,11 @@ class Routes:
         body = validate(ScoreRequest, await _json(request))
         prompts = self._prompts(self._service.model(body.model))
         return JSONResponse(await unless_gone(scoring.scores(body, prompts, self._service.engine), request))
+
+    async def variants(self, request: Request) -> Response:
+        """Tell which other checkpoints are variants of the loaded one: this takes the opening of all vocabularies."""
+        found = await unless_gone(self._service.variants(), request)
+        return JSONResponse({"variants": [variant.to_json() for variant in found]})
 
     async def sessions(self, request: Request) -> Response:
         """Tell what is kept of conversations on disk; DELETE removes it."""

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from qlocal.errors import RequestError
 from qlocal.server.chat_messages import ChatMessage
+from qlocal.server.references import ID_PATTERN
 from qlocal.server.request_base import Body, Text, TokenIds
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=65_536)]
@@ -49,7 +50,11 @@ class TokenizeRequest(Body):
 
 
 class ScoreRequest(Body):
-    """POST /qlocal/score: how likely an answer is behind a prompt, token by token."""
+    """POST /qlocal/score: how likely an answer is behind a prompt, token by token.
+
+    keep: the distributions are kept as a reference, whose name is told; against: such a name: each token is told how
+    far this model is from it.
+    """
 
     model: str | None = None
     messages: Messages | None = None
@@ -57,6 +62,8 @@ class ScoreRequest(Body):
     answer: Annotated[Text, Field(min_length=1)] | None = None
     answer_ids: TokenIds | None = None
     top_logprobs: int = Field(0, ge=0, le=20)
+    keep: bool = False
+    against: str | None = Field(None, pattern=ID_PATTERN)
 
     @model_validator(mode="after")
     def _one_of_each(self) -> ScoreRequest:

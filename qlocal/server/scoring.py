@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import uuid
 
 from qlocal.errors import EngineError, RequestError
-from qlocal.protocol import Finished, Sampling, Started, Submit
+from qlocal.protocol import Finished, Sampling, Started, Submit, TokenLogprobs
+from qlocal.server import references
 from qlocal.server.engine_client import EngineClient
 from qlocal.server.jobs import Prompts
 from qlocal.server.own_requests import ScoreRequest, TokenizeRequest
@@ -36,6 +38,9 @@ async def scores(request: ScoreRequest, prompts: Prompts, engine: EngineClient) 
             code="context_length_exceeded",
         )
     envelope = Envelope(f"score-{uuid.uuid4().hex}", prompts.model)
+    vocabulary = prompts.model.tokenizer.num_tokens
+    against = None if request.against is None else await asyncio.to_thread(references.find, request.against)
+    name, kept = await asyncio.to_thread(references.new, len(answer_ids), vocabulary) if request.keep else (None, None)
     started = await _read(
         engine,
         Submit(
@@ -44,8 +49,10 @@ async def scores(request: ScoreRequest, prompts: Prompts, engine: EngineClient) 
             max_tokens=0,
             stop_ids=[],
             sampling=Sampling(top_logprobs=request.top_logprobs),
-            num_tokens=prompts.model.tokenizer.num_tokens,
+            num_tokens=vocabulary,
             scored_from=len(prompt_ids),
+            keep_rows=None if kept is None else str(kept),
+            against_rows=None if against is None else str(against),
         ),
     )
     return {
@@ -54,8 +61,13 @@ async def scores(request: ScoreRequest, prompts: Prompts, engine: EngineClient) 
         "model": prompts.model.name,
         "prompt_tokens": len(prompt_ids),
         "cached_tokens": started.cached_tokens,
-        "tokens": [envelope.scored(token) for token in started.prompt_logprobs],
+        "tokens": [envelope.scored(token) | _distances(token) for token in started.prompt_logprobs],
+        **({} if name is None else {"reference": name}),
     }
+
+
+def _distances(token: TokenLogprobs) -> Json:
+    return {} if token.kl is None else {"kl": token.kl, "kl_reverse": token.kl_reverse}
 
 
 async def _ids(request: ScoreRequest, prompts: Prompts) -> tuple[list[int], list[int]]:

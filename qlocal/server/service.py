@@ -11,15 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qlocal import catalog
 from qlocal.catalog import display_name
 from qlocal.config import FROM_CONTEXT, NO_DRAFT, STORED, EngineOptions, device_list, kv_types
 from qlocal.errors import EngineError, QLocalError, RequestError
 from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
 from qlocal.schema import EngineState, LoadProgress
+from qlocal.server import variants
 from qlocal.server.engine_client import EngineClient
 from qlocal.server.own_requests import LoadRequest
 from qlocal.server.status import StatusBoard
 from qlocal.server.text import ModelText, OpenText
+from qlocal.server.variants import Variant
 from qlocal.tokenizer.shared import require_same_tokens
 
 HEALTH_TIMEOUT_S = 5.0
@@ -113,6 +116,15 @@ class Service:
         raise RequestError(
             reasons.get(status.state, "the model is being changed"), status=503, code=f"model_{status.state.value}"
         )
+
+    async def variants(self) -> list[Variant]:
+        """Return the checkpoints at hand, in the model folder and beside the loaded one, that are variants of it."""
+        model = self.model(None)
+
+        def find() -> list[Variant]:
+            return variants.find(model, catalog.installed() | catalog.beside(model.path), self._open_text)
+
+        return await asyncio.to_thread(find)
 
     @property
     def max_context(self) -> int:

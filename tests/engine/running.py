@@ -55,8 +55,9 @@ def request(
     stop_ids: Sequence[int] = (),
     num_tokens: int = VOCAB,
     scored_from: int | None = None,
+    **files: str,
 ) -> Submit:
-    return Submit(request_id, input_ids, max_tokens, list(stop_ids), sampling, num_tokens, scored_from)
+    return Submit(request_id, input_ids, max_tokens, list(stop_ids), sampling, num_tokens, scored_from, **files)
 
 
 @dataclass

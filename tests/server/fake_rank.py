@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from qlocal import protocol
@@ -101,6 +102,10 @@ class FakeRank:
         prompt = []
         if submit.scored_from is not None:
             prompt = [self.logprobs(i, submit) for i in submit.input_ids[submit.scored_from :]]
+        if submit.keep_rows is not None:
+            Path(submit.keep_rows).write_bytes(b"kept")
+        if submit.against_rows is not None and Path(submit.against_rows).read_bytes() == b"kept":
+            prompt = [replace(token, kl=0.25, kl_reverse=0.5) for token in prompt]
         self.send(Started(submit.request_id, len(submit.input_ids), 3, 0.01, prompt))
         if submit.max_tokens == 0:
             self.send(Finished(submit.request_id, "length", 0, 0.0))

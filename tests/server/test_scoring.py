@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +127,40 @@ def test_what_cannot_be_continued_is_refused(server: Running, fields: dict[str, 
     with server.client() as client:
         response = client.post(URL, json=ask("hi") | fields)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QLOCAL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_an_answer_is_held_against_the_distributions_that_another_model_left(home: Path, server: Running) -> None:
+    body = {"messages": HI, "answer": "abc", "top_logprobs": 1}
+    with server.client() as client:
+        kept = client.post(SCORE, json={**body, "keep": True}).json()
+        assert all("kl" not in token for token in kept["tokens"])
+        scored = client.post(SCORE, json={**body, "against": kept["reference"]}).json()
+        assert [(token["kl"], token["kl_reverse"]) for token in scored["tokens"]] == [(0.25, 0.5)] * 3
+        assert "reference" not in scored
+        for _ in range(3):
+            client.post(SCORE, json={**body, "keep": True})
+        gone = client.post(SCORE, json={**body, "against": kept["reference"]})
+        assert gone.status_code == 400 and gone.json()["error"]["param"] == "against"
+    assert len(list((home / "run" / "references").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["", "../../etc/passwd", "a" * 32 + "/", "A" * 32])
+def test_a_reference_that_is_no_name_is_refused(home: Path, server: Running, name: str) -> None:
+    with server.client() as client:
+        refused = client.post(SCORE, json={"messages": HI, "answer": "a", "against": name})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "against"
+
+
+def test_distributions_that_would_fill_the_disk_are_refused(
+    home: Path, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qlocal.server.references.MAX_BYTES", 4000)
+    with server.client() as client:
+        refused = client.post(SCORE, json={"messages": HI, "answer": "abcd", "keep": True})
+    assert refused.status_code == 400 and "at most 3 tokens" in refused.json()["error"]["message"]
