@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CHAT ?= 1
 MODEL ?=
-SECTIONS ?= values,few,many,decoding,tune,quantize
+SECTIONS ?= values,few,many,decoding,tune,quantize,exchange
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .PHONY: setup demo test check fix bench real gpu-check

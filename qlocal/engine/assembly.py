@@ -28,6 +28,7 @@ from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.layers.precision import compute_dtype
 from qlocal.layers.seat import Seat
 from qlocal.parallel.collectives import Collectives
+from qlocal.parallel.host_exchange import open_exchange
 from qlocal.parallel.rendezvous import WAIT_S, Meeting, Store, join
 from qlocal.plan import Plan, plan_load
 from qlocal.protocol import Join, Load, Progress
@@ -190,7 +191,12 @@ def _take_seat(
     _await_ranks(store, size, team)
     devices = [local_name(part.device) for part in plan.devices]
     group = watched(lambda: join(meeting, store, rank, size, devices), team)
-    return Seat(parts, Collectives(group, compute_dtype(plan.dtype)))
+    collectives = Collectives(group, compute_dtype(plan.dtype))
+    exchange = None
+    if meeting.path is not None:  # all ranks are on this machine
+        width = checkpoint.config.hidden_size
+        exchange = watched(lambda: open_exchange(collectives, torch.device(device), width), team)
+    return Seat(parts, collectives, exchange)
 
 
 def watched(work: Callable[[], Result], team: Team | None) -> Result:

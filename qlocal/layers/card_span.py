@@ -45,22 +45,24 @@ class CardLayer:
         layer = self.layer
         parts = _product(normed, layer.qkv)
         attended = self.attention(parts, inputs, layout, self.dtype)
-        gives = self._over_ranks(_product(attended, layer.o))
         is_mixture = isinstance(layer.ffn, MoeFfn)
         # The router decides by float32.
         normed_dtype = torch.float32 if is_mixture else self.dtype
-        after = add_norm(stream, gives, layer.post_attention_norm, layer.config.rms_norm_eps, normed_dtype)
+        after = self.add_norm(stream, _product(attended, layer.o), layer.post_attention_norm, normed_dtype)
         assert after is not None, "a norm was given"
         if isinstance(layer.ffn, MoeFfn):
-            return self._over_ranks(layer.ffn(after)[None])
-        inner = silu_mul(_product(after, layer.ffn.gate_up), self.dtype)
-        return self._over_ranks(_product(inner, layer.ffn.down))
+            return layer.ffn(after)[None]
+        return _product(silu_mul(_product(after, layer.ffn.gate_up), self.dtype), layer.ffn.down)
 
-    def _over_ranks(self, parts: Tensor) -> Tensor:
-        """Add up what the ranks of a tensor split have, where there are any."""
-        if self.layer.add_up is None:
-            return parts
-        return self.layer.add_up(parts[0] if len(parts) == 1 else parts.sum(0)).contiguous()[None]
+    def add_norm(self, stream: Tensor, gives: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Add what this layer gives, (S, T, D) f32, to the residual stream, over all ranks of a tensor split; return
+        its norm by `weight`, (T, D) of `dtype`, where one is given."""
+        layer, eps = self.layer, self.layer.config.rms_norm_eps
+        if layer.exchange is not None and layer.exchange.takes(len(stream)):
+            return layer.exchange.add_norm(stream, gives.contiguous(), weight, eps, dtype)
+        if layer.add_up is not None:
+            gives = layer.add_up(gives[0] if len(gives) == 1 else gives.sum(0)).contiguous()[None]
+        return add_norm(stream, gives, weight, eps, dtype)
 
 
 class CardSpan:
@@ -72,25 +74,26 @@ class CardSpan:
         self.device = decoder.layers[first].device
         self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim, block_size)
         self.hidden_size = config.hidden_size
-        self._eps = config.rms_norm_eps
         angles = _angles(decoder, storage, block_size, self.device, range(first, last))
         self._layers = [self._card_layer(decoder, storage, index, angles) for index in range(first, last)]
         layers = [card_layer.layer for card_layer in self._layers]
-        self.has_host_work = any(isinstance(x.ffn, MoeFfn) or x.add_up is not None for x in layers)
+        self.has_host_work = any(isinstance(x.ffn, MoeFfn) or (x.add_up and not x.exchange) for x in layers)
         """Whether the host has a part in a step, so that it cannot be recorded: it asks which experts a mixture takes,
-        and starts the sums over the ranks of a tensor split."""
+        and starts the sums over the ranks of a tensor split, unless an exchange makes them."""
         group = self.heads.num_heads // self.heads.num_kv_heads
         self.longest_piece = longest_piece(group, has_bias=angles is not None)
 
     def run(self, inputs: StepInputs, layout: StepLayout) -> Tensor:
         """Run the layers over `inputs`. Returns the residual stream (T, D) f32 after them, in the inputs' memory."""
-        stream = inputs.hidden_states
-        gives: Tensor | None = None
-        for card_layer in self._layers:
-            normed = add_norm(stream, gives, card_layer.layer.input_norm, self._eps, card_layer.dtype)
+        stream, first = inputs.hidden_states, self._layers[0]
+        normed = add_norm(stream, None, first.layer.input_norm, first.layer.config.rms_norm_eps, first.dtype)
+        for card_layer, following in zip(self._layers, [*self._layers[1:], None], strict=True):
             assert normed is not None, "a norm was given"
             gives = card_layer.forward(stream, normed, inputs, layout)
-        add_norm(stream, gives, None, self._eps, torch.float32)
+            norm = None if following is None else following.layer.input_norm
+            normed = card_layer.add_norm(
+                stream, gives, norm, card_layer.dtype if following is None else following.dtype
+            )
         return stream
 
     def _card_layer(self, decoder: Decoder, storage: KVStorage, index: int, angles: KeyAngles | None) -> CardLayer:

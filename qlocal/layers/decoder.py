@@ -18,6 +18,7 @@ from qlocal.layers.moe import MoeFfn
 from qlocal.layers.norm import rms_norm
 from qlocal.layers.rotary import Rotary, Rotation
 from qlocal.models.base import ModelConfig, Role
+from qlocal.parallel.host_exchange import HostExchange
 from qlocal.schema import HeldHead
 from qlocal.weights import DenseWeight, Weight
 
@@ -29,7 +30,8 @@ class DecoderLayer:
     """Attention and FFN with their norms and residuals. Built without memory; `loader` or `replace` fill it.
 
     config: of what is computed here, which may be one rank's heads and FFN channels; then `add_up` adds the ranks'
-    outputs of `o` and of the FFN. experts: where those of a mixture compute, when that is elsewhere.
+    outputs of `o` and of the FFN, and `exchange` does so on cards. experts: where those of a mixture compute, when
+    that is elsewhere.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class DecoderLayer:
         placement: Placement,
         experts: Placement | None = None,
         add_up: AddUp | None = None,
+        exchange: HostExchange | None = None,
     ) -> None:
         self.config = config
         self.device = placement.device
         self.add_up = add_up
+        self.exchange = exchange
         self.input_norm = torch.empty(config.hidden_size, device="meta")
         self.post_attention_norm = torch.empty(config.hidden_size, device="meta")
         self.qkv = QuantLinear(config.hidden_size, (config.q_size, config.kv_size, config.kv_size), placement)

@@ -12,16 +12,19 @@ from qlocal.ggml_types import LAYOUTS
 from qlocal.models.base import Role, TensorSpec
 from qlocal.parallel.collectives import Collectives
 from qlocal.parallel.columns import HeldColumns, in_even_groups, inputs_of, widened
+from qlocal.parallel.host_exchange import HostExchange
 from qlocal.tensor_split import Share
 from qlocal.weights import AffineWeight
 
 
 @dataclass(frozen=True)
 class Seat:
-    """A rank of several that compute one model. shares: of all ranks, in their order."""
+    """A rank of several that compute one model. shares: of all ranks, in their order. exchange: the quick way to add up
+    over cards of one machine, where there is one."""
 
     shares: Sequence[Share]
     collectives: Collectives
+    exchange: HostExchange | None = None
 
     @property
     def share(self) -> Share:

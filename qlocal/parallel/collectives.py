@@ -36,14 +36,14 @@ class Collectives:
 
     def __init__(self, group: dist.ProcessGroup, wire: torch.dtype) -> None:
         self._group = group
-        self._wire = wire
+        self.wire = wire
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
         self.traffic = Traffic()
 
     def add_up(self, part: Tensor) -> Tensor:
         """Return the sum of all ranks' parts, the same bits on every rank. part: (T, D) f32, not used afterwards."""
-        sent = part.to(self._wire)
+        sent = part.to(self.wire)
         dist.all_reduce(sent, group=self._group)
         self.traffic.all_reduces += 1
         self.traffic.all_reduce_bytes += sent.nbytes
@@ -88,6 +88,12 @@ class Collectives:
             self._broadcast(rest)
             message += rest.numpy().tobytes()
         return message[:length]
+
+    def all_agree(self, mine: bool) -> bool:
+        """Return whether every rank says yes, the same on all."""
+        votes = torch.tensor([int(mine)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self._group)
+        return bool(votes.item())
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""

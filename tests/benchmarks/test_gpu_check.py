@@ -65,7 +65,7 @@ def test_the_whole_check_is_rehearsed(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = tmp_path.glob("gpu-rehearsal-*.json")
     sections = json.loads(path.read_text())["sections"]
-    assert list(sections) == ["values", "few", "many", "decoding", "tune", "quantize"]
+    assert list(sections) == ["values", "few", "many", "decoding", "tune", "quantize", "exchange"]
     assert all(row[3] for row in sections["values"]["rows"]) and not sections["values"]["failed"]
 
 

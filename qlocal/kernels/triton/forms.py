@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import triton
 
-from qlocal.kernels.triton import add_norm, attention, dense, gemm, gemv, rotary_store, silu_mul
+from qlocal.kernels.triton import add_norm, attention, dense, exchange, gemm, gemv, rotary_store, silu_mul
 from qlocal.kernels.triton.compile_report import Form
 from qlocal.kernels.triton.decode import kind_constants
 from qlocal.kernels.triton.layout import GROUP_SIZES, Kind
@@ -51,6 +51,8 @@ def step_forms() -> Iterator[Form]:
     """Yield what stands between the products of a decoder layer."""
     for width in _WIDTHS:
         yield _add_norm(width)
+        for ranks in (2, 4):
+            yield _exchange(width, ranks)
     yield _silu_mul()
     for heads in _HEADS:
         for types in _KV_TYPES:
@@ -100,6 +102,16 @@ def _add_norm(width: int) -> Form:
         {"stream_ptr": "*fp32", "parts_ptr": "*fp32", "weight_ptr": "*fp32", "out_ptr": "*bf16"},
         {"BLOCK_D": block, "HAS_PARTS": True, "HAS_NORM": True},
         add_norm.num_warps_for(block), ("D",), ("eps",),
+    )  # fmt: skip
+
+
+def _exchange(width: int, ranks: int) -> Form:
+    return Form(
+        "exchange_add_norm", f"{width} wide, {ranks} ranks", 1, exchange.exchange_add_norm_kernel,
+        {"stream_ptr": "*fp32", "parts_ptr": "*fp32", "weight_ptr": "*fp32", "out_ptr": "*bf16", "packets_ptr": "*i64",
+         "turns_ptr": "*i32"},
+        {"BLOCK": triton.next_power_of_2(width // 2), "RANK": 1, "SIZE": ranks, "IS_PAIR": True, "HAS_NORM": True},
+        exchange.num_warps_for(width), ("D",), ("eps",),
     )  # fmt: skip
 
 
