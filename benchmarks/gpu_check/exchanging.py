@@ -59,7 +59,7 @@ class _Pair:
         self._weight = torch.ones(width, **on_card)
 
     def replayed(self, count: int, replays: int) -> tuple[float, bool]:
-        """Replay graphs of `count` exchanges on both ranks; return the microseconds of one, and whether all is right."""
+        """Replay graphs of `count` exchanges on both ranks; return microseconds of one, and whether all is right."""
         self._both(lambda rank: self._exchange(rank))  # compiles
         graphs = [self._recorded(rank, count) for rank in range(RANKS)]
         for residual in self._residuals:
