@@ -20,10 +20,12 @@ import qlocal
 from qlocal import catalog, launch
 from qlocal.config import Settings, config_folder, load_settings
 from qlocal.errors import QLocalError
+from qlocal.parallel.probe import measure
 
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "textual", "starlette", "uvicorn")
 ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
+NO_LINK = "fewer than two cards"
 Json = dict[str, Any]
 
 
@@ -34,6 +36,7 @@ def examine() -> Json:
         "cpu": _cpu,
         "memory": _memory,
         "gpus": _gpus,
+        "links": _links,
         "kernels": _kernels,
         "settings": _settings,
         "catalogue": lambda: f"{len(catalog.entries())} entries",
@@ -113,6 +116,32 @@ def _gpu(pynvml: Any, index: int) -> Json:
         "driver": str(pynvml.nvmlSystemGetDriverVersion()),
         "capability": ".".join(map(str, pynvml.nvmlDeviceGetCudaComputeCapability(handle))),
     }
+
+
+def _links() -> list[Json] | str:
+    """How the first two cards reach each other: tensor split sends two sums a layer over this."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return NO_LINK
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        if count < 2:
+            return NO_LINK
+        link = {"devices": "cuda:0 cuda:1", "peer access": _peer_access(pynvml, 0, 1)}
+    finally:
+        pynvml.nvmlShutdown()
+    microseconds = measure(["cuda:0", "cuda:1"])
+    sum_us = "by NCCL alone" if microseconds is None else f"{microseconds} us through host memory"
+    return [link | {"sum of 16 KiB": sum_us}]
+
+
+def _peer_access(pynvml: Any, first: int, second: int) -> str:
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in (first, second)]
+    status = pynvml.nvmlDeviceGetP2PStatus(*handles, pynvml.NVML_P2P_CAPS_INDEX_READ)
+    return "yes" if status == pynvml.NVML_P2P_STATUS_OK else "no"
 
 
 def _kernels() -> list[Json]:
