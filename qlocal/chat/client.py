@@ -15,7 +15,8 @@ import httpx
 
 from qlocal.chat import wire
 from qlocal.chat.events import AnswerEvent, Done, Failure, TokenCount
-from qlocal.chat.logprobs import TokenLogprobs
+from qlocal.chat.link_state import Variant
+from qlocal.chat.logprobs import Scored
 from qlocal.chat.sse import OWN_COMMENT, event_data
 from qlocal.errors import ServerError, UsageError
 from qlocal.launch import Address
@@ -104,12 +105,32 @@ class ChatClient:
             raise ServerError("the server's answer to /qlocal/count has no prompt_tokens or max_context")
         return TokenCount(prompt_tokens, limit)
 
-    async def score(self, messages: list[ChatMessage], answer: str | list[int], top: int) -> list[TokenLogprobs]:
-        """Return what the model gives every token of an answer behind a conversation (our own server alone)."""
-        given = {"answer": answer} if isinstance(answer, str) else {"answer_ids": answer}
+    async def tokenize(self, messages: list[ChatMessage]) -> list[int]:
+        """See `OwnServer.tokenize`."""
+        body = await self._post("/qlocal/tokenize", {"messages": messages})
+        return wire.parse_ids(body.get("token_ids"))
+
+    async def score(
+        self,
+        prompt: list[ChatMessage] | list[int],
+        answer: str | list[int],
+        top: int,
+        *,
+        keep: bool = False,
+        against: str | None = None,
+    ) -> Scored:
+        """See `OwnServer.score`."""
+        wanted: dict[str, Any] = {"prompt_ids" if prompt and isinstance(prompt[0], int) else "messages": prompt}
+        wanted |= {"answer" if isinstance(answer, str) else "answer_ids": answer, "top_logprobs": top, "keep": keep}
+        if against is not None:
+            wanted["against"] = against
         # A long answer takes as long to read as a long prompt.
-        body = await self._post("/qlocal/score", {"messages": messages, **given, "top_logprobs": top}, timeout_s=None)
-        return list(wire.parse_tokens(body.get("tokens")))
+        return wire.parse_scored(await self._post("/qlocal/score", wanted, timeout_s=None))
+
+    async def variants(self) -> list[Variant]:
+        """See `OwnServer.variants`."""
+        # The vocabularies of all checkpoints are opened for it.
+        return wire.parse_variants(await self._get("/qlocal/variants", timeout_s=None))
 
     async def status_events(self) -> AsyncGenerator[Status, None]:
         """Yield every change of the engine's state until the server goes away (then ServerError)."""
@@ -150,8 +171,9 @@ class ChatClient:
         except httpx.HTTPError as error:
             yield Failure(_unreachable(self.name, error).message)
 
-    async def _get(self, path: str) -> dict[str, Any]:
-        return await self._reply(self._http.build_request("GET", path))
+    async def _get(self, path: str, timeout_s: float | None = REPLY_TIMEOUT_S) -> dict[str, Any]:
+        timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=timeout_s)
+        return await self._reply(self._http.build_request("GET", path, timeout=timeout))
 
     async def _post(self, path: str, body: dict[str, Any], timeout_s: float | None = REPLY_TIMEOUT_S) -> dict[str, Any]:
         timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=timeout_s)

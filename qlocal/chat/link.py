@@ -11,8 +11,8 @@ from typing import Any
 from qlocal import catalog, launch
 from qlocal.chat.client import ChatClient, ChatMessage
 from qlocal.chat.events import Failure, TokenCount
-from qlocal.chat.link_state import AnswerStream, Choice, Link, LinkState, Phase
-from qlocal.chat.logprobs import TOP, TokenLogprobs
+from qlocal.chat.link_state import AnswerStream, Choice, Link, LinkState, OwnServer, Phase
+from qlocal.chat.logprobs import TOP
 from qlocal.config import ChatOptions, EngineOptions
 from qlocal.errors import QLocalError, ServerError
 from qlocal.schema import EngineState, Status
@@ -95,14 +95,15 @@ class LocalLink:
         """See `Link.count`."""
         return None if self._client is None else await self._client.count(messages)
 
-    async def score(self, messages: list[ChatMessage], answer: str | list[int], top: int) -> list[TokenLogprobs] | None:
-        """See `Link.score`."""
-        return None if self._client is None else await self._client.score(messages, answer, top)
-
     def answer(self, messages: list[ChatMessage], options: dict[str, Any] | None = None) -> AnswerStream:
         """See `Link.answer`."""
         wanted = {"logprobs": True, "top_logprobs": TOP, **(options or {})}
         return _no_server() if self._client is None else self._client.answer(messages, None, wanted)
+
+    @property
+    def own(self) -> OwnServer | None:
+        """See `Link.own`."""
+        return self._client
 
     async def aclose(self) -> None:
         """See `Link.aclose`."""
@@ -161,13 +162,14 @@ class EndpointLink:
         """None: the API has no way to ask."""
         return None
 
-    async def score(self, messages: list[ChatMessage], answer: str | list[int], top: int) -> list[TokenLogprobs] | None:
-        """None: the API has no way to ask."""
-        return None
-
     def answer(self, messages: list[ChatMessage], options: dict[str, Any] | None = None) -> AnswerStream:
         """See `Link.answer`."""
         return self._client.answer(messages, self._model, options)
+
+    @property
+    def own(self) -> OwnServer | None:
+        """None: it is somebody else's."""
+        return None
 
     async def aclose(self) -> None:
         """See `Link.aclose`."""
@@ -202,6 +204,7 @@ def _state_of(status: Status) -> LinkState:
         model=status.model,
         stage=progress.stage if progress else None,
         fraction=min(1.0, progress.done / progress.total) if progress and progress.total > 0 else None,
+        path=status.path,
         max_context=status.max_context,
         error=status.error,
         memory=status.memory if status.state in (EngineState.LOADING, EngineState.READY) else None,

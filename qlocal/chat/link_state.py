@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from qlocal.chat.events import AnswerEvent, TokenCount
-from qlocal.chat.logprobs import TokenLogprobs
+from qlocal.chat.logprobs import Scored
 
 
 class Phase(str, Enum):
@@ -31,6 +31,8 @@ class LinkState:
     stage: str | None = None
     fraction: float | None = None
     """Of loading, 0 to 1."""
+    path: str | None = None
+    """Where the model lies, where that is known."""
     max_context: int | None = None
     error: str | None = None
     memory: str | None = None
@@ -44,6 +46,44 @@ class Choice:
     name: str
     detail: str = ""
     is_here: bool = True
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A checkpoint that speaks of the tokens of the model that is loaded. num_bytes: of its weights."""
+
+    name: str
+    path: str
+    format: str
+    num_bytes: int
+    is_loaded: bool
+    is_same_size: bool
+
+
+class OwnServer(Protocol):
+    """What our own server can do beside OpenAI's API. QLocalError."""
+
+    async def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
+        """Return the ids of a conversation, ready for its answer."""
+        ...
+
+    async def score(
+        self,
+        prompt: list[dict[str, str]] | list[int],
+        answer: str | list[int],
+        top: int,
+        *,
+        keep: bool = False,
+        against: str | None = None,
+    ) -> Scored:
+        """Return what the model gives every token of an answer behind a conversation or its ids, with the `top` best.
+
+        keep: its distributions stay as a reference; against: such a reference of another model."""
+        ...
+
+    async def variants(self) -> list[Variant]:
+        """Return the checkpoints at hand that have the tokens of the model that is loaded, that one included."""
+        ...
 
 
 class Link(Protocol):
@@ -65,15 +105,13 @@ class Link(Protocol):
         """Return the size of a conversation; None where the server has no way to tell. QLocalError."""
         ...
 
-    async def score(
-        self, messages: list[dict[str, str]], answer: str | list[int], top: int
-    ) -> list[TokenLogprobs] | None:
-        """Return what the model gives every token of an answer, as text or as ids, with the `top` best beside it; None
-        where the server has no way to tell. QLocalError."""
-        ...
-
     def answer(self, messages: list[dict[str, str]], options: dict[str, Any] | None = None) -> AnswerStream:
         """Return the events of an answer; cancelling their reader stops the server's work."""
+        ...
+
+    @property
+    def own(self) -> OwnServer | None:
+        """What our own server can do beside answering; None for others, and while there is none."""
         ...
 
     async def aclose(self) -> None:

@@ -8,7 +8,7 @@ import codecs
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgpack
 
@@ -27,6 +27,12 @@ class Candidate:
     token_id: int | None
     raw: bytes
     logprob: float
+
+    def is_same(self, other: Candidate) -> bool:
+        """Whether both are one token: by ids where they are known, for two tokens may be spelt alike."""
+        if self.token_id is None or other.token_id is None:
+            return self.raw == other.raw
+        return self.token_id == other.token_id
 
     @property
     def probability(self) -> float:
@@ -53,8 +59,19 @@ class TokenLogprobs:
 
     @property
     def is_best(self) -> bool:
-        """Whether the likeliest token was written; by ids where they are known, for two tokens may be spelt alike."""
-        return not self.top or _key(self.top[0]) == _key(self.chosen)
+        """Whether the likeliest token was written."""
+        return not self.top or self.top[0].is_same(self.chosen)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An answer as a model read it. reference: the name of its distributions, where they are kept. kl, kl_reverse: of
+    every token, in nats from a reference to this model and back, where there is one."""
+
+    tokens: list[TokenLogprobs]
+    reference: str | None = None
+    kl: list[float] = field(default_factory=list)
+    kl_reverse: list[float] = field(default_factory=list)
 
 
 def text_of(tokens: Sequence[TokenLogprobs]) -> str:
@@ -95,7 +112,3 @@ def unpack(data: bytes) -> list[TokenLogprobs]:
 def _packed(one: Candidate, kinds: dict[tuple[int | None, bytes], int]) -> tuple[int, int]:
     kind = kinds.setdefault((one.token_id, one.raw), len(kinds))
     return kind, round(-max(one.logprob, -9999.0) * 1000)
-
-
-def _key(one: Candidate) -> int | bytes:
-    return one.raw if one.token_id is None else one.token_id

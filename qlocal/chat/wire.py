@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, ThinkingDelta, Usage
-from qlocal.chat.logprobs import Candidate, TokenLogprobs
+from qlocal.chat.link_state import Variant
+from qlocal.chat.logprobs import Candidate, Scored, TokenLogprobs
 from qlocal.chat.sse import OWN_COMMENT
 from qlocal.errors import ServerError
 from qlocal.schema import PromptProgress, Status
@@ -117,6 +118,38 @@ def parse_tokens(entries: Any) -> tuple[TokenLogprobs, ...]:
         if chosen is not None:
             found.append(TokenLogprobs(chosen, tuple(one for one in top if one is not None)))
     return tuple(found)
+
+
+def parse_ids(values: Any) -> list[int]:
+    """Read a list of token ids. ServerError if it is none."""
+    ids = [as_int(value) for value in values] if isinstance(values, list) else [None]
+    known = [token_id for token_id in ids if token_id is not None]
+    if len(known) != len(ids):
+        raise ServerError("the server sent something else than token ids")
+    return known
+
+
+def parse_scored(body: dict[str, Any]) -> Scored:
+    """Read the answer of POST /qlocal/score. ServerError where tokens have no distance and others have one."""
+    entries = [as_object(entry) for entry in body.get("tokens") or []]
+    tokens = list(parse_tokens(entries))
+    kl = [value for entry in entries if (value := as_float(entry.get("kl"))) is not None]
+    reverse = [value for entry in entries if (value := as_float(entry.get("kl_reverse"))) is not None]
+    if len(tokens) != len(entries) or len(kl) not in (0, len(tokens)) or len(kl) != len(reverse):
+        raise ServerError("the server's answer to /qlocal/score cannot be read")
+    return Scored(tokens, as_text(body.get("reference")), kl, reverse)
+
+
+def parse_variants(body: dict[str, Any]) -> list[Variant]:
+    """Read the answer of GET /qlocal/variants; what is no variant is left out."""
+    found = []
+    for entry in map(as_object, body.get("variants") or []):
+        name, path, kind = (as_text(entry.get(key)) for key in ("name", "path", "format"))
+        size = as_int(entry.get("bytes"))
+        if name is not None and path is not None and kind is not None and size is not None:
+            is_loaded, is_same_size = entry.get("is_loaded") is True, entry.get("is_same_size") is True
+            found.append(Variant(name, path, kind, size, is_loaded, is_same_size))
+    return found
 
 
 def _parse_candidate(entry: dict[str, Any]) -> Candidate | None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from qlocal.chat.entry_view import Entry
 from qlocal.chat.events import TokenCount, Usage
-from qlocal.chat.link_state import LinkState, Phase
+from qlocal.chat.link_state import LinkState, Phase, Variant
 from qlocal.chat.logprobs import TokenLogprobs
+from qlocal.chat.replay import Replay, ReplayedToken
 from qlocal.chat.store.records import Message, MessageState, Role
 
 WELCOME = """qlocal
@@ -29,6 +30,12 @@ NO_PROBABILITIES = "Nothing is known of this answer's tokens: our own server wit
 SCORING = "The model reads the answer again …"
 WRITTEN = "  ← written"
 ALTERNATIVES_KEYS = "←→ token · ↑↓ alternative · N P unsure ones · H heat map · Enter forks here · Esc back"
+
+REPLAY_KEYS = "←→ token · N P marked ones · + − mark fewer, more · PgUp PgDn · Esc back"
+NEEDS_OWN_SERVER = "That needs our own server with a model that is ready."
+LOOKING_FOR_VARIANTS = "Looking for other variants of this model …"
+VARIANTS = "Read the answer with"
+NO_VARIANT = "There is no other variant of this model: neither in the model folder nor beside it."
 
 
 def waiting_for(state: LinkState) -> str:
@@ -112,3 +119,35 @@ def alternatives_head(model: str | None, tokens: Sequence[TokenLogprobs]) -> str
 def token_head(token_idx: int, count: int, token: TokenLogprobs) -> str:
     """Say how sure the model was of one token. All that is not among the best counts as one: the entropy is a bound."""
     return f"Token {token_idx + 1:,} of {count:,} · entropy ≥ {token.entropy_bits:.2f} bits · others {token.rest:.1%}"
+
+
+def variant_detail(variant: Variant) -> str:
+    """Say how large a variant is, and what it would change beside the bits."""
+    size = f"{variant.format}, {variant.num_bytes / 2**30:.2f} GiB"
+    return size if variant.is_same_size else f"{size}, a model of another size"
+
+
+def replaying(name: str) -> str:
+    """Say which model reads the answer."""
+    return f"{name} reads the answer …"
+
+
+def swapping(name: str) -> str:
+    """Say that the model in the server is another one for a moment."""
+    return f"Loading {name} in place of the model; it comes back afterwards. Esc ends it."
+
+
+def replay_head(replay: Replay) -> str:
+    """Say how far two variants are over a whole answer, in llama.cpp's words."""
+    first = replay.first_divergence
+    place = "never" if first is None else f"token {first + 1:,}"
+    return (
+        f"{replay.candidate} from {replay.reference} · mean KLD {replay.mean_kl:.4f} · median {replay.median_kl:.4f} · "
+        f"max {replay.max_kl:.3f} · same top {replay.same_top:.1%} · first divergence {place}"
+    )
+
+
+def replayed_token(idx: int, count: int, token: ReplayedToken, threshold: float, marked: int) -> str:
+    """Say how far two variants are at one token."""
+    top = "the same token on top" if token.is_same_top else "another token on top"
+    return f"Token {idx + 1:,} of {count:,} · KLD {token.kl:.4f} · {top} · {marked:,} marked from {threshold:g} on"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qlocal.chat.events import AnswerEvent, Done, Logprobs, TextDelta, TokenCount, Usage
-from qlocal.chat.link_state import AnswerStream, Choice, LinkState, Phase
-from qlocal.chat.logprobs import Candidate, TokenLogprobs
+from qlocal.chat.link_state import AnswerStream, Choice, LinkState, Phase, Variant
+from qlocal.chat.logprobs import Candidate, Scored, TokenLogprobs
 
 READY = LinkState(Phase.READY, "tiny-model", max_context=4096)
 
@@ -49,8 +49,12 @@ class ScriptedLink:
     counted: TokenCount | None = None
     requests: list[list[dict[str, str]]] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
-    scores: list[TokenLogprobs] | None = None
-    scored: list[tuple[list[dict[str, str]], str | list[int], int]] = field(default_factory=list)
+    scores: tuple[list[TokenLogprobs], ...] = ()
+    """What a first and a second model give an answer."""
+    distances: tuple[list[float], list[float]] = ([], [])
+    scored: list[tuple[Any, str | list[int], int]] = field(default_factory=list)
+    at_hand: list[Variant] = field(default_factory=list)
+    is_own: bool = True
     selected: list[str] = field(default_factory=list)
     num_cancelled: int = 0
     _new_states: asyncio.Queue[LinkState] = field(default_factory=asyncio.Queue)
@@ -72,11 +76,29 @@ class ScriptedLink:
         self.selected.append(model)
         self.push(LinkState(Phase.READY, model, max_context=4096))
 
+    @property
+    def own(self) -> ScriptedLink | None:
+        return self if self.is_own else None
+
+    async def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
+        return list(range(3 * len(messages)))
+
+    async def variants(self) -> list[Variant]:
+        return self.at_hand
+
     async def score(
-        self, messages: list[dict[str, str]], answer: str | list[int], top: int
-    ) -> list[TokenLogprobs] | None:
-        self.scored.append((messages, answer, top))
-        return self.scores
+        self,
+        prompt: list[dict[str, str]] | list[int],
+        answer: str | list[int],
+        top: int,
+        *,
+        keep: bool = False,
+        against: str | None = None,
+    ) -> Scored:
+        self.scored.append((prompt, answer, top))
+        if against is not None:
+            return Scored(self.scores[1], None, *self.distances)
+        return Scored(self.scores[0], "kept" if keep else None)
 
     async def count(self, messages: list[dict[str, str]]) -> TokenCount | None:
         return self.counted

@@ -39,7 +39,7 @@ async def answered(chat: Chat, text: str = "The cat sat.") -> None:
 
 
 def panel(screen: AlternativesScreen) -> str:
-    return str(screen.query_one("#token", Static).content)
+    return str(screen.query_one("#panel", Static).content)
 
 
 def drawn(screen: AlternativesScreen) -> str:
@@ -127,7 +127,7 @@ def test_a_stopped_answer_keeps_the_tokens_it_has(tmp_path: Path) -> None:
 
 
 def test_an_answer_without_tokens_is_scored_once_and_kept(tmp_path: Path) -> None:
-    link = ScriptedLink([answer_of("The cat sat.")], scores=TOKENS)
+    link = ScriptedLink([answer_of("The cat sat.")], scores=(TOKENS,))
 
     async def use(chat: Chat) -> None:
         await answered(chat)
@@ -152,7 +152,7 @@ def test_a_server_that_cannot_tell_is_said(tmp_path: Path) -> None:
         await chat.pilot.press("f4")
         await chat.until(lambda: "Nothing is known of this answer's tokens" in chat.notice)
 
-    run_chat(tmp_path, ScriptedLink([answer_of("The cat sat.")]), use)
+    run_chat(tmp_path, ScriptedLink([answer_of("The cat sat.")], is_own=False), use)
 
 
 def test_stored_tokens_are_seen_while_no_model_is_loaded(tmp_path: Path) -> None:

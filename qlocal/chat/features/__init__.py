@@ -12,9 +12,10 @@ from qlocal.chat.features.conversations import Conversations
 from qlocal.chat.features.models import Models
 from qlocal.chat.features.program import Program
 from qlocal.chat.features.reading import Reading
+from qlocal.chat.features.replay import Replays
 from qlocal.chat.features.turns import Turns
 
-FEATURES: tuple[type[Feature], ...] = (Turns, Conversations, Models, Reading, Alternatives, Program)
+FEATURES: tuple[type[Feature], ...] = (Turns, Conversations, Models, Reading, Alternatives, Replays, Program)
 
 OWNERS: dict[str, type[Feature]] = {action.name: kind for kind in FEATURES for action in kind.ACTIONS}
 """Which feature does an action, by the action's name."""

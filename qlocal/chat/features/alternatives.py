@@ -45,16 +45,17 @@ class Alternatives(Feature):
     async def tokens_of(self, message: Message, prompt_id: int) -> list[TokenLogprobs] | None:
         """Return the tokens of an answer with their alternatives: those that were kept, else what the model that is
         loaded gives them. None where neither can be had."""
-        message_id = message.message_id
-        packed = await self.desk.store.run(lambda history: history.logprobs(message_id))
-        if packed is not None:
-            return unpack(packed)
-        if self.desk.link is None or not self.desk.is_ready:
-            return None
+        kept = await self.kept_tokens(message)
+        if kept is not None or self.desk.link is None or self.desk.link.own is None or not self.desk.is_ready:
+            return kept
         self.desk.say(words.SCORING)
-        tokens = await self.desk.link.score(self.desk.session.request(prompt_id), message.content, TOP)
+        scored = await self.desk.link.own.score(self.desk.session.request(prompt_id), message.content, TOP)
         self.desk.notice.clear()
-        if tokens:
-            found = tokens
-            await self.desk.store.run(lambda history: history.save_logprobs(message_id, pack(found)))
-        return tokens or None
+        message_id = message.message_id
+        await self.desk.store.run(lambda history: history.save_logprobs(message_id, pack(scored.tokens)))
+        return scored.tokens
+
+    async def kept_tokens(self, message: Message) -> list[TokenLogprobs] | None:
+        """Return the tokens that are stored with an answer, None where there are none."""
+        packed = await self.desk.store.run(lambda history: history.logprobs(message.message_id))
+        return None if packed is None else unpack(packed)

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import ClassVar
 
 from qlocal.chat import words
 from qlocal.chat.actions import Action
+from qlocal.chat.desk import Desk
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.turns import Turns
-from qlocal.chat.link_state import Link
+from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.screens.models import ModelScreen
+from qlocal.errors import EngineError
 
 
 class Models(Feature):
     """Another model in place; the conversation stays."""
 
     ACTIONS: ClassVar = (Action("choose_model", "f2,ctrl+l", "Model", "Choose another model"),)
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk)
+        self._wanted: list[tuple[str, asyncio.Future[None]]] = []
+
+    def on_link(self, before: LinkState, state: LinkState) -> None:
+        for model, ready in self._wanted:
+            if ready.done():
+                continue
+            if state.phase is Phase.READY and model in (state.model, state.path):
+                ready.set_result(None)
+            elif state.phase is Phase.FAILED:
+                ready.set_exception(EngineError(f"{model} could not be loaded: {state.error}"))
+
+    async def use(self, link: Link, model: str) -> None:
+        """Load a model and wait until it is ready. QLocalError with the reason where it cannot be loaded."""
+        waiting = (model, asyncio.get_running_loop().create_future())
+        self._wanted.append(waiting)
+        try:
+            await link.select(model)
+            await waiting[1]
+        finally:
+            self._wanted.remove(waiting)
 
     def choose_model(self) -> None:
         if self.desk.link is None:

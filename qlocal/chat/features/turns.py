@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -54,6 +55,14 @@ class Turns(Feature):
         self.desk.prompt.accept()
         self._turn = self.desk.start(self._run(text), "turn")
 
+    def occupy(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do work that needs the model for itself, in the place of a turn: Esc ends it."""
+        if self.is_busy:
+            work.close()
+            self.desk.say(words.STILL_BUSY)
+        else:
+            self._turn = self.desk.start(work, "turn")
+
     def stop(self) -> None:
         if self._turn is not None and self.is_busy:
             self._turn.cancel()
@@ -68,10 +77,7 @@ class Turns(Feature):
 
     def go_on(self, prompt_id: int, begun: Begun) -> None:
         """Have a prompt answered anew by an answer that is begun already; the old one stays as a branch."""
-        if self.is_busy:
-            self.desk.say(words.STILL_BUSY)
-        else:
-            self._turn = self.desk.start(self._go_on(prompt_id, begun), "turn")
+        self.occupy(self._go_on(prompt_id, begun))
 
     async def _go_on(self, prompt_id: int, begun: Begun) -> None:
         await self._until_ready()

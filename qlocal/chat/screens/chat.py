@@ -29,7 +29,7 @@ class ChatScreen(Screen[None]):
     """One conversation at a time. Usable from the first paint; what needs a model waits for it and says so."""
 
     CSS_PATH = "chat.tcss"
-    BINDINGS: ClassVar[list[BindingType]] = [action.binding() for action in ACTIONS]
+    BINDINGS: ClassVar[list[BindingType]] = [action.binding() for action in ACTIONS if action.keys]
 
     def __init__(
         self, store: Store, system: str | None, *, has_model: bool, write_terminal: Callable[[str], bool]
