@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from qlocal.cache.block_manager import BlockManager
 from qlocal.engine.assembly import lead
 from qlocal.engine.keeping import Keeper, made_by
 from qlocal.engine.memory import out_of_memory_in_words
-from qlocal.engine.model_runner import ModelRunner
+from qlocal.engine.model_runner import Between, ModelRunner
 from qlocal.engine.relay import LeadingRunner
 from qlocal.engine.requests import refusal
 from qlocal.engine.sampler import Choice, likeliest_run, sample_run
@@ -42,6 +42,8 @@ from qlocal.plan.words import brief
 from qlocal.protocol import Finished, Load, Message, Progress, Reading, Ready, Started, Submit, Tokens
 from qlocal.schema import HeldHead
 
+LOOK_S = 0.1
+"""How often a step that reads a prompt looks whether anybody still waits for it."""
 Placed = tuple[ScheduledRun, int]
 """A run, and the row of the step's hidden states where its tokens begin."""
 
@@ -173,14 +175,22 @@ class Engine:
             self._finish(sequence, "cancelled")
 
     @torch.inference_mode()
-    def step(self) -> list[Message]:
-        """Compute one batch, and return what there is to say about it."""
+    def step(self, given_up: Callable[[], Container[str]] | None = None) -> list[Message]:
+        """Compute one batch, and return what there is to say about it.
+
+        given_up: tells which requests were cancelled meanwhile. A step that reads prompts of such requests alone ends
+        half way, and nothing of it is remembered; then they are to be cancelled.
+        """
         batch = self._scheduler.next_batch()
         if batch:
             if self._keeper is not None:
                 self._keeper.note_work()
             begun = time.perf_counter()
-            placed = self._compute(batch)
+            try:
+                placed = self._compute(batch, _between(batch, given_up))
+            except _InVain:
+                messages, self._outbox = self._outbox, []
+                return messages
             placed = self._score_prompts(placed)
             choices = self._sample(placed)
             self._note_step(batch, time.perf_counter() - begun)
@@ -194,14 +204,14 @@ class Engine:
         messages, self._outbox = self._outbox, []
         return messages
 
-    def _compute(self, batch: list[ScheduledRun]) -> list[Placed]:
+    def _compute(self, batch: list[ScheduledRun], between: Between | None) -> list[Placed]:
         """Run the layers over a batch. Sequences whose hidden states are not finite end, before their keys and values
         are remembered; the others are returned."""
         runs = []
         for run in batch:
             assert run.sequence.table is not None, "the scheduler gave it blocks"
             runs.append(TokenRun(run.length, run.start, run.sequence.table.blocks))
-        self._runner.forward([i for run in batch for i in run.token_ids], runs)
+        self._runner.forward([i for run in batch for i in run.token_ids], runs, between)
         row_sums = self._runner.row_sums()  # (T,) f32
         ends = accumulate(run.length for run in batch)
         placed = [(run, end - run.length) for run, end in zip(batch, ends, strict=True)]
@@ -365,6 +375,29 @@ class Engine:
                 accepted_tokens=guesser.num_accepted,
             )
         )
+
+
+class _InVain(Exception):
+    """Nobody waits for what the step reads."""
+
+
+def _between(batch: list[ScheduledRun], given_up: Callable[[], Container[str]] | None) -> Between | None:
+    """Return what ends a step that reads for nobody, asked between layers; None where a step is short."""
+    readers = [run.sequence.request_id for run in batch if run.num_known > 1]
+    if given_up is None or not readers:
+        return None
+    looked_at = time.perf_counter()
+
+    def look() -> None:
+        nonlocal looked_at
+        now = time.perf_counter()
+        if now - looked_at < LOOK_S:
+            return
+        looked_at, gone = now, given_up()
+        if all(request_id in gone for request_id in readers):
+            raise _InVain
+
+    return look
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qlocal.cache.storage import KVStorage
 from qlocal.kernels import dispatch
+from qlocal.layers.attention import Attend
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.native_decoder import NativeDecoder, native_decoder
 from qlocal.layers.paged_attention import PagedAttention, TokenRun
@@ -17,6 +18,9 @@ from qlocal.layers.paged_attention import PagedAttention, TokenRun
 if TYPE_CHECKING:
     from qlocal.layers.card_decoder import CardDecoder
     from qlocal.layers.card_tail import Reported
+
+
+Between = Callable[[], None]
 
 
 class ModelRunner:
@@ -33,16 +37,20 @@ class ModelRunner:
         self._reported: Reported | None = None
         self._is_reported = False
 
-    def forward(self, input_ids: Sequence[int], runs: Sequence[TokenRun]) -> Tensor:
-        """Run all layers over the tokens of `runs`, which stand one after another. Returns (T, D) f32."""
+    def forward(self, input_ids: Sequence[int], runs: Sequence[TokenRun], between: Between | None = None) -> Tensor:
+        """Run all layers over the tokens of `runs`, which stand one after another. Returns (T, D) f32.
+
+        between: is called before a layer where the processor computes it, and may end the step by an exception.
+        """
         attention, ids = PagedAttention(runs, self._storage, self._block_size), torch.tensor(input_ids)
         self._is_reported = False
         if self._card is not None:
             self._hidden_states = self._card.forward(ids, attention.positions, runs)
         elif self._native is not None and self._native.takes(len(ids)):
-            self._hidden_states = self._native.forward(ids, attention.positions, runs)
+            self._hidden_states = self._native.forward(ids, attention.positions, runs, between)
         else:
-            self._hidden_states = self._decoder.forward(ids, attention.positions, attention.of_layer)
+            of_layer = attention.of_layer if between is None else _after(between, attention.of_layer)
+            self._hidden_states = self._decoder.forward(ids, attention.positions, of_layer)
         return self._hidden_states
 
     def row_sums(self) -> Tensor:
@@ -75,6 +83,16 @@ class ModelRunner:
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one block of the cache to another, in every layer."""
         self._storage.copy_block(source, target, num_tokens)
+
+
+def _after(between: Between, attend_of_layer: Callable[[int], Attend]) -> Callable[[int], Attend]:
+    """Return the same, with `between` called first."""
+
+    def of_layer(index: int) -> Attend:
+        between()
+        return attend_of_layer(index)
+
+    return of_layer
 
 
 def _card_decoder(

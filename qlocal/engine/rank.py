@@ -59,16 +59,25 @@ def _lead(load: Load, messages: list[Message], connection: Connection) -> None:
 
     engine = Engine.load(load, connection.send)
     is_keeping = False
+    during: list[Message] = []
+
+    def given_up() -> set[str]:
+        """Return the requests that are cancelled by what has come during the step."""
+        during.extend(connection.receive(wait=False))
+        return {message.request_id for message in during if isinstance(message, Cancel)}
+
     try:
         connection.send(engine.ready)
         while True:
             for message in messages:
                 _handle(message, engine, connection)
             if engine.has_work:
-                for answer in engine.step():
+                for answer in engine.step(given_up):
                     connection.send(answer)
             timeout_s = (0.0 if is_keeping else KEEP_AFTER_S) if engine.has_unkept else None
-            messages = connection.receive(wait=not engine.has_work, beside=engine.rank_sockets, timeout_s=timeout_s)
+            wait = not during and not engine.has_work
+            messages = during + connection.receive(wait=wait, beside=engine.rank_sockets, timeout_s=timeout_s)
+            during.clear()
             engine.check_ranks()
             is_keeping = not messages and engine.has_unkept
             if is_keeping:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qlocal.engine.model_runner import ModelRunner
+from qlocal.engine.model_runner import Between, ModelRunner
 from qlocal.engine.team import LOST_CONTACT, Team, is_lost_contact
 from qlocal.errors import EngineError
 from qlocal.layers.paged_attention import TokenRun
@@ -23,7 +23,8 @@ class LeadingRunner:
         self._collectives = collectives
         self._team = team
 
-    def forward(self, input_ids: Sequence[int], runs: Sequence[TokenRun]) -> Tensor:
+    def forward(self, input_ids: Sequence[int], runs: Sequence[TokenRun], between: Between | None = None) -> Tensor:
+        """As ModelRunner's; a step that all ranks have begun is not ended half way."""
         with self._team.explaining():
             self._tell(Forward(list(input_ids), [[run.length, run.num_past, *run.blocks] for run in runs]))
             return self._runner.forward(input_ids, runs)

@@ -7,7 +7,7 @@ checks what the C side takes for granted.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -216,14 +216,23 @@ class NativeStep:
             lane_angles=None if angles is None else self._angles(angles.of_lanes, (geometry.head_dim, KEY_TILE)),
             rms_norm_eps=geometry.rms_norm_eps,
         )
+        self._one_by_one = [self._only(described, index) for index in range(len(layers))]
         self._step = library.functions.qlocal_step
         self._step.argtypes = [ctypes.c_int32, ctypes.POINTER(_Model), ctypes.POINTER(_Batch)]
         self._step.restype = None
 
-    def run(self, hidden_states: Tensor, cos: Tensor, sin: Tensor, runs: Sequence[Run]) -> None:
+    def run(
+        self,
+        hidden_states: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        runs: Sequence[Run],
+        between: Callable[[], None] | None = None,
+    ) -> None:
         """Replace embeddings by the residual stream after all layers, and store the tokens' keys and values.
 
-        hidden_states: (T, D) f32, T >= 1. cos, sin: (T, Dh / 2) f32. The runs stand one after another in T.
+        hidden_states: (T, D) f32, T >= 1. cos, sin: (T, Dh / 2) f32. The runs stand one after another in T. between: is
+        called before every layer, each a call of its own then, and may end the step by an exception.
         """
         tokens, block_size = hidden_states.shape[0], self._geometry.block_size
         assert tokens >= 1 and sum(run.length for run in runs) == tokens, "runs cover the tokens"
@@ -235,7 +244,19 @@ class NativeStep:
             assert run.length >= 1 and run.num_past + run.length <= len(run.table) * block_size, "the table reaches"
         described = (_Run * len(runs))(*(_Run(run.length, run.num_past, run.table.data_ptr()) for run in runs))
         batch = _Batch(hidden_states.data_ptr(), cos.data_ptr(), sin.data_ptr(), described, len(runs), tokens)
-        self._step(self._library.isa, self._model, batch)
+        if between is None:
+            self._step(self._library.isa, self._model, batch)
+            return
+        for model in self._one_by_one:
+            between()
+            self._step(self._library.isa, model, batch)
+
+    def _only(self, described: ctypes.Array[_Layer], index: int) -> _Model:
+        """Return the model as if it had one layer."""
+        model = _Model.from_buffer_copy(self._model)
+        model.layers = ctypes.pointer(described[index])
+        model.num_layers = 1
+        return model
 
     def _check(self, tensor: Tensor, shape: tuple[int, ...]) -> None:
         plain = tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.device.type == "cpu"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,25 +41,38 @@ class NativeDecoder:
         """Say whether this is the way for a step of so many tokens: with many, torch reads exact weights quicker."""
         return self._takes_prompts or num_tokens <= FEW_TOKENS
 
-    def forward(self, input_ids: Tensor, positions: Tensor, runs: Sequence[TokenRun]) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        runs: Sequence[TokenRun],
+        between: Callable[[], None] | None = None,
+    ) -> Tensor:
         """Do what `Decoder.forward` does over a block cache. input_ids and positions: (T,) int64.
 
-        runs: stand one after another in T. Returns the residual stream (T, D) f32, unnormalized.
+        runs: stand one after another in T. between: is called before layers of the native step. Returns the residual
+        stream (T, D) f32, unnormalized.
         """
         rotation = self._decoder.rotary.at(positions)
-        hidden_states = self.run_first(self._decoder.embedding(input_ids).contiguous(), rotation, runs)
+        hidden_states = self.run_first(self._decoder.embedding(input_ids).contiguous(), rotation, runs, between)
         if self.num_layers == len(self._decoder.layers):
             return hidden_states
         attention = PagedAttention(runs, self._storage, self._block_size)
         return self._decoder.run_layers(self.num_layers, hidden_states, rotation, attention.of_layer)
 
-    def run_first(self, hidden_states: Tensor, rotation: Rotation, runs: Sequence[TokenRun]) -> Tensor:
+    def run_first(
+        self,
+        hidden_states: Tensor,
+        rotation: Rotation,
+        runs: Sequence[TokenRun],
+        between: Callable[[], None] | None = None,
+    ) -> Tensor:
         """Run the first `num_layers` layers alone. hidden_states: (T, D) f32, contiguous; changed, and returned."""
         described = [
             native_step.Run(run.length, run.num_past, torch.tensor(run.blocks, dtype=torch.int64)) for run in runs
         ]
         cos, sin = (angles.squeeze(1).contiguous() for angles in (rotation.cos, rotation.sin))
-        self._step.run(hidden_states, cos, sin, described)
+        self._step.run(hidden_states, cos, sin, described, between)
         return hidden_states
 
 

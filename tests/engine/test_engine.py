@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from qlocal.protocol import Sampling
+from qlocal.protocol import Finished, Sampling, Started
 from qlocal.weights import DenseWeight
 from tests.engine.running import VOCAB, Answer, collect, engine_of, request, run
 from tests.memory_checkpoint import MemoryCheckpoint, random_ids
@@ -88,6 +88,41 @@ def test_sixty_four_requests_pass_through_a_few_blocks(qwen: MemoryCheckpoint) -
     assert Counter(answer.reason for answer in answers.values()) == {"length": 64}
     assert all(len(answers[r.request_id].token_ids) == r.max_tokens for r in requests)
     assert engine.usage().free_blocks == 6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_that_reads_for_nobody_ends_half_way(
+    qwen: MemoryCheckpoint, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the readable layers and by the native step. What it had begun is read anew when somebody asks again."""
+    monkeypatch.setattr("qlocal.engine.engine.LOOK_S", 0.0)
+    long, short = request("long", random_ids(VOCAB, 30), 3), request("short", [1, 2, 3], 3)
+    expected = run(engine_of(qwen, dtype=dtype), long, short)
+    engine = engine_of(qwen, dtype=dtype)
+    free = engine.usage().free_blocks
+    engine.submit(long)
+    asked = 0
+
+    def given_up() -> set[str]:
+        nonlocal asked
+        asked += 1
+        return {"long"} if asked > 1 else set()
+
+    assert engine.step(given_up) == [] and asked == 2
+    engine.cancel("long")
+    (finished,) = engine.step()
+    assert isinstance(finished, Finished) and finished.reason == "cancelled"
+    assert engine.usage().free_blocks == free
+    again = run(engine, long, short)
+    assert {name: answer.token_ids for name, answer in again.items()} == {n: a.token_ids for n, a in expected.items()}
+
+
+def test_a_step_goes_on_for_who_still_waits(qwen: MemoryCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlocal.engine.engine.LOOK_S", 0.0)
+    engine = engine_of(qwen)
+    engine.submit(request("gone", random_ids(VOCAB, 12), 3))
+    engine.submit(request("waits", random_ids(VOCAB, 12, seed=1), 3))
+    assert any(isinstance(message, Started) for message in engine.step(lambda: {"gone"}))
 
 
 def test_a_cancelled_request_frees_its_slot_and_blocks(qwen: MemoryCheckpoint) -> None:
