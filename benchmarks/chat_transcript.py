@@ -16,7 +16,7 @@ from collections.abc import Callable
 import psutil
 from textual.app import App, ComposeResult
 
-from qlocal.chat.entry_view import Entry
+from qlocal.chat.entry import Entry
 from qlocal.chat.widgets.transcript import Transcript
 
 NUM_MESSAGES = 10_000

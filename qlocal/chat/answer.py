@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, ThinkingDelta, Usage
+from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, Usage
 from qlocal.chat.logprobs import TokenLogprobs, pack
 from qlocal.chat.store.records import MessageState
 from qlocal.chat.store.threaded import Store
@@ -77,8 +77,6 @@ class Answer:
                 self._count()
                 self._parts.append(text)
                 self._save_soon()
-            case ThinkingDelta():
-                self._count()
             case Logprobs(tokens):
                 self._tokens += tokens
             case Usage():

@@ -40,6 +40,11 @@ class LineIndex:
         """Add an entry at the end."""
         self._heights.append(height)
 
+    def cut(self, count: int) -> None:
+        """Keep the first `count` entries alone."""
+        del self._heights[count:]
+        del self._ends[count:]
+
     def set_height(self, idx: int, height: int) -> None:
         """Correct the height of an entry."""
         if self._heights[idx] != height:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qlocal.chat.store.records import Message, Role
 from qlocal.chat.store.threaded import Store
+from qlocal.chat.thinking import answer_of
 
 if TYPE_CHECKING:
     from qlocal.chat.client import ChatMessage
@@ -84,7 +85,7 @@ class Session:
 
     def request(self, prompt_id: int | None = None) -> list[ChatMessage]:
         """Return the conversation up to a prompt, the last one if none is named, as it is sent. Nothing is left out but
-        empty answers.
+        empty answers and thoughts: models that get those back mix them into what they say.
 
         Two prompts in a row (the first one's answer failed) become one: many templates refuse them otherwise.
         """
@@ -92,8 +93,9 @@ class Session:
         if prompt_id is None and (prompt := self.last_prompt()) is not None:
             prompt_id = prompt.message_id
         for message in self.branch:
-            if message.content:
-                _join(messages, message.role.value, message.content)
+            content = answer_of(message.content) if message.role is Role.ASSISTANT else message.content
+            if content:
+                _join(messages, message.role.value, content)
             if message.message_id == prompt_id:
                 break
         return messages

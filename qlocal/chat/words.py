@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qlocal.chat.entry_view import Entry
+from qlocal.chat.entry import Entry
 from qlocal.chat.events import TokenCount, Usage
 from qlocal.chat.link_state import LinkState, Phase, Variant
 from qlocal.chat.logprobs import TokenLogprobs
@@ -22,8 +22,9 @@ KEYS = "^R again · ^N new · ^O open · F2 model · ^Y copy · ^Q quit"
 STILL_BUSY = "An answer is being written: Esc stops it. Your text stays here."
 NOTHING_TO_REPEAT = "There is no message to answer again."
 NOTHING_TO_COPY = "There is no answer to copy."
+NO_BLOCK_TO_COPY = "There is no code to copy; Alt+Up puts a cursor on a block."
 NO_LINK_YET = "The server is being looked for."
-THINKING = "The model is thinking …"
+NOTHING_TO_UNFOLD = "No answer here was thought about."
 
 NO_ANSWER_YET = "There is no answer yet."
 NO_PROBABILITIES = "Nothing is known of this answer's tokens: our own server with a model that is ready can tell."
@@ -65,6 +66,12 @@ def cut_at_limit(usage: Usage | None) -> str:
 def lines_below(count: int) -> str:
     """Say how much has come in below the reader."""
     return f"↓ {count:,} new line{'s' if count != 1 else ''} · Ctrl+End follows"
+
+
+def thought_head(num_chars: int, *, is_open: bool, is_unfolded: bool) -> str:
+    """Return the line that stands for what a model thought, or over it."""
+    doing = "Thinking …" if is_open else "Thought"
+    return f"{'▾' if is_unfolded else '▸'} {doing} {num_chars:,} characters"
 
 
 def known_context(branch: Sequence[Message]) -> int | None:

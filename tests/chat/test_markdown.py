@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from qlocal.chat.markdown.palette import PLAIN
 from qlocal.chat.markdown.stream import MarkdownStream, render_markdown
-from qlocal.chat.markdown.wrap import Line, line_width, wrap
+from qlocal.chat.markdown.wrap import Line, graphemes, line_width, wrap
 
 NESTING = ["- ", "* ", "+ ", "1. ", "3) ", "2. ", "    ", "> ", "- - -"]
 PLAIN_FRAGMENTS = [
@@ -25,6 +26,14 @@ PLAIN_FRAGMENTS = [
         "\\",
         "日本語テキスト",
         "عربي",
+        "$x^2$",
+        "$$\n",
+        "$$",
+        "\\[",
+        "\\]\n",
+        "\\(a\\)",
+        "\\begin{align}",
+        "\\end{align}\n",
     ),
     *("🎉👩\u200d👩\u200d👧", "| a | b |\n", "|--|--|\n", "|"),
 ]
@@ -37,7 +46,7 @@ def texts(lines: list[Line]) -> list[str]:
 
 
 def rendered(source: str, width: int = 40) -> list[str]:
-    return texts(render_markdown(source, width, PLAIN))
+    return texts(render_markdown(source, width, PLAIN)[0])
 
 
 @settings(max_examples=400, deadline=None)
@@ -54,20 +63,20 @@ def test_text_in_pieces_gives_the_same_lines_as_at_once(source: str, sizes: list
     fresh.append(source)
     assert before_end == fresh.lines, "an open text depends on how it was cut"
     stream.finish()
-    assert stream.lines == render_markdown(source, 30, PLAIN)
+    assert (stream.lines, stream.blocks) == render_markdown(source, 30, PLAIN)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(PLAIN_FRAGMENTS), max_size=25).map("".join), st.integers(8, 60))
 def test_no_line_is_wider_than_the_screen(source: str, width: int) -> None:
-    assert all(line_width(line) <= width for line in render_markdown(source, width, PLAIN))
+    assert all(line_width(line) <= width for line in render_markdown(source, width, PLAIN)[0])
 
 
 @settings(max_examples=100, deadline=None)
 @given(SOURCES)
 def test_nested_blocks_stay_inside_the_screen(source: str) -> None:
     # The parser nests at most twenty deep, which takes less than this width; narrower, eight cells of text remain.
-    assert all(line_width(line) <= 120 for line in render_markdown(source, 120, PLAIN))
+    assert all(line_width(line) <= 120 for line in render_markdown(source, 120, PLAIN)[0])
 
 
 def test_frozen_lines_do_not_change_any_more() -> None:
@@ -139,6 +148,16 @@ def test_chinese_breaks_between_characters_but_not_before_punctuation() -> None:
 def test_wide_graphemes_are_never_cut() -> None:
     family = "👩‍👩‍👧‍👦"
     assert "".join(plain(family * 6, 5)) == family * 6
+
+
+@pytest.mark.parametrize("text", ["🇩🇪🇫🇷🇯🇵", "👩‍🚀👩🏽‍🚀", "❤️⚠️1️⃣", "مَرْحَبًا", "한국어", "e\u0301e\u0301"])
+def test_what_is_seen_as_one_character_is_never_cut(text: str) -> None:
+    wide = text * 4
+    lines = plain(wide, 3)
+    assert "".join(lines) == wide
+    ends = {sum(map(len, lines[:i])) for i in range(1, len(lines))}
+    assert ends <= {end for _, end, _ in graphemes(wide)}
+    assert all(cell_len(line) <= 3 for line in lines)
 
 
 @given(st.text(max_size=80), st.integers(2, 30))

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from textual.worker import Worker
 
-from qlocal.chat import words
+from qlocal.chat import thinking, words
 from qlocal.chat.actions import Action
 from qlocal.chat.answer import Answer, Begun
 from qlocal.chat.desk import Desk
-from qlocal.chat.events import AnswerEvent, TextDelta, ThinkingDelta
+from qlocal.chat.events import AnswerEvent, TextDelta
 from qlocal.chat.features.base import Feature
 from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.logprobs import token_ids
@@ -66,6 +66,8 @@ class Turns(Feature):
     def stop(self) -> None:
         if self._turn is not None and self.is_busy:
             self._turn.cancel()
+        else:
+            self.desk.transcript.release()
 
     def regenerate(self) -> None:
         if self.is_busy:
@@ -124,7 +126,7 @@ class Turns(Feature):
         self.desk.update_status(tokens_per_s=None, acceptance=None)
         ticker = self.desk.screen.set_interval(SPEED_S, lambda: self._show_speed(answer))
         try:
-            await answer.receive(self.desk.link.answer(request, options), self._show_event)
+            await answer.receive(thinking.as_text(self.desk.link.answer(request, options)), self._show_event)
         finally:
             ticker.stop()
             self.desk.transcript.flush()
@@ -140,8 +142,6 @@ class Turns(Feature):
             case PromptProgress():
                 self._is_reading = True
                 self.desk.say(event.sentence)
-            case ThinkingDelta():
-                self.desk.say(words.THINKING)
 
     def _show_speed(self, answer: Answer) -> None:
         self.desk.update_status(tokens_per_s=answer.tokens_per_s)

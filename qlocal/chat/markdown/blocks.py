@@ -14,7 +14,11 @@ from dataclasses import dataclass, field, replace
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-_PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable(["reference"])
+from qlocal.chat.markdown.math_rules import enable_math
+
+_PARSER = enable_math(
+    MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable(["reference"])
+)
 
 
 @dataclass(frozen=True)

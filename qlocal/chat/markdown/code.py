@@ -9,10 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from rich.segment import Segment
-
 from qlocal.chat.markdown.palette import Palette
-from qlocal.chat.markdown.wrap import Line, Span, pad, wrap
+from qlocal.chat.markdown.wrap import Line, Ornament, Span, line_width, wrap
 
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
@@ -26,30 +24,36 @@ _TAB = 4
 def code_lines(source: str, language: str, width: int, palette: Palette, *, is_open: bool) -> list[Line]:
     """Return the lines of a code block, each filled to `width`; long ones go on below, nothing is cut."""
     texts = source.expandtabs(_TAB).removesuffix("\n").split("\n")
-    spans = _by_line(texts, language, palette) if is_open else _as_a_whole(texts, language, palette)
     lines: list[Line] = []
     if language:
-        lines += _panel([(language, palette.code + palette.muted)], width, palette)
-    for line_spans in spans:
-        lines += _panel(line_spans, width, palette)
+        label = _panel([(language, palette.code + palette.muted)], width, palette)
+        lines += [[Ornament(*segment) for segment in line] for line in label]
+    if is_open:
+        for text in texts:
+            lines += _open_line(text, language, width, palette)
+    else:
+        for spans in _as_a_whole(texts, language, palette):
+            lines += _panel(spans, width, palette)
     return lines
 
 
 def _panel(spans: list[Span], width: int, palette: Palette) -> list[Line]:
-    edge = Segment(" ", palette.code)
-    return [pad([edge, *line], width, palette.code) for line in wrap(spans, width - 2)]
+    edge = Ornament(" ", palette.code)
+    return [_filled([edge, *line], width, palette) for line in wrap(spans, width - 2)]
 
 
-def _by_line(texts: list[str], language: str, palette: Palette) -> list[list[Span]]:
-    return [list(_lexed_line(text, language, palette)) for text in texts]
+def _filled(line: Line, width: int, palette: Palette) -> Line:
+    missing = width - line_width(line)
+    return [*line, Ornament(" " * missing, palette.code)] if missing > 0 else line
 
 
 @lru_cache(maxsize=4096)
-def _lexed_line(text: str, language: str, palette: Palette) -> tuple[Span, ...]:
+def _open_line(text: str, language: str, width: int, palette: Palette) -> list[Line]:
+    """Return a line of an open block as drawn: with every piece that comes, all those before it are asked for again."""
     lexer = _lexer(language)
     if lexer is None or len(text) > MAX_LEXED_LINE_CHARS:
-        return ((text, palette.code),)
-    return tuple(_spans(lexer, text, palette))
+        return _panel([(text, palette.code)], width, palette)
+    return _panel(_spans(lexer, text, palette), width, palette)
 
 
 def _as_a_whole(texts: list[str], language: str, palette: Palette) -> list[list[Span]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from markdown_it.token import Token
 from rich.style import Style
 
+from qlocal.chat.markdown.latex import to_unicode
 from qlocal.chat.markdown.palette import Palette
 from qlocal.chat.markdown.wrap import Span
 
@@ -46,6 +47,8 @@ def _leaf(token: Token, palette: Palette, style: Style) -> Span:
             return token.content, style + palette.inline_code
         case "softbreak" | "hardbreak":
             return "\n", style
+        case "math_inline":
+            return to_unicode(token.content).replace("\n", "; "), style + palette.math
         case "image":
             address = token.attrs.get("src", "")
             return f"[image: {token.content or 'without a title'}] ({address})", style + palette.link

@@ -21,6 +21,7 @@ class Palette:
     link: Style
     marker: Style
     """Bullets, numbers, quote bars and table rules."""
+    math: Style
     code: Style
     """Background and text of a code block."""
     code_keyword: Style

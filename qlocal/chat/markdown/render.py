@@ -11,9 +11,10 @@ from qlocal.chat.markdown import blocks
 from qlocal.chat.markdown.blocks import Node, Unit
 from qlocal.chat.markdown.code import code_lines
 from qlocal.chat.markdown.inline import inline_spans
+from qlocal.chat.markdown.latex import to_unicode
 from qlocal.chat.markdown.palette import Palette
 from qlocal.chat.markdown.table import Cell, table_lines
-from qlocal.chat.markdown.wrap import Line, line_width, wrap
+from qlocal.chat.markdown.wrap import Line, Ornament, line_width, wrap
 
 # However deep things are nested, this much room stays for the text.
 MIN_CELLS = 8
@@ -35,14 +36,10 @@ class Frame:
         return replace(self, width=max(MIN_CELLS, self.width - cells))
 
 
-def render_units(units: list[Unit], width: int, palette: Palette, *, is_open: bool) -> list[Line]:
-    """Return the lines of units; `is_open` if the last of them may still grow."""
-    lines: list[Line] = []
-    for i, unit in enumerate(units):
-        frame = Frame(unit.source_lines, width, palette, palette.text, is_open and i == len(units) - 1)
-        lines += [[]] if unit.blank_before else []
-        lines += _block(unit.node, frame) if unit.marker is None else _item(unit.node, unit.marker, frame)
-    return lines
+def render_unit(unit: Unit, width: int, palette: Palette, *, is_open: bool) -> list[Line]:
+    """Return the lines of a unit, without the blank one before it; `is_open` if it may still grow."""
+    frame = Frame(unit.source_lines, width, palette, palette.text, is_open)
+    return _block(unit.node, frame) if unit.marker is None else _item(unit.node, unit.marker, frame)
 
 
 def _blocks(nodes: list[Node], frame: Frame, *, is_spaced: bool) -> list[Line]:
@@ -67,6 +64,8 @@ def _block(node: Node, frame: Frame) -> list[Line]:
             return _code(node, frame)
         case "table":
             return _table(node, frame)
+        case "math_block":
+            return _formula(node, frame)
         case "hr":
             return [[Segment("─" * frame.width, frame.palette.marker)]]
         case _:
@@ -77,7 +76,7 @@ def _heading(node: Node, frame: Frame) -> list[Line]:
     style = frame.style + frame.palette.heading
     lines = wrap(inline_spans(blocks.inline_tokens(node), frame.palette, style), frame.width)
     if node.token.tag == "h1":
-        lines.append([Segment("━" * max(line_width(line) for line in lines), style)])
+        lines.append([Ornament("━" * max(line_width(line) for line in lines), style)])
     return lines
 
 
@@ -98,13 +97,13 @@ def _item(node: Node, marker: str, frame: Frame) -> list[Line]:
     inner = replace(frame.narrower(indent), depth=frame.depth + 1)
     lines = _blocks(node.children, inner, is_spaced=False) or [[]]
     first = Segment(marker + " ", frame.palette.marker)
-    other = Segment(" " * indent, frame.palette.text)
+    other = Ornament(" " * indent, frame.palette.text)
     return [[first if i == 0 else other, *line] if i == 0 or line else [] for i, line in enumerate(lines)]
 
 
 def _quote(node: Node, frame: Frame) -> list[Line]:
     inner = replace(frame.narrower(2), style=frame.style + frame.palette.muted)
-    bar = Segment("▎ ", frame.palette.marker)
+    bar = Ornament("▎ ", frame.palette.marker)
     return [[bar, *line] for line in _blocks(node.children, inner, is_spaced=True) or [[]]]
 
 
@@ -119,6 +118,12 @@ def _is_closed_fence(node: Node) -> bool:
     """A closed fence has two lines more than its content, an open one only one."""
     first, end = node.lines
     return node.kind == "fence" and end - first == node.token.content.count("\n") + 2
+
+
+def _formula(node: Node, frame: Frame) -> list[Line]:
+    indent = Ornament("  ", frame.palette.text)
+    lines = wrap([(to_unicode(node.token.content), frame.style + frame.palette.math)], frame.width - 2)
+    return [[indent, *line] for line in lines]
 
 
 def _table(node: Node, frame: Frame) -> list[Line]:

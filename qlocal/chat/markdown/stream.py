@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from qlocal.chat.markdown.blocks import Position, split
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qlocal.chat.markdown.blocks import Position, Unit, split
 from qlocal.chat.markdown.palette import Palette
-from qlocal.chat.markdown.render import render_units
+from qlocal.chat.markdown.render import render_unit
 from qlocal.chat.markdown.wrap import Line
 
 
-def render_markdown(source: str, width: int, palette: Palette) -> list[Line]:
-    """Return the lines of a whole text."""
-    return render_units(split(source, Position()), width, palette, is_open=False)
+@dataclass(frozen=True)
+class Block:
+    """A top-level block of a text: the lines it is drawn on, and what one gets by copying it."""
+
+    first_line: int
+    num_lines: int
+    source: str
+    """As it was written; of code what stands between the fences."""
+    is_code: bool = False
+
+    @property
+    def end_line(self) -> int:
+        """The line after its last."""
+        return self.first_line + self.num_lines
+
+
+def render_markdown(source: str, width: int, palette: Palette) -> tuple[list[Line], list[Block]]:
+    """Return the lines of a whole text, and its blocks."""
+    return _render(source, split(source, Position()), width, palette, is_open=False)
 
 
 class MarkdownStream:
@@ -22,6 +41,8 @@ class MarkdownStream:
         self.frozen: list[Line] = []
         """Lines that no further text can change."""
         self.open: list[Line] = []
+        self._frozen_blocks: list[Block] = []
+        self._open_blocks: list[Block] = []
         self._tail = ""
         self._position = Position()
         self._checked_chars = 0
@@ -31,18 +52,22 @@ class MarkdownStream:
         """All lines, the frozen ones first."""
         return self.frozen + self.open
 
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks; the last one may still grow."""
+        return _joined(self._frozen_blocks, self._open_blocks, len(self.frozen), self._position.is_inside)
+
     def append(self, text: str) -> None:
         """Add a piece of the text and draw again what it can change."""
         self._tail += text
         self._freeze()
         units = split(self._tail, self._position)
-        self.open = render_units(units, self.width, self.palette, is_open=True)
+        self.open, self._open_blocks = _render(self._tail, units, self.width, self.palette, is_open=True)
 
     def finish(self) -> None:
         """Say that nothing follows: the last block is drawn as complete."""
-        units = split(self._tail, self._position)
-        self.frozen += render_units(units, self.width, self.palette, is_open=False)
-        self.open, self._tail = [], ""
+        self._keep(self._tail, split(self._tail, self._position))
+        self.open, self._open_blocks, self._tail = [], [], ""
 
     def _freeze(self) -> None:
         """Draw all units but the last for good. Only complete lines count: half a line may still join the one above.
@@ -58,9 +83,48 @@ class MarkdownStream:
         if len(units) < 2:
             return
         last = units[-1]
-        # `is_open` is False: a block that has another one behind it is complete.
-        self.frozen += render_units(units[:-1], self.width, self.palette, is_open=False)
         start = sum(len(line) + 1 for line in complete.split("\n")[: last.first_line])
+        # A block that has another one behind it is complete.
+        self._keep(complete[:start], units[:-1])
         self._tail = self._tail[start:]
         self._position = last.position
         self._checked_chars = end - start
+
+    def _keep(self, source: str, units: list[Unit]) -> None:
+        lines, blocks = _render(source, units, self.width, self.palette, is_open=False)
+        self._frozen_blocks = _joined(self._frozen_blocks, blocks, len(self.frozen), self._position.is_inside)
+        self.frozen += lines
+
+
+def _render(
+    source: str, units: Sequence[Unit], width: int, palette: Palette, *, is_open: bool
+) -> tuple[list[Line], list[Block]]:
+    """Draw units below each other; `is_open` if the last of them may still grow. The items of a list are one block."""
+    lines: list[Line] = []
+    blocks: list[Block] = []
+    source_lines = source.split("\n")
+    for i, unit in enumerate(units):
+        is_last = i == len(units) - 1
+        lines += [[]] if unit.blank_before else []
+        drawn = render_unit(unit, width, palette, is_open=is_open and is_last)
+        end = len(source_lines) if is_last else units[i + 1].first_line
+        block = _block(unit, len(lines), len(drawn), source_lines[unit.first_line : end])
+        lines += drawn
+        blocks = _joined(blocks, [block], 0, bool(blocks) and unit.position.is_inside)
+    return lines, blocks
+
+
+def _block(unit: Unit, first_line: int, num_lines: int, source_lines: Sequence[str]) -> Block:
+    if unit.marker is None and unit.node.kind == "fence":
+        return Block(first_line, num_lines, unit.node.token.content, is_code=True)
+    return Block(first_line, num_lines, "\n".join(source_lines).rstrip("\n"))
+
+
+def _joined(before: list[Block], after: list[Block], shift: int, goes_on: bool) -> list[Block]:
+    """Put the blocks of a later part behind those before it; the first goes on with the last if it is its list."""
+    moved = [replace(block, first_line=block.first_line + shift) for block in after]
+    if not goes_on or not before or not moved:
+        return before + moved
+    last, first = before[-1], moved[0]
+    whole = Block(last.first_line, first.end_line - last.first_line, f"{last.source}\n{first.source}")
+    return [*before[:-1], whole, *moved[1:]]

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from rich.segment import Segment
 
 from qlocal.chat.markdown.palette import Palette
-from qlocal.chat.markdown.wrap import Line, Span, line_width, pad, wrap
+from qlocal.chat.markdown.wrap import Line, Span, line_width, pad, without_joints, wrap
 
 MIN_COLUMN_CELLS = 4
 _RULE_CELLS = 3
@@ -57,7 +57,7 @@ def _fit(natural: list[int], room: int) -> list[int]:
 
 def _row_lines(row: list[Cell], widths: list[int], palette: Palette) -> list[Line]:
     columns = [
-        [_aligned(line, cells, cell.align, palette) for line in wrap(cell.spans, cells)]
+        [_aligned(without_joints(line), cells, cell.align, palette) for line in wrap(cell.spans, cells)]
         for cell, cells in zip(row, widths, strict=True)
     ]
     lines: list[Line] = []

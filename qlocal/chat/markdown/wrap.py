@@ -16,6 +16,40 @@ from rich.style import Style
 Span = tuple[str, Style]
 Line = list[Segment]
 
+
+class Ornament(Segment):
+    """A bar, an edge, a label: drawn, but no part of the text. What is copied leaves it out."""
+
+    __slots__ = ()
+
+
+class Joint(Segment):
+    """The empty end of a line that goes on below, where the text itself has no line end."""
+
+    __slots__ = ()
+
+
+AT_BLANK = Joint("", Style(meta={"joint": " "}))
+INSIDE = Joint("", Style(meta={"joint": ""}))
+"""A break inside a word, or between two characters of a script without blanks."""
+
+
+def joint_of(line: Line) -> str | None:
+    """Return what stood where a line was broken; None where the text itself ends its line."""
+    joint = next((segment for segment in reversed(line) if isinstance(segment, Joint)), None)
+    return None if joint is None else " " if joint is AT_BLANK else ""
+
+
+def without_joints(line: Line) -> Line:
+    """Return the parts of a line that are drawn beside others: where it goes on is not known any more."""
+    return [segment for segment in line if not isinstance(segment, Joint)]
+
+
+def text_of(line: Line) -> str:
+    """Return the text of a line without what is only drawn."""
+    return "".join(segment.text for segment in line if not isinstance(segment, Ornament))
+
+
 _OPENING = "（〔［｛〈《「『【“‘"
 _CLOSING = "、。，．！？；：）〕］｝〉》」』】”’…ー々"
 # Ideographs, kana and full-width forms. Hangul is left out: Korean has spaces and breaks there.
@@ -25,6 +59,22 @@ _WIDE = (
 )
 _ATOM = re.compile(rf"\n|[ \t]+|[{_OPENING}]*[{_WIDE}][{_CLOSING}]*|[^\s{_WIDE}{_OPENING}]+|\S|\s")
 _IS_WIDE = re.compile(rf"[{_OPENING}{_WIDE}]")
+
+
+def graphemes(text: str) -> list[tuple[int, int, int]]:
+    """Return start, end and cells of every character as it is seen. Rich takes a flag for two."""
+    found: list[tuple[int, int, int]] = []
+    for start, end, cells in split_graphemes(text)[0]:
+        if found and found[-1][1] - found[-1][0] == 1 and _is_flag_half(text[start]) and _is_flag_half(text[start - 1]):
+            first, _, first_cells = found.pop()
+            found.append((first, end, first_cells + cells))
+        else:
+            found.append((start, end, cells))
+    return found
+
+
+def _is_flag_half(character: str) -> bool:
+    return "\U0001f1e6" <= character <= "\U0001f1ff"
 
 
 def wrap(spans: Iterable[Span], width: int) -> list[Line]:
@@ -89,8 +139,9 @@ class _Wrapper:
         if not self._word:
             return
         if self._line_cells + self._space_cells + self._word_cells > self._width and self._line_cells:
+            joint = INSIDE if self._space is None else AT_BLANK
             self._space, self._space_cells = None, 0
-            self._end_line()
+            self._end_line(joint)
         if self._space is not None:
             self._line.append(self._space)
             self._line_cells += self._space_cells
@@ -104,19 +155,19 @@ class _Wrapper:
 
     def _cut_word(self) -> None:
         for segment in self._word:
-            graphemes, _ = split_graphemes(segment.text)
             begin = 0
-            for start, _end, cells in graphemes:
+            for start, _end, cells in graphemes(segment.text):
                 if self._line_cells + cells > self._width and self._line_cells:
                     self._line.append(Segment(segment.text[begin:start], segment.style))
-                    self._end_line()
+                    self._end_line(INSIDE)
                     begin = start
                 self._line_cells += cells
             self._line.append(Segment(segment.text[begin:], segment.style))
 
-    def _end_line(self) -> None:
+    def _end_line(self, joint: Joint | None = None) -> None:
         # Words of one style become one segment: that is what the terminal is sent.
-        self._lines.append(list(Segment.simplify(segment for segment in self._line if segment.text)))
+        line = list(Segment.simplify(segment for segment in self._line if segment.text))
+        self._lines.append(line if joint is None else [*line, joint])
         self._line, self._line_cells = [], 0
         self._space, self._space_cells = None, 0
 

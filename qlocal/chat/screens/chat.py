@@ -8,7 +8,10 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
+from textual.errors import NoWidget
+from textual.geometry import Offset
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Static
 
 from qlocal.chat import words
@@ -89,6 +92,22 @@ class ChatScreen(Screen[None]):
         self.desk.prompt.set_history(await self.desk.store.run(lambda history: history.recent_prompts()))
 
     # What the user does.
+
+    def get_widget_and_offset_at(self, x: int, y: int) -> tuple[Widget | None, Offset | None]:
+        """Return what the mouse is over, for selecting text; a selection that began in the transcript stays there."""
+        transcript = self.desk.transcript
+        state = self._select_state
+        is_dragged = self._selecting and state is not None and state.start.content_widget is transcript
+        corner = transcript.content_region.offset
+        if transcript.is_attached and (is_dragged or self._is_over(transcript, x, y)):
+            return transcript, transcript.place_at(x - corner.x, y - corner.y)
+        return super().get_widget_and_offset_at(x, y)
+
+    def _is_over(self, widget: Widget, x: int, y: int) -> bool:
+        try:
+            return self.get_widget_at(x, y)[0] is widget
+        except NoWidget:
+            return False
 
     def action_do(self, name: str) -> None:
         """Do an action of the registry."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from rich.style import Style
 from textual.color import Color, ColorParseError
 
-from qlocal.chat.entry_view import Look
+from qlocal.chat.entry import Look
 from qlocal.chat.markdown.palette import Palette
 
 MUTED = 0.62
@@ -28,6 +29,7 @@ def look_of(theme: Mapping[str, str]) -> Look:
         inline_code=Style(color=colors["warning"], bgcolor=colors["surface"]),
         link=Style(color=colors["primary"], underline=True),
         marker=Style(color=colors["primary"]),
+        math=Style(color=colors["secondary"]),
         code=Style(color=colors["foreground"], bgcolor=colors["panel"]),
         code_keyword=Style(color=colors["secondary"], bold=True),
         code_string=Style(color=colors["success"]),
@@ -37,10 +39,13 @@ def look_of(theme: Mapping[str, str]) -> Look:
     )
     return Look(
         palette=palette,
+        thought=replace(palette, text=muted, heading=muted + Style(bold=True), math=muted),
+        base=Style(color=colors["foreground"], bgcolor=_hex(theme.get("background", ""))),
         user=Style(color=colors["foreground"], bgcolor=colors["surface"]),
         user_bar=Style(color=colors["accent"], bgcolor=colors["surface"]),
         head=Style(color=colors["secondary"], bold=True),
         note=Style(color=colors["error"]),
+        cursor=Style(color=colors["accent"], bold=True),
     )
 
 
