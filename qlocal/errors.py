@@ -9,6 +9,7 @@
     ├── TokenizerError           vocabulary or text cannot be encoded
     │   └── TemplateError        a chat template failed or refused the conversation
     │       └── TemplateLimitError  it used more time or memory than it may
+    ├── GrammarError             the format that a request wants its answer in cannot be followed
     ├── PlanError                it does not fit: memory, disk, context
     ├── SessionError             a stored block of a conversation is another model's, or damaged
     ├── ResumeError              a work folder belongs to other arguments or another source
@@ -74,6 +75,10 @@ class TemplateError(TokenizerError):
 
 class TemplateLimitError(TemplateError):
     """A chat template used more time or memory than it may, or made the process fail that it runs in."""
+
+
+class GrammarError(QLocalError):
+    """A JSON schema or grammar that an answer shall follow cannot be compiled, or took more work than it may."""
 
 
 class PlanError(QLocalError):

@@ -20,6 +20,14 @@ MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct("<I")
 
 
+MAX_GRAMMAR_CHARS = 1 << 20
+GRAMMAR_LIMITS: dict[str, Any] = {"max_items_in_row": 20_000, "verbose_errors": False}
+"""For llguidance, beside its own limits: rows as wide as an object of 5,000 optional properties makes them, and
+messages that do not hold the whole schema. The guard and the engine compile alike."""
+GRAMMAR_HEAD = '%llguidance {"no_forcing": true}\n'
+"""Put before every grammar: where only one text can follow, the model still chooses the tokens that it is made of."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen. `temperature` 0 is greedy. Absent limits are None."""
@@ -91,6 +99,8 @@ class Submit(Message):
     first prompt token whose log probability is wanted, 1 for all that have one; None for no prompt token's.
     keep_rows: a file that is made of the distributions of all scored tokens; against_rows: such a file, of another
     model, which they are held against.
+    grammar: what the answer follows, in llguidance's Lark without its head; the vocabulary has been sent before.
+    num_begun: so many tokens at the end of the prompt are the answer's beginning.
     """
 
     request_id: str
@@ -102,6 +112,19 @@ class Submit(Message):
     scored_from: int | None = None
     keep_rows: str | None = None
     against_rows: str | None = None
+    grammar: str | None = None
+    num_begun: int = 0
+
+
+@dataclass(frozen=True)
+class Vocabulary(Message):
+    """The bytes of all tokens, one after another, and their lengths (u32 each), for requests with a grammar.
+    special_ids: control tokens, which no text is made of. stop_ids: those of them that end an answer."""
+
+    token_bytes: bytes
+    token_lengths: bytes
+    special_ids: list[int]
+    stop_ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -252,7 +275,8 @@ class Tokens(Message):
 
 @dataclass(frozen=True)
 class Finished(Message):
-    """The end of a sequence. `reason`: stop (a stop id), length, cancelled or error (then `message`). drafted_tokens:
+    """The end of a sequence. `reason`: stop (a stop id, or the grammar allows no more), length, cancelled, error or
+    refused (the request's fault; both with `message`). drafted_tokens:
     how many were guessed and checked, accepted_tokens: how many of these were right."""
 
     request_id: str

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qlocal.cache.block_manager import BlockManager
 from qlocal.engine.assembly import lead
+from qlocal.engine.constraint import Constraint, Grammars
 from qlocal.engine.keeping import Keeper, made_by
 from qlocal.engine.memory import out_of_memory_in_words
 from qlocal.engine.model_runner import Between, ModelRunner
@@ -28,6 +29,7 @@ from qlocal.engine.speculation.loading import open_speculator
 from qlocal.engine.speculation.speculator import Speculator
 from qlocal.engine.team import Team
 from qlocal.engine.used import used_bytes
+from qlocal.errors import GrammarError
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
@@ -39,7 +41,7 @@ from qlocal.parallel.collectives import Collectives
 from qlocal.parallel.rendezvous import leave
 from qlocal.plan import Plan
 from qlocal.plan.words import brief
-from qlocal.protocol import Finished, Load, Message, Progress, Reading, Ready, Started, Submit, Tokens
+from qlocal.protocol import Finished, Load, Message, Progress, Reading, Ready, Started, Submit, Tokens, Vocabulary
 from qlocal.schema import HeldHead
 
 LOOK_S = 0.1
@@ -87,6 +89,7 @@ class Engine:
         self.vocab_size = config.vocab_size
         self._max_context = plan.max_context
         self._outbox: list[Message] = []
+        self._grammars: Grammars | None = None
         self.ready = ready
 
     @classmethod
@@ -166,7 +169,24 @@ class Engine:
         if message is not None:
             self._outbox.append(Finished(request.request_id, "error", 0, 0.0, message))
             return
-        self._scheduler.waiting.append(Sequence.of(request))
+        try:
+            constraint = self._constraint(request)
+        except GrammarError as error:
+            self._outbox.append(Finished(request.request_id, "refused", 0, 0.0, str(error)))
+            return
+        self._scheduler.waiting.append(Sequence.of(request, constraint))
+
+    def take_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Learn what the tokens say; requests with a grammar need it."""
+        self._grammars = Grammars(vocabulary)
+
+    def _constraint(self, request: Submit) -> Constraint | None:
+        if request.grammar is None:
+            return None
+        if self._grammars is None:
+            raise GrammarError("the vocabulary is not known, so no grammar can be followed")
+        begun = request.input_ids[len(request.input_ids) - request.num_begun :]
+        return self._grammars.constraint(request.grammar, request.stop_ids, request.num_tokens, begun)
 
     def cancel(self, request_id: str) -> None:
         """Stop a request and free its slot and blocks. One that has finished already is left alone."""
@@ -320,6 +340,8 @@ class Engine:
         if told:
             logprobs = [choice.logprobs for choice in told if choice.logprobs is not None]
             self._outbox.append(Tokens(request.request_id, [choice.token_id for choice in told], logprobs))
+        if reason is None and sequence.sampling.is_complete:
+            reason = "stop"
         if reason == "error":
             self._fail(sequence)
         elif reason is not None or sequence.num_remaining == 0:
@@ -357,6 +379,9 @@ class Engine:
                 self._finish(run.sequence, "length")
 
     def _fail(self, sequence: Sequence) -> None:
+        if sequence.sampling.is_stuck:
+            self._finish(sequence, "refused", "following the format of the answer took more work than it may")
+            return
         message = f"the model's output is not a finite number after {len(sequence.token_ids)} tokens"
         self._finish(sequence, "error", message)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from qlocal.devices import keep_threads_calm
 from qlocal.engine.connection import Closed, Connection
 from qlocal.errors import QLocalError
-from qlocal.protocol import Cancel, Failed, Join, Load, Message, Ping, Pong, Shutdown, Submit
+from qlocal.protocol import Cancel, Failed, Join, Load, Message, Ping, Pong, Shutdown, Submit, Vocabulary
 
 if TYPE_CHECKING:
     from qlocal.engine.engine import Engine
@@ -108,6 +108,8 @@ def _handle(message: Message, engine: Engine, connection: Connection) -> None:
         raise Closed
     if isinstance(message, Submit):
         engine.submit(message)
+    elif isinstance(message, Vocabulary):
+        engine.take_vocabulary(message)
     elif isinstance(message, Cancel):
         engine.cancel(message.request_id)
     elif isinstance(message, Ping):

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from qlocal.engine import reference_rows
-from qlocal.protocol import Sampling, Submit
+from qlocal.protocol import MAX_GRAMMAR_CHARS, Sampling, Submit
 
 
 def refusal(request: Submit, max_context: int, vocab_size: int) -> str | None:
@@ -27,6 +27,10 @@ def refusal(request: Submit, max_context: int, vocab_size: int) -> str | None:
         return f"scored_from is {request.scored_from}, expected 1 to {length}"
     if (message := _rows_refusal(request)) is not None:
         return message
+    if request.grammar is not None and len(request.grammar) > MAX_GRAMMAR_CHARS:
+        return f"the grammar has {len(request.grammar)} characters, the limit is {MAX_GRAMMAR_CHARS}"
+    if not 0 <= request.num_begun < length:
+        return f"num_begun is {request.num_begun}, expected 0 to {length - 1}"
     outside = next((i for i in request.input_ids if not 0 <= i < vocab_size), None)
     if outside is not None:
         return f"token id {outside} is outside the vocabulary of {vocab_size}"

@@ -1,6 +1,6 @@
 """Choosing the next token. Each request has its own random numbers, so company in the batch changes nothing.
 
-Order: ids without a token, penalties, bias, temperature, top-k, top-p, min-p. Log probabilities that are
+Order: ids without a token, penalties, bias, grammar, temperature, top-k, top-p, min-p. Log probabilities that are
 reported are those of the model, before any of it.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qlocal.engine.constraint import Constraint
 from qlocal.protocol import Sampling, TokenLogprobs
 
 NUM_LIKELY = 1024
@@ -34,9 +35,15 @@ class Choice:
 class SamplingState:
     """The settings of one request, its random numbers, and which tokens it has seen."""
 
-    def __init__(self, sampling: Sampling, num_tokens: int, prompt_ids: Sequence[int]) -> None:
-        """num_tokens: ids that stand for a token; the model may have more rows, which are never chosen."""
+    def __init__(
+        self, sampling: Sampling, num_tokens: int, prompt_ids: Sequence[int], constraint: Constraint | None = None
+    ) -> None:
+        """num_tokens: ids that stand for a token; the model may have more rows, which are never chosen.
+        constraint: what the answer may say, None for anything."""
         self.sampling = sampling
+        self._constraint = constraint
+        self.is_stuck = False
+        """Whether the constraint allows nothing: matching took more work than it may."""
         self.num_tokens = num_tokens
         self._random = random.Random(sampling.seed)
         self._seen: Tensor | None = None
@@ -53,8 +60,13 @@ class SamplingState:
     @property
     def takes_likeliest(self) -> bool:
         """Whether the token with the largest logit is taken as it is, and nothing else is asked of the logits."""
-        is_plain = self._seen is None and self._counts is None and not len(self._bias_ids)
+        is_plain = self._constraint is None and self._seen is None and self._counts is None and not len(self._bias_ids)
         return is_plain and self.sampling.temperature < MIN_TEMPERATURE and self.sampling.top_logprobs is None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing can follow what has been generated."""
+        return self._constraint is not None and self._constraint.is_complete
 
     def uniform(self) -> float:
         """Return the request's next random number in [0, 1)."""
@@ -66,6 +78,16 @@ class SamplingState:
             self._seen[token_id] = True
         if self._counts is not None:
             self._counts[token_id] += 1
+        if self._constraint is not None:
+            self.is_stuck = not self._constraint.take(token_id)
+
+    def masked(self, logits: Tensor) -> Tensor | None:
+        """Take what the constraint forbids out of (num_tokens,) f32, without writing to it; None if nothing is left."""
+        if self._constraint is None:
+            return logits
+        allowed = self._constraint.allowed()
+        self.is_stuck = allowed is None
+        return None if allowed is None else logits.masked_fill(torch.from_numpy(~allowed), float("-inf"))
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """Apply penalties and bias to (num_tokens,) f32, without writing to it.
@@ -89,9 +111,17 @@ def sample_run(logits: Tensor, state: SamplingState, guess: Sequence[int]) -> li
     """Choose the next tokens of one sequence: one, and another for as long as what is chosen was guessed.
 
     logits: (1 + len(guess), V) f32, after the last known token and after every guessed one. Nothing is drawn from rows
-    behind a wrong guess. None, at the end, stands for a row that is not finite.
+    behind a wrong guess, nor behind the end of what a grammar allows. None, at the end, stands for a row that is not
+    finite, or of which the grammar leaves nothing.
     """
-    return _until_wrong((_choose(row[: state.num_tokens], state) for row in logits.cpu()), guess)
+    return _until_wrong(_choices(logits.cpu(), state), guess)
+
+
+def _choices(logits: Tensor, state: SamplingState) -> Iterator[Choice | None]:
+    for row in logits:
+        if state.is_complete:
+            return
+        yield _choose(row[: state.num_tokens], state)
 
 
 def likeliest_run(token_ids: Sequence[int | None], guess: Sequence[int]) -> list[Choice | None]:
@@ -114,10 +144,14 @@ def _choose(logits: Tensor, state: SamplingState) -> Choice | None:
     values = logits.numpy()
     if not (math.isfinite(values.min()) and math.isfinite(values.max())):
         return None
-    adjusted = state.adjusted(logits)
+    adjusted = state.masked(state.adjusted(logits))
+    if adjusted is None:
+        return None
     is_greedy = state.sampling.temperature < MIN_TEMPERATURE
     token_id = int(adjusted.numpy().argmax()) if is_greedy else _draw(adjusted, state)
     state.note(token_id)
+    if state.is_stuck:
+        return None
     wanted = state.sampling.top_logprobs
     return Choice(token_id, None if wanted is None else token_logprobs(logits, token_id, wanted))
 

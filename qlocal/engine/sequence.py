@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from qlocal.cache.block_manager import BlockTable
+from qlocal.engine.constraint import Constraint
 from qlocal.engine.sampler import SamplingState
 from qlocal.engine.speculation.guesser import Guesser
 from qlocal.protocol import Submit, TokenLogprobs
@@ -34,9 +35,9 @@ class Sequence:
     started_at: float | None = None
 
     @classmethod
-    def of(cls, request: Submit) -> Sequence:
+    def of(cls, request: Submit, constraint: Constraint | None = None) -> Sequence:
         """Return a new waiting sequence."""
-        sampling = SamplingState(request.sampling, request.num_tokens, request.input_ids)
+        sampling = SamplingState(request.sampling, request.num_tokens, request.input_ids, constraint)
         return cls(request, sampling, list(request.input_ids))
 
     @property

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from qlocal.errors import EngineError, QLocalError, TemplateError, TemplateLimitError, TokenizerError
+from qlocal.errors import EngineError, GrammarError, QLocalError, TemplateError, TemplateLimitError, TokenizerError
 from qlocal.guard import frames
 from qlocal.guard.process import Gone, GuardProcess
 
@@ -127,6 +127,10 @@ class Guard:
         token_id: int | None = self._run(job, "the chat template", TemplateError)
         return token_id
 
+    def check_grammar(self, grammar: str) -> None:
+        """Raise GrammarError for a grammar that cannot be compiled, or not within the limits."""
+        self._run({"job": "check_grammar", "grammar": grammar}, "the format of the answer", GrammarError)
+
     def _run(self, job: dict[str, Any], what: str, error_class: type[QLocalError]) -> Any:
         try:
             frame = frames.pack(job)
@@ -169,7 +173,11 @@ class Guard:
             self.close()  # it ends by itself as well: its state is in doubt
             log.debug("the guard ended a job: %s", message)
             return _breach(what, kind, error_class)
-        classes: dict[str, type[QLocalError]] = {"template": TemplateError, "vocabulary": TokenizerError}
+        classes: dict[str, type[QLocalError]] = {
+            "template": TemplateError,
+            "vocabulary": TokenizerError,
+            "grammar": GrammarError,
+        }
         return classes.get(kind, error_class)(message)
 
     def _ensure_process(self) -> GuardProcess:

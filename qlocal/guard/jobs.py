@@ -1,4 +1,4 @@
-"""The jobs of the guard: load a vocabulary, encode text, render a template, encode a conversation."""
+"""The jobs of the guard: load a vocabulary, encode text, render a template, encode a conversation, check a grammar."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ _loaded: OrderedDict[str, ChatEncoder] = OrderedDict()
 def import_for(job: Job) -> None:
     """Import what the job needs, while files may still be opened."""
     if job["job"] == "ready":
+        return
+    if job["job"] == "check_grammar":
+        from qlocal.guard import grammars
+
+        del grammars
         return
     if job["job"] != "load":
         from qlocal.guard import templates
@@ -83,6 +88,13 @@ def end_of_turn(job: Job) -> int | None:
     return _encoder(job["key"]).end_of_turn(job["template"], job["constants"])
 
 
+def check_grammar(job: Job) -> bool:
+    from qlocal.guard import grammars
+
+    grammars.check(job["grammar"])
+    return True
+
+
 def _encoder(key: str) -> ChatEncoder:
     if key not in _loaded:
         raise JobError("unknown_key", "the vocabulary has to be loaded again")
@@ -102,4 +114,5 @@ JOBS: dict[str, Callable[[Job], Any]] = {
     "encode_answer": encode_answer,
     "render": render,
     "end_of_turn": end_of_turn,
+    "check_grammar": check_grammar,
 }

@@ -28,6 +28,7 @@ from qlocal.protocol import (
     Started,
     Submit,
     Tokens,
+    Vocabulary,
 )
 from qlocal.schema import EngineState, LoadProgress
 from qlocal.server.rank_process import RANK_COMMAND, RankProcess
@@ -73,6 +74,7 @@ class EngineClient:
         self._supervisor: asyncio.Task[None] | None = None
         self._rank: RankProcess | None = None
         self._ready = False
+        self._knows_vocabulary = False
         self._cause: EngineError | None = None
         self._queues: dict[str, asyncio.Queue[Message | EngineError]] = {}
         self._last_sign = time.monotonic()
@@ -102,9 +104,12 @@ class EngineClient:
             self._supervisor = None
         self._fail_sequences(EngineError("the engine was stopped"))
 
-    async def generate(self, submits: Sequence[Submit]) -> AsyncGenerator[Message, None]:
+    async def generate(
+        self, submits: Sequence[Submit], vocabulary: Vocabulary | None = None
+    ) -> AsyncGenerator[Message, None]:
         """Run sequences and yield Reading, Started, Tokens and Finished of all of them until each has finished.
 
+        vocabulary: needed by those with a grammar; a rank is told it once.
         Close the iterator (`contextlib.aclosing`) to cancel what still runs. EngineError when the engine is lost.
         """
         rank = self._ready_rank()
@@ -112,6 +117,9 @@ class EngineClient:
         open_ids = {submit.request_id for submit in submits}
         self._queues.update(dict.fromkeys(open_ids, queue))
         try:
+            if vocabulary is not None and not self._knows_vocabulary:
+                rank.send(vocabulary)
+                self._knows_vocabulary = True
             for submit in submits:
                 rank.send(submit)
             while open_ids:
@@ -152,7 +160,7 @@ class EngineClient:
 
     async def _live(self, load: Load) -> tuple[bool, EngineError]:
         """Run one rank to its end. Return whether it had been ready, and why it ended."""
-        self._cause, self._ready, ending = None, False, ""
+        self._cause, self._ready, self._knows_vocabulary, ending = None, False, False, ""
         try:
             rank = await RankProcess.start(self._command)
         except EngineError as error:

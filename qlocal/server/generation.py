@@ -6,15 +6,26 @@ Streams and whole answers are made of the same deltas, so they cannot differ.
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
-from qlocal.errors import EngineError
+from qlocal.errors import EngineError, RequestError
 from qlocal.protocol import Finished, Reading, Sampling, Started, Submit, TokenLogprobs, Tokens
 from qlocal.schema import PromptProgress, SpeedReport
 from qlocal.server.engine_client import EngineClient
 from qlocal.server.stop_strings import StopFilter
 from qlocal.server.text import ModelText
+from qlocal.tokenizer.tool_calls import CallBegun, Content, ToolFormat, ToolParser
+
+
+@dataclass(frozen=True)
+class OfferedTools:
+    """The functions that an answer may call. many: more than one of them."""
+
+    tool_format: ToolFormat
+    names: Sequence[str]
+    many: bool = True
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Job:
 
     max_tokens: one limit a prompt, already within the context; 0 asks for the prompt's log probabilities alone.
     left_out: tokens that were taken out of a prompt that was too long. num_begun: tokens at the end of each prompt that
-    are the beginning of the answer, whose text the client has.
+    are the beginning of the answer, whose text the client has. grammar: what answers follow. tools: what they may call.
     """
 
     request_id: str
@@ -35,10 +46,22 @@ class Job:
     echo: bool = False
     left_out: int = 0
     num_begun: int = 0
+    grammar: str | None = None
+    tools: OfferedTools | None = None
 
     @property
     def num_choices(self) -> int:
         return len(self.prompts) * self.n
+
+
+@dataclass(frozen=True)
+class CallDelta:
+    """More of one tool call: its first has id and name, the later ones have text of its arguments."""
+
+    index: int
+    arguments: str = ""
+    call_id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +71,13 @@ class Delta:
     index: int
     text: str
     token_ids: list[int] = field(default_factory=list)
+    calls: list[CallDelta] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """One choice is complete. finish_reason: stop or length."""
+    """One choice is complete. finish_reason: stop, length or tool_calls."""
 
     index: int
     finish_reason: str
@@ -79,7 +103,8 @@ async def run(job: Job, engine: EngineClient, model: ModelText, max_context: int
     """
     choices = {f"{job.request_id}-{index}": _Choice(index, job, model) for index in range(job.num_choices)}
     submits = [choice.submit(request_id, model) for request_id, choice in choices.items()]
-    async with contextlib.aclosing(engine.generate(submits)) as messages:
+    vocabulary = model.vocabulary if job.grammar is not None else None
+    async with contextlib.aclosing(engine.generate(submits, vocabulary)) as messages:
         async for message in messages:
             if isinstance(message, Reading):
                 yield _progress(message)
@@ -116,6 +141,8 @@ class _Choice:
         self._filter = StopFilter(job.stops)
         for token_id in self._prompt_ids[len(self._prompt_ids) - job.num_begun :]:
             self._decoder.push(token_id)
+        self._tools = None if job.tools is None else ToolParser(job.tools.tool_format, job.tools.names)
+        self._has_calls = False
         self._waiting: list[_Waiting] = []
         self._decoded_chars = 0
         self._shown_chars = 0
@@ -133,6 +160,8 @@ class _Choice:
             # The same seed for every choice would give the same answer n times.
             sampling = replace(sampling, seed=(sampling.seed + self.index % self._job.n) % (1 << 63))
         return Submit(
+            grammar=self._job.grammar,
+            num_begun=self._job.num_begun if self._job.grammar is not None else 0,
             request_id=request_id,
             input_ids=self._prompt_ids,
             max_tokens=max(self._max_tokens, 1),
@@ -151,7 +180,7 @@ class _Choice:
         logprobs = started.prompt_logprobs
         if logprobs and len(logprobs) == len(self._prompt_ids) - 1:  # nothing stands before the first token
             logprobs = [TokenLogprobs(self._prompt_ids[0], float("nan")), *logprobs]
-        return [Delta(self.index, text, self._prompt_ids, logprobs)]
+        return [Delta(self.index, text, self._prompt_ids, logprobs=logprobs)]
 
     def tokens(self, message: Tokens) -> list[Delta]:
         """Take new tokens; return what they allow to show."""
@@ -174,25 +203,52 @@ class _Choice:
         """Take the sequence's end; return the text that was held back."""
         self.decode_s = message.decode_s
         self.drafted_tokens, self.accepted_tokens = message.drafted_tokens, message.accepted_tokens
+        if message.reason == "refused":
+            raise RequestError(message.message or "the engine refused the request", param="response_format")
         if message.reason == "error" or (message.reason == "cancelled" and not self.is_stopped):
             raise EngineError(message.message or "the engine cancelled the answer")
-        if self.is_stopped:
-            self.finish_reason = "stop"
-            return []
         self.finish_reason = "length" if self._max_tokens == 0 else message.reason
-        shown = self._filter.feed(self._decoder.finish()) + self._filter.finish()
-        if self._filter.stopped:
+        shown = ""
+        if not self.is_stopped:
+            shown = self._filter.feed(self._decoder.finish()) + self._filter.finish()
+        if self.is_stopped or self._filter.stopped:
             self.finish_reason = "stop"
-        return self._delta(shown, is_last=True)
+        deltas = self._delta(shown, is_last=True)
+        if self._has_calls and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return deltas
 
     def _delta(self, shown: str, *, is_last: bool = False) -> list[Delta]:
         self._shown_chars += len(shown)
-        ready = [token for token in self._waiting if token.start < self._shown_chars or is_last]
-        if not shown and not ready:
-            return []
+        # What follows a stop string belongs to nobody.
+        is_all = is_last and not self.is_stopped
+        ready = [token for token in self._waiting if token.start < self._shown_chars or is_all]
         self._waiting = self._waiting[len(ready) :]
+        text, calls = self._sorted(shown, is_last)
+        if not text and not calls and not ready:
+            return []
         logprobs = [token.logprobs for token in ready if token.logprobs is not None]
-        return [Delta(self.index, shown, [token.token_id for token in ready], logprobs)]
+        return [Delta(self.index, text, [token.token_id for token in ready], calls, logprobs)]
+
+    def _sorted(self, shown: str, is_last: bool) -> tuple[str, list[CallDelta]]:
+        """Part the text of an answer into content and tool calls."""
+        if self._tools is None or self._job.tools is None:
+            return shown, []
+        if not self._job.tools.many and self._tools.num_complete:
+            return "", []
+        text, calls = "", list[CallDelta]()
+        for part in self._tools.feed(shown) + (self._tools.finish() if is_last else []):
+            if isinstance(part, Content):
+                text += part.text
+            elif isinstance(part, CallBegun):
+                self._has_calls = True
+                calls.append(CallDelta(part.index, call_id=f"call_{uuid.uuid4().hex[:24]}", name=part.name))
+            else:
+                calls.append(CallDelta(part.index, part.text))
+        if not self._job.tools.many and self._tools.num_complete:
+            self.is_stopped = True
+            calls = [call for call in calls if call.index == 0]
+        return text, calls
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from typing import Any
 
 from qlocal.errors import RequestError, TokenizerError
 from qlocal.protocol import Sampling
+from qlocal.server.answer_format import grammar_of
 from qlocal.server.chat_messages import ChatMessage
-from qlocal.server.generation import Job
+from qlocal.server.generation import Job, OfferedTools
 from qlocal.server.requests import ChatRequest, CompletionRequest, Options
 from qlocal.server.text import ModelText
+from qlocal.server.tools import Tool
 from qlocal.server.truncate import Cut, Encode, cut_middle
 
 ANSWER_TOKENS = 1024
@@ -31,11 +33,13 @@ class Prompts:
     async def chat_job(self, request: ChatRequest) -> Job:
         """Render and encode a conversation. RequestError with param `messages` for what its template refuses."""
         messages, begun = request.messages, await self._begun_answer(request)
+        tools = self._tools(request)
+        grammar = await grammar_of(request, tools, self.model)
         if request.continue_final_message:
             messages = messages[:-1]
 
         async def encode(messages: Sequence[ChatMessage]) -> list[int]:
-            return await self.encode_chat(messages) + begun
+            return await self.encode_chat(messages, tools) + begun
 
         cut = Cut(await encode(messages))
         if request.truncate == "middle":
@@ -52,6 +56,8 @@ class Prompts:
             request.stops,
             left_out=cut.left_out,
             num_begun=len(begun),
+            grammar=grammar,
+            tools=self._offered(request, tools),
         )
 
     async def completion_job(self, request: CompletionRequest) -> Job:
@@ -64,9 +70,10 @@ class Prompts:
         job_id = f"cmpl-{uuid.uuid4().hex}"
         return Job(job_id, prompts, limits, sampling, request.n or 1, request.stops, echo=bool(request.echo))
 
-    async def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    async def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> list[int]:
         """Return the ids of a conversation, ready for its answer."""
-        ids = self.model.encode_chat([message.plain() for message in messages])
+        plain = [tool.plain() for tool in tools] or None
+        ids = self.model.encode_chat([message.plain() for message in messages], plain)
         return await _told(ids, "messages", "template_error")
 
     async def encode(self, text: str, param: str = "prompt") -> list[int]:
@@ -101,6 +108,24 @@ class Prompts:
                 hint="Shorten it, load the model with a larger context, or ask to truncate the middle.",
             )
         return room if wanted is None else min(wanted, room)
+
+    def _tools(self, request: ChatRequest) -> list[Tool]:
+        """Return the tools that the model is told of."""
+        tools = request.offered_tools
+        if tools and self.model.tool_format is None:
+            raise RequestError(
+                f"tools are not supported by '{self.model.name}': its chat template takes none, or writes calls "
+                "in a way that is not known here",
+                param="tools",
+                code="tools_unsupported",
+            )
+        return tools
+
+    def _offered(self, request: ChatRequest, tools: Sequence[Tool]) -> OfferedTools | None:
+        if not tools or self.model.tool_format is None:
+            return None
+        names = [tool.function.name for tool in tools]
+        return OfferedTools(self.model.tool_format, names, request.parallel_tool_calls is not False)
 
     async def _begun_answer(self, request: ChatRequest) -> list[int]:
         """Return the ids of the answer that is to be continued: they are what the model would have written itself,

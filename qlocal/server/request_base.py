@@ -18,7 +18,6 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 24)]
 
 
 UNSUPPORTED = {
-    "tools": "tool calls",
     "functions": "function calls",
     "function_call": "function calls",
     "audio": "audio output",
@@ -38,7 +37,6 @@ IGNORED = frozenset(
         "metadata",
         "store",
         "reasoning_effort",
-        "parallel_tool_calls",
         "service_tier",
         "verbosity",
         "safety_identifier",

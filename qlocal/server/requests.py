@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from qlocal.errors import RequestError
 from qlocal.server.chat_messages import ChatMessage
 from qlocal.server.request_base import Body, Text, TokenId, TokenIds
+from qlocal.server.tools import ChosenFunction, Tool, ToolChoice, Tools, offered
 
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 
@@ -17,8 +18,26 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class NamedSchema(Body):
+    """The object under `json_schema` of a response format; answers are held to it, strict or not."""
+
+    name: str | None = Field(None, max_length=128)
+    description: Text | None = None
+    json_schema: dict[str, Any] | bool = Field(alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(Body):
+    """What an answer must be."""
+
     type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to the type json_schema, and to no other")
+        return self
 
 
 class Options(Body):
@@ -75,21 +94,18 @@ class ChatRequest(Options):
     truncate: Literal["middle"] | None = None
     continue_final_message: bool | None = None
     answer_start_ids: TokenIds | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
 
     @model_validator(mode="after")
     def _built(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
-        if self.response_format is not None and self.response_format.type != "text":
-            raise RequestError(
-                f"response_format '{self.response_format.type}' is not supported, only text", param="response_format"
-            )
-        if self.tool_choice not in (None, "none", "auto"):
-            raise RequestError("tool_choice is not supported: there are no tool calls", param="tool_choice")
         if self.modalities not in (None, ["text"]):
             raise RequestError("modalities other than text are not supported", param="modalities")
+        _ = self.offered_tools
         if self.continue_final_message:
             self._check_continued()
         return self
@@ -105,6 +121,16 @@ class ChatRequest(Options):
                 "continue_final_message needs a last message of the assistant, without tool calls",
                 param="continue_final_message",
             )
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """The tools that the model is told of."""
+        return offered(self.tools or [], self.tool_choice)
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is a tool call, whatever the model would rather say."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, ChosenFunction)
 
     @property
     def limit(self) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import qlocal
 from qlocal.protocol import TokenLogprobs
-from qlocal.server.generation import Delta, Ended, Usage
+from qlocal.server.generation import CallDelta, Delta, Ended, Usage
 from qlocal.server.text import ModelText
 
 Json = dict[str, Any]
@@ -77,7 +77,10 @@ class ChatShape:
 
     def delta(self, delta: Delta) -> Json:
         logprobs = self._logprobs(delta.logprobs) if self.envelope.with_logprobs else None
-        return self._chunk(delta.index, {"content": delta.text}, logprobs, token_ids=delta.token_ids)
+        told: Json = {"content": delta.text} if delta.text or not delta.calls else {}
+        if delta.calls:
+            told["tool_calls"] = [_call_delta(call) for call in delta.calls]
+        return self._chunk(delta.index, told, logprobs, token_ids=delta.token_ids)
 
     def ended(self, ended: Ended) -> Json:
         return self._chunk(ended.index, {}, finish_reason=ended.finish_reason)
@@ -91,7 +94,11 @@ class ChatShape:
         return self.envelope.wrap("chat.completion", choices, usage=usage(report))
 
     def _choice(self, ended: Ended, deltas: list[Delta]) -> Json:
-        message = {"role": "assistant", "content": "".join(d.text for d in deltas), "refusal": None}
+        calls = _whole_calls([call for delta in deltas for call in delta.calls])
+        content = "".join(delta.text for delta in deltas)
+        message: Json = {"role": "assistant", "content": content if content or not calls else None, "refusal": None}
+        if calls:
+            message["tool_calls"] = calls
         logprobs = self._logprobs(_joined(deltas)) if self.envelope.with_logprobs else None
         choice = {"index": ended.index, "message": message, "logprobs": logprobs, "finish_reason": ended.finish_reason}
         return self.envelope.with_ids(choice, [i for d in deltas for i in d.token_ids])
@@ -110,6 +117,24 @@ class ChatShape:
 
     def _logprobs(self, tokens: Iterable[TokenLogprobs]) -> Json:
         return {"content": [self.envelope.scored(token) for token in tokens], "refusal": None}
+
+
+def _call_delta(call: CallDelta) -> Json:
+    """Return a piece of a tool call: id, type and name come once, with the first."""
+    if call.call_id is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.call_id, "type": "function", "function": function}
+
+
+def _whole_calls(pieces: Sequence[CallDelta]) -> list[Json]:
+    """Return tool calls whose arguments are the joined pieces."""
+    calls = []
+    for first in (piece for piece in pieces if piece.call_id is not None):
+        arguments = "".join(piece.arguments for piece in pieces if piece.index == first.index)
+        function = {"name": first.name, "arguments": arguments}
+        calls.append({"id": first.call_id, "type": "function", "function": function})
+    return calls
 
 
 class CompletionShape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from qlocal.errors import TemplateError, TokenizerError
 from qlocal.formats.base import GgufVocabulary, TokenizerData
 from qlocal.guard.client import Guard, LoadedVocabulary
+from qlocal.protocol import Vocabulary
 from qlocal.tokenizer.decoder import StreamDecoder
+from qlocal.tokenizer.tool_calls import OPEN, ToolFormat, format_of
 
 Message = Mapping[str, Any]
 END_OF_TURN_NAMES = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
@@ -50,6 +53,20 @@ class Tokenizer:
     def template_sha256(self) -> str | None:
         """The hash that tells templates apart; None where there is no template."""
         return hashlib.sha256(self._template.encode("utf-8", "replace")).hexdigest() if self._template else None
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes tool calls; None where its template takes no tools, or the way is not known."""
+        found = format_of(self._template or "")
+        # A tag that is a control token is not shown, so no call could be read.
+        hidden = found is ToolFormat.TAGGED and self._ids_by_text.get(OPEN) in self.special_ids
+        return None if hidden else found
+
+    def vocabulary(self, stop_ids: Sequence[int]) -> Vocabulary:
+        """Return the bytes of all tokens, as the engine needs them for grammars."""
+        tokens = self._vocabulary.token_bytes
+        lengths = array("I", map(len, tokens)).tobytes()
+        return Vocabulary(b"".join(tokens), lengths, sorted(self.special_ids), list(stop_ids))
 
     @cached_property
     def end_of_turn_ids(self) -> frozenset[int]:
@@ -113,6 +130,10 @@ class Tokenizer:
         values = {**variables, "messages": _plain(messages), "tools": _plain(tools)}
         constants = self._constants | {"add_generation_prompt": add_generation_prompt}
         return self._guard.render(self._require_template(), values | constants)
+
+    def check_grammar(self, grammar: str) -> None:
+        """Raise GrammarError for a grammar that no answer can be held to."""
+        self._guard.check_grammar(grammar)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of `ids`; incomplete characters become U+FFFD. Ids without a token give nothing."""

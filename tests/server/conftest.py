@@ -6,6 +6,7 @@ import codecs
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ import httpx
 import pytest
 
 from qlocal.config import ServeOptions
-from qlocal.errors import TemplateError, UsageError
+from qlocal.errors import GrammarError, TemplateError, UsageError
 from qlocal.formats.base import GenerationDefaults
+from qlocal.guard import grammars
+from qlocal.guard.errors import JobError
 from qlocal.launch import Address, connect, fetch_status, stop
+from qlocal.protocol import Vocabulary
 from qlocal.schema import EngineState
 from qlocal.server.access import AccessRules
 from qlocal.server.bind import bind_tcp, bind_unix
@@ -27,6 +31,7 @@ from qlocal.server.http_server import serve
 from qlocal.server.service import Service
 from qlocal.server.status import StatusBoard
 from qlocal.server.text import ModelText
+from qlocal.tokenizer.tool_calls import ToolFormat
 
 STOP_ID = 256
 TOKEN = "a-token-of-the-tests"
@@ -49,6 +54,17 @@ class ByteCodec:
 
     num_tokens = 257
     end_of_turn_ids = (STOP_ID,)
+    tool_format: ToolFormat | None = ToolFormat.TAGGED
+
+    def vocabulary(self, stop_ids: Sequence[int]) -> Vocabulary:
+        lengths = array("I", [1] * 257).tobytes()
+        return Vocabulary(bytes(range(256)) + b"e", lengths, [STOP_ID], list(stop_ids))
+
+    def check_grammar(self, grammar: str) -> None:
+        try:
+            grammars.check(grammar)
+        except JobError as error:
+            raise GrammarError(error.message) from error
 
     def encode_with_specials(self, text: str) -> list[int]:
         return list(text.encode())
@@ -58,7 +74,9 @@ class ByteCodec:
 
     encode_answer = encode
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
+    ) -> list[int]:
         text = "".join(m["content"] or "" for m in messages)
         if "REFUSE" in text:
             raise TemplateError("the template refuses this conversation")
@@ -76,7 +94,9 @@ def open_fake_text(name: str, path: Path) -> ModelText:
         raise UsageError(f"{name}: config.json is missing")
     if "buggy" in name:
         raise ZeroDivisionError("a mistake of ours")
-    return ModelText(name, path, ByteCodec(), (STOP_ID,), GenerationDefaults((STOP_ID,), temperature=0.7, top_k=20))
+    codec = ByteCodec()
+    codec.tool_format = {"roomy-llama": ToolFormat.BARE, "roomy-plain": None}.get(name, ToolFormat.TAGGED)
+    return ModelText(name, path, codec, (STOP_ID,), GenerationDefaults((STOP_ID,), temperature=0.7, top_k=20))
 
 
 def resolve_fake(name: str) -> Path:

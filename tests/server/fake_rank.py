@@ -32,6 +32,7 @@ from qlocal.protocol import (
 )
 
 MAX_CONTEXT = 200
+ROOMY_CONTEXT = 4000
 SLOW_S = 0.03
 
 
@@ -92,7 +93,8 @@ class FakeRank:
         if "broken" in load.path:
             self.send(Failed("model.safetensors: tensor 'x' has NaN", hint="Fetch it again."))
             raise SystemExit(1)
-        self.send(Ready(load.max_context or MAX_CONTEXT, load.slots, {"devices": []}, load.devices, 2, 0.1))
+        context = ROOMY_CONTEXT if "roomy" in load.path else MAX_CONTEXT
+        self.send(Ready(load.max_context or context, load.slots, {"devices": []}, load.devices, 2, 0.1))
 
     def submit(self, submit: Submit) -> None:
         if b"DIE" in bytes(i % 256 for i in submit.input_ids):
