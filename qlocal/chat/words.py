@@ -38,6 +38,15 @@ LOOKING_FOR_VARIANTS = "Looking for other variants of this model …"
 VARIANTS = "Read the answer with"
 NO_VARIANT = "There is no other variant of this model: neither in the model folder nor beside it."
 
+NOTHING_TO_COMPARE = "Write what the models shall answer, then compare; or compare after a first answer."
+COMPARE = "Which models answer"
+COMPARE_KEYS = "Space marks · Enter begins · Esc goes back"
+COMPARE_WAITS = " · waits"
+COMPARE_LOADS = " · is loaded in place of the one before …"
+COMPARE_RUNS = "One engine answers for all, one after the other · ←→ column · Esc stops"
+COMPARE_DONE = "←→ column · PgUp PgDn · Enter goes on with this answer · Esc back: all answers stay as branches"
+STOPPED = "■ stopped"
+
 
 def waiting_for(state: LinkState) -> str:
     """Say why a message has not been sent yet."""
@@ -109,7 +118,7 @@ def _detail(message: Message) -> str:
 def _note(message: Message) -> str | None:
     match message.state:
         case MessageState.STOPPED:
-            return "■ stopped"
+            return STOPPED
         case MessageState.FAILED:
             return f"■ {message.meta.get('error', 'failed')}"
         case _:
@@ -158,3 +167,8 @@ def replayed_token(idx: int, count: int, token: ReplayedToken, threshold: float,
     """Say how far two variants are at one token."""
     top = "the same token on top" if token.is_same_top else "another token on top"
     return f"Token {idx + 1:,} of {count:,} · KLD {token.kl:.4f} · {top} · {marked:,} marked from {threshold:g} on"
+
+
+def compare_count(most: int) -> str:
+    """Say how many models can be compared."""
+    return f"Mark two to {most} models with the space bar."
