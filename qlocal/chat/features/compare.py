@@ -9,7 +9,7 @@ from typing import ClassVar
 from qlocal.chat import words
 from qlocal.chat.actions import Action
 from qlocal.chat.answer import Answer
-from qlocal.chat.entry_view import Entry
+from qlocal.chat.entry import Entry
 from qlocal.chat.events import AnswerEvent, TextDelta
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.models import Models

@@ -14,7 +14,7 @@ from textual.widgets import SelectionList, Static
 from textual.widgets.selection_list import Selection
 
 from qlocal.chat import words
-from qlocal.chat.entry_view import Entry
+from qlocal.chat.entry import Entry
 from qlocal.chat.link_state import Choice
 from qlocal.chat.widgets.transcript import Transcript
 from qlocal.clean import clean, clean_line
