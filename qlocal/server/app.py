@@ -19,13 +19,13 @@ from starlette.types import ASGIApp
 from qlocal.config import EngineOptions
 from qlocal.errors import QLocalError, RequestError
 from qlocal.schema import PromptProgress, Status
-from qlocal.server import errors, generation, json_body, scoring, sessions
+from qlocal.server import errors, generation, json_body, openapi, scoring, sessions
 from qlocal.server.access import MAX_BODY_BYTES, Access, AccessRules
 from qlocal.server.generation import Delta, Ended, Job, Part
 from qlocal.server.jobs import Prompts
 from qlocal.server.own_requests import CountRequest, LoadRequest, ScoreRequest, TokenizeRequest
 from qlocal.server.request_base import validate
-from qlocal.server.requests import ChatRequest, CompletionRequest, Options
+from qlocal.server.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Options
 from qlocal.server.service import Service
 from qlocal.server.shapes import ChatShape, CompletionShape, Envelope, Shape, model_object
 from qlocal.server.streaming import DONE, ClientGone, EventStream, comment, event, unless_gone
@@ -44,6 +44,8 @@ def build_app(service: Service, rules: AccessRules, options: EngineOptions, on_s
             Route("/v1/models/{name:path}", routes.one_model),
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/completions", routes.complete, methods=["POST"]),
+            Route("/v1/embeddings", routes.embed, methods=["POST"]),
+            Route("/openapi.json", routes.openapi),
             Route("/qlocal/status", routes.status),
             Route("/qlocal/events", routes.events),
             Route("/qlocal/load", routes.load, methods=["POST"]),
@@ -99,6 +101,19 @@ class Routes:
         job = await unless_gone(self._prompts(model).completion_job(body), request)
         shape = CompletionShape(_envelope(job, model, body, body.logprobs is not None))
         return await self._answer(request, job, body, shape)
+
+    async def embed(self, request: Request) -> Response:
+        body = validate(EmbeddingRequest, await _json(request))
+        model = self._service.model(body.model)
+        raise RequestError(
+            f"'{model.name}' gives no embeddings: it was trained to go on with texts, not to compare them",
+            param="model",
+            code="embeddings_unsupported",
+            hint="Use a model that was trained for embeddings, with a server that runs those.",
+        )
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(openapi.document())
 
     async def status(self, request: Request) -> Response:
         return JSONResponse(self._service.board.status.to_json())

@@ -34,7 +34,8 @@ class Job:
 
     max_tokens: one limit a prompt, already within the context; 0 asks for the prompt's log probabilities alone.
     left_out: tokens that were taken out of a prompt that was too long. num_begun: tokens at the end of each prompt that
-    are the beginning of the answer, whose text the client has. grammar: what answers follow. tools: what they may call.
+    are the beginning of the answer, whose text the client has. stop_ids: what ends answers beside the model's own.
+    grammar: what answers follow. tools: what they may call.
     """
 
     request_id: str
@@ -46,6 +47,7 @@ class Job:
     echo: bool = False
     left_out: int = 0
     num_begun: int = 0
+    stop_ids: Sequence[int] = ()
     grammar: str | None = None
     tools: OfferedTools | None = None
 
@@ -136,7 +138,7 @@ class _Choice:
         self._prompt_ids = job.prompts[index // job.n]
         self._max_tokens = job.max_tokens[index // job.n]
         self._model = model
-        self._stop_ids = frozenset(model.stop_ids)
+        self._stop_ids = frozenset(model.stop_ids) | frozenset(job.stop_ids)
         self._decoder = model.tokenizer.stream_decoder()
         self._filter = StopFilter(job.stops)
         for token_id in self._prompt_ids[len(self._prompt_ids) - job.num_begun :]:
@@ -165,7 +167,7 @@ class _Choice:
             request_id=request_id,
             input_ids=self._prompt_ids,
             max_tokens=max(self._max_tokens, 1),
-            stop_ids=list(model.stop_ids),
+            stop_ids=sorted(self._stop_ids),
             sampling=sampling,
             num_tokens=model.tokenizer.num_tokens,
             scored_from=1 if self._job.echo and sampling.top_logprobs is not None else None,

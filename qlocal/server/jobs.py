@@ -62,13 +62,39 @@ class Prompts:
 
     async def completion_job(self, request: CompletionRequest) -> Job:
         """Encode raw prompts."""
-        prompts = [
-            await self.encode(p) if isinstance(p, str) else self.checked_ids(p, "prompt") for p in request.prompts
-        ]
+        if request.suffix:
+            prompts = [await self._around(str(prompt), request.suffix) for prompt in request.prompts]
+        else:
+            prompts = [
+                await self.encode(p) if isinstance(p, str) else self.checked_ids(p, "prompt") for p in request.prompts
+            ]
         limits = [self.limit(ids, request.max_tokens, "prompt") for ids in prompts]
         sampling = _sampling(request, self.model, request.logprobs)
         job_id = f"cmpl-{uuid.uuid4().hex}"
-        return Job(job_id, prompts, limits, sampling, request.n or 1, request.stops, echo=bool(request.echo))
+        fills = self.model.tokenizer.fill_in if request.suffix else None
+        return Job(
+            job_id,
+            prompts,
+            limits,
+            sampling,
+            request.n or 1,
+            request.stops,
+            echo=bool(request.echo),
+            stop_ids=() if fills is None else fills.stop_ids,
+        )
+
+    async def _around(self, prompt: str, suffix: str) -> list[int]:
+        """Return the ids that ask for what stands between two texts; control tokens in these stay text."""
+        fill_in = self.model.tokenizer.fill_in
+        if fill_in is None:
+            raise RequestError(
+                f"suffix is not supported by '{self.model.name}': its vocabulary has no tokens for filling in",
+                param="suffix",
+                code="suffix_unsupported",
+            )
+        before = await self.encode_plain(prompt, "prompt")
+        after = await self.encode_plain(suffix, "suffix")
+        return [*fill_in.begin_ids, fill_in.prefix_id, *before, fill_in.suffix_id, *after, fill_in.middle_id]
 
     async def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> list[int]:
         """Return the ids of a conversation, ready for its answer."""

@@ -25,7 +25,6 @@ UNSUPPORTED = {
     "web_search_options": "web search",
     "chat_template": "templates in a request",
     "chat_template_kwargs": "template arguments in a request",
-    "suffix": "text after the completion",
     "best_of": "choosing the best of several completions",
     "prompt_embeds": "prompts as embeddings",
 }

@@ -155,14 +155,23 @@ class CompletionRequest(Options):
     max_tokens: int | None = Field(None, ge=0, lt=1 << 31)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
+    suffix: Text | None = None
 
     @model_validator(mode="after")
     def _something_to_do(self) -> CompletionRequest:
         if self.max_tokens == 0 and not self.echo:
             raise RequestError("max_tokens is 0, expected at least 1 unless echo is true", param="max_tokens")
-        if not all(self.prompts):
+        if self.suffix:
+            self._check_suffix()
+        elif not all(self.prompts):
             raise RequestError("prompt is empty", param="prompt")
         return self
+
+    def _check_suffix(self) -> None:
+        if self.echo:
+            raise RequestError("suffix and echo exclude each other", param="suffix")
+        if not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise RequestError("suffix needs prompts that are texts", param="suffix")
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -173,3 +182,12 @@ class CompletionRequest(Options):
         if ids or not self.prompt:
             return [ids]
         return [part for part in self.prompt if not isinstance(part, int)]
+
+
+class EmbeddingRequest(Body):
+    """POST /v1/embeddings, which is refused for every model that can be loaded here."""
+
+    model: str | None = None
+    input: Text | TokenIds | Annotated[list[Text], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)

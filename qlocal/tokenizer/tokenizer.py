@@ -13,6 +13,7 @@ from qlocal.formats.base import GgufVocabulary, TokenizerData
 from qlocal.guard.client import Guard, LoadedVocabulary
 from qlocal.protocol import Vocabulary
 from qlocal.tokenizer.decoder import StreamDecoder
+from qlocal.tokenizer.fill_in import FillIn, find
 from qlocal.tokenizer.tool_calls import OPEN, ToolFormat, format_of
 
 Message = Mapping[str, Any]
@@ -61,6 +62,11 @@ class Tokenizer:
         # A tag that is a control token is not shown, so no call could be read.
         hidden = found is ToolFormat.TAGGED and self._ids_by_text.get(OPEN) in self.special_ids
         return None if hidden else found
+
+    @cached_property
+    def fill_in(self) -> FillIn | None:
+        """The tokens that ask for what stands between two texts; None where the vocabulary has none."""
+        return find(self._ids_by_text, self._prefix_ids)
 
     def vocabulary(self, stop_ids: Sequence[int]) -> Vocabulary:
         """Return the bytes of all tokens, as the engine needs them for grammars."""

@@ -31,7 +31,9 @@ from qlocal.server.http_server import serve
 from qlocal.server.service import Service
 from qlocal.server.status import StatusBoard
 from qlocal.server.text import ModelText
+from qlocal.tokenizer.fill_in import FillIn
 from qlocal.tokenizer.tool_calls import ToolFormat
+from tests.server.contract import check_response
 
 STOP_ID = 256
 TOKEN = "a-token-of-the-tests"
@@ -55,6 +57,7 @@ class ByteCodec:
     num_tokens = 257
     end_of_turn_ids = (STOP_ID,)
     tool_format: ToolFormat | None = ToolFormat.TAGGED
+    fill_in: FillIn | None = None
 
     def vocabulary(self, stop_ids: Sequence[int]) -> Vocabulary:
         lengths = array("I", [1] * 257).tobytes()
@@ -95,6 +98,8 @@ def open_fake_text(name: str, path: Path) -> ModelText:
     if "buggy" in name:
         raise ZeroDivisionError("a mistake of ours")
     codec = ByteCodec()
+    if "fills" in name:
+        codec.fill_in = FillIn(1, 2, 3, (4,))
     codec.tool_format = {"roomy-llama": ToolFormat.BARE, "roomy-plain": None}.get(name, ToolFormat.TAGGED)
     return ModelText(name, path, codec, (STOP_ID,), GenerationDefaults((STOP_ID,), temperature=0.7, top_k=20))
 
@@ -123,6 +128,7 @@ class Running:
     def client(self, **headers: str) -> httpx.Client:
         client = connect(self.address)
         client.headers.update(headers)
+        client.event_hooks["response"].append(check_response)
         return client
 
     def wait_for(self, state: EngineState) -> None:

@@ -10,6 +10,7 @@ import pytest
 from openai import APIError, BadRequestError, NotFoundError, OpenAI
 
 from tests.server.conftest import TOKEN, Running, Start, eventually
+from tests.server.contract import check_event
 
 URL = "/v1/chat/completions"
 
@@ -23,7 +24,11 @@ def events(client: httpx.Client, body: dict[str, Any], url: str = URL) -> list[A
     with client.stream("POST", url, json=body) as response:
         assert response.status_code == 200, response.read()
         lines = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
-    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+    found = [line if line == "[DONE]" else json.loads(line) for line in lines]
+    for event in found:
+        if event != "[DONE]":
+            check_event(url, event)
+    return found
 
 
 def text_of(chunks: list[Any], index: int = 0) -> str:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.conftest import Running
+from qlocal.schema import EngineState
+from tests.server.conftest import Running, Start
 from tests.server.test_chat import events
 
 URL = "/v1/completions"
@@ -53,6 +55,8 @@ def test_stream_is_the_same_text(server: Running) -> None:
     ("body", "param"),
     [
         ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "suffix": "b", "echo": True}, "suffix"),
+        ({"prompt": [1], "suffix": "b"}, "suffix"),
         ({"prompt": "a", "best_of": 3}, "best_of"),
         ({"prompt": [257]}, "prompt"),
         ({"prompt": "a", "logit_bias": {"257": 1}}, "logit_bias"),
@@ -65,3 +69,32 @@ def test_what_cannot_be_served_is_refused_by_name(server: Running, body: dict[st
     with server.client() as client:
         response = client.post(URL, json=body)
     assert response.status_code == 400 and response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(("prompt", "ids"), [("ab", [1, 97, 98, 2, 99, 3]), ("", [1, 2, 99, 3])])
+def test_a_suffix_is_put_behind_the_prompt_with_the_vocabulary_s_own_tokens(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str, ids: list[int]
+) -> None:
+    monkeypatch.setenv("FAKE_RANK_LOG", str(tmp_path / "log"))
+    server = start("fills")
+    server.wait_for(EngineState.READY)
+    answer = complete(server, prompt, suffix="c", max_tokens=4)
+    assert answer["usage"]["prompt_tokens"] == len(ids)
+    submit = next(line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("Submit"))
+    assert f"input_ids={ids}" in submit and "stop_ids=[4, 256]" in submit
+
+
+@pytest.mark.parametrize("value", ["text", ["a", "b"], [1, 2], [[1], [2]]])
+def test_embeddings_are_refused_with_the_reason(server: Running, value: Any) -> None:
+    with server.client() as client:
+        response = client.post("/v1/embeddings", json={"model": "echo", "input": value})
+        assert response.status_code == 400 and response.json()["error"]["code"] == "embeddings_unsupported"
+        assert client.post("/v1/embeddings", json={"model": "x", "input": value}).status_code == 404
+        assert client.post("/v1/embeddings", json={"input": {}}).status_code == 400
+
+
+def test_the_document_is_published(server: Running) -> None:
+    with server.client() as client:
+        document = client.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1") and "/v1/chat/completions" in document["paths"]
+    assert document["components"]["schemas"]["ChatRequest"]["properties"]["tools"]

@@ -23,7 +23,13 @@ def test_models_carry_the_context_under_both_names(server: Running) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/", 404), ("GET", "/v1/embeddings", 404), ("POST", "/v1/models", 405), ("GET", "/v1/completions", 405)],
+    [
+        ("GET", "/", 404),
+        ("GET", "/v1/audio", 404),
+        ("GET", "/v1/embeddings", 405),
+        ("POST", "/v1/models", 405),
+        ("GET", "/v1/completions", 405),
+    ],
 )
 def test_every_error_stands_under_error(server: Running, method: str, path: str, status: int) -> None:
     with server.client() as client:
