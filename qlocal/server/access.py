@@ -18,6 +18,7 @@ from qlocal.errors import RequestError
 from qlocal.server.errors import error_response
 
 MAX_BODY_BYTES = 32 << 20
+MAX_HEADER_BYTES = 16 << 10
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -43,6 +44,7 @@ class Access:
             return
         headers = Headers(scope=scope)
         try:
+            _check_size(scope)
             self._check_host(headers)
             self._check_origin(headers)
         except RequestError as error:
@@ -91,6 +93,13 @@ class Access:
                 code="invalid_api_key",
                 hint="`qlocal serve` prints where its token file is.",
             )
+
+
+def _check_size(scope: Scope) -> None:
+    """The HTTP library bounds headers that come in pieces; those that come at once are measured here."""
+    line = len(scope["raw_path"]) + len(scope["query_string"])
+    if line + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+        raise RequestError(f"the headers have more than {MAX_HEADER_BYTES} bytes, which is the limit", status=431)
 
 
 def _check_content(method: str, headers: Headers) -> None:

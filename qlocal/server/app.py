@@ -31,6 +31,7 @@ from qlocal.server.shapes import ChatShape, CompletionShape, Envelope, Shape, mo
 from qlocal.server.streaming import DONE, ClientGone, EventStream, comment, event, unless_gone
 from qlocal.server.text import ModelText
 
+BODY_TIMEOUT_S = 60.0
 log = logging.getLogger(__name__)
 
 
@@ -181,10 +182,14 @@ def _envelope(job: Job, model: ModelText, body: Options, with_logprobs: bool) ->
 async def _json(request: Request) -> dict[str, Any]:
     """Return the body as a JSON object, read up to the limit whatever its length was said to be."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestError(f"the body is larger than the limit of {MAX_BODY_BYTES} bytes", status=413)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise RequestError(f"the body is larger than the limit of {MAX_BODY_BYTES} bytes", status=413)
+    except TimeoutError as error:
+        raise RequestError(f"the body was not complete after {BODY_TIMEOUT_S:g} s", status=408) from error
     return await asyncio.to_thread(json_body.parse, bytes(body))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 import socket
@@ -20,12 +21,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from qlocal.config import ServeOptions
 from qlocal.errors import RequestError
 from qlocal.schema import EngineState
-from qlocal.server.access import AccessRules
+from qlocal.server.access import MAX_HEADER_BYTES, AccessRules
 from qlocal.server.app import build_app
 from qlocal.server.own_requests import LoadRequest
 from qlocal.server.service import Service
+from qlocal.server.shapes import error_body
 
-MAX_HEADER_BYTES = 16 << 10
 MAX_CONNECTIONS = 256
 HEADER_TIMEOUT_S = 10.0
 SHUTDOWN_S = 3
@@ -80,7 +81,6 @@ async def _serve(service: Service, rules: AccessRules, listener: socket.socket, 
             access_log=False,
             log_config=None,
             server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
@@ -99,11 +99,30 @@ async def _serve(service: Service, rules: AccessRules, listener: socket.socket, 
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it, with an end to the patience for a request's headers."""
+    """HTTP/1.1 as uvicorn speaks it, with an end to the patience for a request's headers, a limit on connections, and
+    errors of the protocol in the shape of all others."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
         super().connection_made(transport)
         self._waits_for_headers = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse("503 Service Unavailable", f"the server has {MAX_CONNECTIONS} connections, which is the limit")
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP."""
+        self._refuse("400 Bad Request", "the request is not valid HTTP/1.1, or its headers are longer than 16 KiB")
+
+    def _refuse(self, status: str, message: str) -> None:
+        kind = "server_error" if status.startswith("5") else "invalid_request_error"
+        body = json.dumps(error_body(message, kind=kind)).encode()
+        retry = b"Retry-After: 1\r\n" if status.startswith("5") else b""
+        self.transport.write(
+            f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n".encode()
+            + retry
+            + b"Connection: close\r\n\r\n"
+            + body
+        )
+        self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
