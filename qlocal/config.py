@@ -18,6 +18,8 @@ import platformdirs
 from qlocal.errors import ConfigError
 
 APP = "qlocal"
+CHAT = "chat"
+"""The table of config.toml that the chat reads itself."""
 STORED = "stored"
 HEAD_CHOICES = (STORED, "q8_0", "q6_k")
 """How an output head of 16 bits is held: as it is stored, or quantized at load."""
@@ -203,16 +205,30 @@ def _environment() -> dict[str, Any]:
     return found
 
 
-def _file_values(path: Path) -> dict[str, Any]:
+def chat_table() -> dict[str, Any]:
+    """Return what the user's config.toml says of the chat, as it stands there. ConfigError where it is no table."""
+    path = config_folder() / "config.toml"
+    table = _read_toml(path).get(CHAT, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: {CHAT} is {table!r}, expected a table")
+    return table
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not readable as TOML: {error}") from error
-    if unknown := sorted(raw.keys() - _PARSERS.keys()):
+
+
+def _file_values(path: Path) -> dict[str, Any]:
+    raw = _read_toml(path)
+    if unknown := sorted(raw.keys() - _PARSERS.keys() - {CHAT}):
         raise ConfigError(f"{path}: unknown key '{unknown[0]}'", hint=f"Known keys: {', '.join(sorted(_PARSERS))}.")
-    return {name: _parsed(_PARSERS[name][1], value, f"{path}: {name}") for name, value in raw.items()}
+    named = {name: value for name, value in raw.items() if name != CHAT}
+    return {name: _parsed(_PARSERS[name][1], value, f"{path}: {name}") for name, value in named.items()}
 
 
 def _parsed(parse: Callable[[Any], Any], value: Any, where: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from textual.binding import Binding
@@ -12,7 +14,8 @@ class Action:
     """One action. `name` is that of the feature's method, and stays the same for ever: key maps refer to it.
 
     keys: those it has by default, empty for none; label: for the footer; help: a sentence for palette and help.
-    is_shown puts it into the footer.
+    is_shown puts it into the footer. argument: what may stand behind it as a slash command; the method is given it,
+    an empty text for nothing.
     """
 
     name: str
@@ -20,6 +23,7 @@ class Action:
     label: str
     help: str
     is_shown: bool = True
+    argument: str = ""
 
     @property
     def binding_id(self) -> str:
@@ -41,3 +45,9 @@ class Action:
             id=self.binding_id,
             tooltip=self.help,
         )
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return a hint with the known name that is nearest, None where none is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"Did you mean '{found[0]}'?" if found else None

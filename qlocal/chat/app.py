@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import platformdirs
 from textual import constants, work
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import BindingType
+from textual.screen import Screen
 
 from qlocal import config
+from qlocal.chat.features import ACTIONS
+from qlocal.chat.languages import speak, t
 from qlocal.chat.link_state import Link, LinkState, Phase
+from qlocal.chat.preferences import Preferences, load_preferences
 from qlocal.chat.screens.chat import ChatScreen
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.theme import DARK, LIGHT
@@ -36,11 +41,19 @@ class ChatApp(App[int]):
     """The chat. `make_link` is a parameter so that tests and screenshots can script the server."""
 
     TITLE = "qlocal"
-    ENABLE_COMMAND_PALETTE = False
+    COMMAND_PALETTE_BINDING = ""  # its key is that of an action, as all keys are
     BINDINGS: ClassVar[list[BindingType]] = []
 
-    def __init__(self, options: ChatOptions, store: Store, make_link: LinkFactory | None = None) -> None:
+    def __init__(
+        self,
+        options: ChatOptions,
+        store: Store,
+        make_link: LinkFactory | None = None,
+        preferences: Preferences | None = None,
+    ) -> None:
         super().__init__()
+        self._preferences = preferences or Preferences()
+        speak(self._preferences.chosen_language)
         self._options = options
         self._store = store
         self._make_link = make_link or _make_link
@@ -57,6 +70,7 @@ class ChatApp(App[int]):
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         self.theme = DARK.name
+        self.set_keymap({f"chat.{name}": keys for name, keys in self._preferences.keys.items()})
         self.push_screen(self.chat)
         self._open_history()
         # After the first paint: importing the HTTP client takes a third as long as all of the above.
@@ -75,6 +89,12 @@ class ChatApp(App[int]):
             return False
         self._driver.write(sequence)
         return True
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Give the palette all actions."""
+        for action in self.chat.actions:
+            if action.name != "palette":
+                yield SystemCommand(t(action.label), t(action.help), partial(self.chat.do, action.name))
 
     async def action_quit(self) -> None:
         """Leave from any screen; the store finishes what is queued."""
@@ -129,8 +149,9 @@ def run_chat(options: ChatOptions) -> int:
     # Textual draws on standard error.
     if not sys.stdin.isatty() or not sys.stderr.isatty():
         raise QLocalError("the chat needs a terminal", hint="`qlocal run MODEL PROMPT` answers without one.")
+    preferences = load_preferences(ACTIONS)
     store = Store(history_path(config.load_settings()))
-    app = ChatApp(options, store)
+    app = ChatApp(options, store, preferences=preferences)
     try:
         code = app.run()
     finally:

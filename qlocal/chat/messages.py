@@ -15,6 +15,20 @@ class PromptSubmitted(Message):
 
 
 @dataclass
+class SuggestionKey(Message):
+    """A key that belongs to the list of suggestions while that is open: up, down, tab, enter or escape."""
+
+    key: str
+
+
+@dataclass
+class SuggestionTaken(Message):
+    """The user took a suggestion; `text` takes the place of what was typed of it."""
+
+    text: str
+
+
+@dataclass
 class LinesBelow(Message):
     """So many lines were written below what the reader sees; 0 once the end is in view."""
 

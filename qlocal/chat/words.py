@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from qlocal.chat.entry import Entry
 from qlocal.chat.events import TokenCount, Usage
+from qlocal.chat.languages import t
 from qlocal.chat.link_state import LinkState, Phase, Variant
 from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.chat.replay import Replay, ReplayedToken
@@ -46,6 +47,20 @@ COMPARE_LOADS = " · is loaded in place of the one before …"
 COMPARE_RUNS = "One engine answers for all, one after the other · ←→ column · Esc stops"
 COMPARE_DONE = "←→ column · PgUp PgDn · Enter goes on with this answer · Esc back: all answers stay as branches"
 STOPPED = "■ stopped"
+
+HELP_TITLE = "Keys and commands"
+HELP_CLOSE = "↑ ↓ scroll · Esc goes back"
+HELP_NOTES = "Keys can be changed in config.toml: [chat.keys]. A message that begins with a slash takes two."
+
+
+def no_such_command(name: str, hint: str | None) -> str:
+    """Say that a slash command is unknown; the text stays in the editor."""
+    return t("There is no command /{name}.").format(name=name) + (f" {hint}" if hint else "")
+
+
+def takes_no_text(name: str) -> str:
+    """Say that nothing may stand behind a slash command."""
+    return t("/{name} takes no text behind it.").format(name=name)
 
 
 def waiting_for(state: LinkState) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from textual.pilot import Pilot
 
 from qlocal.chat.app import ChatApp
+from qlocal.chat.preferences import Preferences
 from qlocal.chat.store.database import open_database
 from qlocal.chat.store.history import History
 from qlocal.chat.store.threaded import Store
@@ -20,6 +21,7 @@ from qlocal.config import ChatOptions
 from tests.chat.scripted import ScriptedLink
 
 OPTIONS = ChatOptions(model="tiny-model")
+ENGLISH = Preferences(language="en")
 WAIT_S = 10.0
 
 
@@ -70,10 +72,11 @@ def run_chat(
     use: Callable[[Chat], Awaitable[None]],
     options: ChatOptions = OPTIONS,
     size: tuple[int, int] = (80, 30),
+    preferences: Preferences = ENGLISH,
 ) -> ChatApp:
     async def scenario() -> ChatApp:
         store = Store(tmp_path / "history.sqlite3")
-        app = ChatApp(options, store, lambda _options: link)
+        app = ChatApp(options, store, lambda _options: link, preferences)
         async with app.run_test(size=size) as pilot:
             chat = Chat(app, pilot, link)
             await pilot.pause()

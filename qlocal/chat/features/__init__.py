@@ -8,7 +8,9 @@ from __future__ import annotations
 from qlocal.chat.actions import Action
 from qlocal.chat.features.alternatives import Alternatives
 from qlocal.chat.features.base import Feature
+from qlocal.chat.features.commands import Commands
 from qlocal.chat.features.compare import Compare
+from qlocal.chat.features.completion import Completion
 from qlocal.chat.features.conversations import Conversations
 from qlocal.chat.features.models import Models
 from qlocal.chat.features.program import Program
@@ -16,7 +18,18 @@ from qlocal.chat.features.reading import Reading
 from qlocal.chat.features.replay import Replays
 from qlocal.chat.features.turns import Turns
 
-FEATURES: tuple[type[Feature], ...] = (Turns, Conversations, Models, Reading, Alternatives, Replays, Compare, Program)
+FEATURES: tuple[type[Feature], ...] = (
+    Turns,
+    Conversations,
+    Models,
+    Reading,
+    Alternatives,
+    Replays,
+    Compare,
+    Commands,
+    Completion,
+    Program,
+)
 
 OWNERS: dict[str, type[Feature]] = {action.name: kind for kind in FEATURES for action in kind.ACTIONS}
 """Which feature does an action, by the action's name."""

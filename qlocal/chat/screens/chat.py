@@ -12,19 +12,23 @@ from textual.errors import NoWidget
 from textual.geometry import Offset
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Static
+from textual.widgets import Static, TextArea
 
 from qlocal.chat import words
+from qlocal.chat.actions import Action
 from qlocal.chat.desk import Desk
 from qlocal.chat.features import ACTIONS, FEATURES, OWNERS
+from qlocal.chat.features.commands import PREFIX, Commands
+from qlocal.chat.features.completion import Completion
 from qlocal.chat.features.models import Models
 from qlocal.chat.features.turns import Turns
 from qlocal.chat.link_state import Link, LinkState, Phase
-from qlocal.chat.messages import LinesBelow, PromptSubmitted
+from qlocal.chat.messages import LinesBelow, PromptSubmitted, SuggestionKey, SuggestionTaken
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.widgets.notice import Notice
 from qlocal.chat.widgets.prompt import Prompt
 from qlocal.chat.widgets.status_bar import StatusBar
+from qlocal.chat.widgets.suggestions import Suggestions
 from qlocal.chat.widgets.transcript import Transcript
 
 
@@ -47,6 +51,7 @@ class ChatScreen(Screen[None]):
         yield Transcript(id="transcript")
         yield Static(id="below", markup=False)
         yield Notice(id="notice")
+        yield Suggestions(id="suggestions")
         yield Prompt(id="prompt")
         yield StatusBar(id="status")
 
@@ -110,12 +115,42 @@ class ChatScreen(Screen[None]):
             return False
 
     def action_do(self, name: str) -> None:
-        """Do an action of the registry."""
-        getattr(self.desk.feature(OWNERS[name]), name)()
+        """Do an action of the registry, by its key. Esc closes an open list before it stops an answer."""
+        if name == "stop" and self.desk.prompt.is_completing:
+            self.desk.feature(Completion).on_key("escape")
+        else:
+            self.do(name)
+
+    def do(self, name: str, argument: str = "") -> None:
+        """Do an action of the registry. argument: what stands behind a slash command that takes something."""
+        method = getattr(self.desk.feature(OWNERS[name]), name)
+        takes_text = next(action.argument for action in ACTIONS if action.name == name)
+        method(argument) if takes_text else method()
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """All actions, in the order of help."""
+        return ACTIONS
 
     @on(PromptSubmitted)
     def send(self, event: PromptSubmitted) -> None:
-        self.desk.feature(Turns).send(event.text)
+        if not self.desk.feature(Commands).take(event.text):
+            self.desk.feature(Turns).send(
+                event.text.removeprefix(PREFIX) if event.text.startswith("//") else event.text
+            )
+
+    @on(TextArea.Changed, "#prompt")
+    @on(TextArea.SelectionChanged, "#prompt")
+    def note_typing(self) -> None:
+        self.desk.feature(Completion).on_typed()
+
+    @on(SuggestionKey)
+    def hand_on_key(self, event: SuggestionKey) -> None:
+        self.desk.feature(Completion).on_key(event.key)
+
+    @on(SuggestionTaken)
+    def complete(self, event: SuggestionTaken) -> None:
+        self.desk.feature(Completion).on_taken(event.text)
 
     @on(LinesBelow)
     def show_lines_below(self, event: LinesBelow) -> None:

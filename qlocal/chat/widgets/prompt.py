@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from textual.events import Key
 from textual.widgets import TextArea
 
-from qlocal.chat.messages import PromptSubmitted
+from qlocal.chat.messages import PromptSubmitted, SuggestionKey
 
 # Shift+Enter and Alt+Enter reach us in some terminals only; Ctrl+J in all of them.
 NEW_LINE_KEYS = frozenset({"ctrl+j", "shift+enter", "alt+enter", "ctrl+enter"})
+
+SUGGESTION_KEYS = frozenset({"up", "down", "tab", "enter", "escape"})
 
 
 class Prompt(TextArea):
@@ -23,22 +25,41 @@ class Prompt(TextArea):
         self._history: list[str] = []
         self._history_idx = 0
         self._draft = ""
+        self.is_completing = False
+        """Whether a list of suggestions is open, which then gets some of the keys."""
 
     def set_history(self, newest_first: Iterable[str]) -> None:
         """Take over what was sent in earlier sessions."""
         self._history = list(newest_first)[::-1]
         self._history_idx = len(self._history)
 
-    def accept(self) -> None:
-        """Clear the editor: its text was taken."""
-        if not self._history or self._history[-1] != self.text:
-            self._history.append(self.text)
+    def forget(self) -> None:
+        """Clear the editor; what stood there is no message and is not recalled."""
         self._history_idx = len(self._history)
         self._draft = ""
         self.text = ""
 
+    def accept(self) -> None:
+        """Clear the editor: its text was taken."""
+        if not self._history or self._history[-1] != self.text:
+            self._history.append(self.text)
+        self.forget()
+
+    def text_before_cursor(self) -> str:
+        """Return the line of the cursor up to it."""
+        row, column = self.cursor_location
+        return self.document.get_line(row)[:column]
+
+    def replace_before_cursor(self, num_chars: int, text: str) -> None:
+        """Put a text in the place of the characters before the cursor, in its line."""
+        row, column = self.cursor_location
+        self.replace(text, (row, column - num_chars), (row, column))
+
     async def _on_key(self, event: Key) -> None:
-        if event.key == "enter":
+        if self.is_completing and event.key in SUGGESTION_KEYS:
+            self._take(event)
+            self.post_message(SuggestionKey(event.key))
+        elif event.key == "enter":
             self._take(event)
             if self.text.strip():
                 self.post_message(PromptSubmitted(self.text))

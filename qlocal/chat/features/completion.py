@@ -1,0 +1,67 @@
+"""Completing what is typed: slash commands at the beginning, files behind an @."""
+
+from __future__ import annotations
+
+from qlocal.chat.features.base import Feature
+from qlocal.chat.features.commands import PREFIX
+from qlocal.chat.languages import t
+from qlocal.chat.widgets.suggestions import MAX_SHOWN, Suggestion, Suggestions
+
+
+class Completion(Feature):
+    """Keeps the list over the prompt in step with the text."""
+
+    _typed = ""
+    _refused = ""
+    """What was typed when the list was closed by Esc: it stays closed until that changes."""
+
+    def on_typed(self) -> None:
+        """Offer what the text at the cursor could become."""
+        before = self.desk.prompt.text_before_cursor()
+        found: list[Suggestion] = []
+        self._typed = ""
+        if before == self.desk.prompt.text and before.startswith(PREFIX):
+            self._typed, found = before, self._commands(before.removeprefix(PREFIX))
+        if self._typed == self._refused:
+            found = []
+        else:
+            self._refused = ""
+        self._offer(found)
+
+    def on_key(self, key: str) -> None:
+        """A key that the prompt has left to the list."""
+        match key:
+            case "up" | "down":
+                self._list.move(-1 if key == "up" else 1)
+            case "escape":
+                self._refused = self._typed
+                self._offer([])
+            case _:
+                self._list.take()
+
+    def on_taken(self, text: str) -> None:
+        """Put a suggestion into the text."""
+        self.desk.prompt.replace_before_cursor(len(self._typed), text)
+        self._refused = text.rstrip()
+        self._offer([])
+
+    def _offer(self, found: list[Suggestion]) -> None:
+        self._list.offer(found)
+        self.desk.prompt.is_completing = self._list.is_open
+
+    @property
+    def _list(self) -> Suggestions:
+        return self.desk.screen.query_one(Suggestions)
+
+    def _commands(self, typed: str) -> list[Suggestion]:
+        from qlocal.chat.features import ACTIONS
+
+        if " " in typed:
+            return []
+        named = [action for action in ACTIONS if action.slash.startswith(typed)]
+        named += [action for action in ACTIONS if typed in action.slash and action not in named]
+        return [
+            Suggestion(f"{PREFIX}{action.slash}{' ' if action.argument else ''}", PREFIX + action.slash, t(action.help))
+            for action in named[:MAX_SHOWN]
+            if action.slash != typed
+        ]
