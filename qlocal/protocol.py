@@ -198,11 +198,12 @@ class CopyBlock(Message):
 
 @dataclass(frozen=True)
 class Progress(Message):
-    """Loading: `done` of `total` bytes; `stage` is words for the user."""
+    """Loading: `done` of `total` bytes; `stage` is words for the user; layers: loaded and in all, by device."""
 
     stage: str
     done: int
     total: int
+    layers: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ The server fills these; the chat and `qlocal run` read them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -22,11 +22,18 @@ class EngineState(str, Enum):
 
 @dataclass(frozen=True)
 class LoadProgress:
-    """How far loading is: `done` of `total` bytes; `stage` is words for the user."""
+    """How far loading is: `done` of `total` bytes; `stage` is words for the user. layers: by device, how many of its
+    layers are loaded and how many it gets, where that is known."""
 
     stage: str
     done: int = 0
     total: int = 0
+    layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LoadProgress:
+        """Read it as an older or a newer server tells it."""
+        return cls(values["stage"], values["done"], values["total"], values.get("layers") or {})
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Status:
     error: why the last load failed or why the engine was started again, else None.
     plan: known as soon as the headers are read. used: bytes that loading took, by device.
     held_head: what was done to the output head at load, None where it is held as it is stored.
+    in_flight: answers that are being written or wait for their turn, of all clients.
     """
 
     state: EngineState
@@ -70,6 +78,7 @@ class Status:
     plan: Mapping[str, Any] | None = None
     held_head: HeldHead | None = None
     used: Mapping[str, int] | None = None
+    in_flight: int = 0
 
     @property
     def memory(self) -> str | None:
@@ -95,9 +104,10 @@ class Status:
             path=values.get("path"),
             error=values.get("error"),
             max_context=values.get("max_context"),
-            progress=LoadProgress(progress["stage"], progress["done"], progress["total"]) if progress else None,
+            progress=LoadProgress.from_json(progress) if progress else None,
             plan=values.get("plan"),
             used=values.get("used"),
+            in_flight=values.get("in_flight", 0),
             held_head=HeldHead(**{f.name: head[f.name] for f in fields(HeldHead)}) if head else None,
         )
 

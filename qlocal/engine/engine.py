@@ -443,11 +443,19 @@ def _is_finite(values: Tensor) -> bool:
 def _progress(plan: Plan, team: Team | None, on_progress: Callable[[Progress], None]) -> OnProgress:
     """Return what the loader calls: it tells how far loading is, and looks after the other ranks."""
     stage = f"loading {brief(plan)}"
+    # Of a tensor split this rank knows its own device, which is the first.
+    parts = plan.devices[:1] if plan.split == "tensor" else plan.devices
+    device_of = {layer: part.device for part in parts for layer in part.layers}
+    layers = {part.device: [0, 0] for part in parts}
+    for device in device_of.values():
+        layers[device][1] += 1
 
-    def tell(done: int, total: int) -> None:
+    def tell(done: int, total: int, layer: int | None) -> None:
         if team is not None:
             team.check()
-        on_progress(Progress(stage, done, total))
+        if layer is not None:
+            layers[device_of[layer]][0] += 1
+        on_progress(Progress(stage, done, total, {device: list(count) for device, count in layers.items()}))
 
     return tell
 

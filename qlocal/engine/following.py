@@ -44,7 +44,7 @@ def run(first: Join | Load, send: Send) -> None:
         team.watch(lambda error: _end(error, send))
     dispatch.set_threads(assembled.threads)
 
-    def on_progress(done: int, total: int) -> None:
+    def on_progress(done: int, total: int, layer: int | None) -> None:
         if tells:
             send(Progress(f"loading {brief(plan)}", done, total))
 

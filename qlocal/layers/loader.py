@@ -23,7 +23,7 @@ from qlocal.plan import Plan, head_of
 from qlocal.tensor_split import Share
 from qlocal.weights import DenseWeight, Weight
 
-OnProgress = Callable[[int, int], None]
+OnProgress = Callable[[int, int, int | None], None]
 """Called with (bytes read, bytes in all) after every layer."""
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -191,4 +191,4 @@ class _Progress:
     def add(self, layer: int | None) -> None:
         self._done += self._bytes.get(layer, 0)
         if self._on_progress is not None:
-            self._on_progress(self._done, self._total)
+            self._on_progress(self._done, self._total, layer)

@@ -52,6 +52,7 @@ def build_app(service: Service, rules: AccessRules, options: EngineOptions, on_s
             Route("/qlocal/load", routes.load, methods=["POST"]),
             Route("/qlocal/count", routes.count, methods=["POST"]),
             Route("/qlocal/score", routes.score, methods=["POST"]),
+            Route("/qlocal/plan", routes.plan, methods=["POST"]),
             Route("/qlocal/variants", routes.variants),
             Route("/qlocal/tokenize", routes.tokenize, methods=["POST"]),
             Route("/qlocal/sessions", routes.sessions, methods=["GET", "DELETE"]),
@@ -142,6 +143,11 @@ class Routes:
         body = validate(ScoreRequest, await _json(request))
         prompts = self._prompts(self._service.model(body.model))
         return JSONResponse(await unless_gone(scoring.scores(body, prompts, self._service.engine), request))
+
+    async def plan(self, request: Request) -> Response:
+        """Tell what loading a model would take, without loading it."""
+        body = validate(LoadRequest, await _json(request))
+        return JSONResponse(await unless_gone(self._service.plan(body, self._options), request))
 
     async def variants(self, request: Request) -> Response:
         """Tell which other checkpoints are variants of the loaded one: this takes the opening of all vocabularies."""

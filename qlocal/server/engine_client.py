@@ -116,6 +116,7 @@ class EngineClient:
         queue: asyncio.Queue[Message | EngineError] = asyncio.Queue()
         open_ids = {submit.request_id for submit in submits}
         self._queues.update(dict.fromkeys(open_ids, queue))
+        self._count()
         try:
             if vocabulary is not None and not self._knows_vocabulary:
                 rank.send(vocabulary)
@@ -133,6 +134,7 @@ class EngineClient:
             for request_id in open_ids:
                 if self._queues.pop(request_id, None) is not None:
                     rank.send(Cancel(request_id))
+            self._count()
 
     def cancel(self, request_id: str) -> None:
         """Ask the rank to end one sequence; its Finished still arrives."""
@@ -200,7 +202,7 @@ class EngineClient:
         self._last_sign = time.monotonic()
         match message:
             case Progress():
-                self._board.update(progress=LoadProgress(message.stage, message.done, message.total))
+                self._board.update(progress=LoadProgress(message.stage, message.done, message.total, message.layers))
             case Ready():
                 self._ready = True
                 self._board.update(
@@ -232,6 +234,10 @@ class EngineClient:
         queue = self._queues.pop(message.request_id, None) if finished else self._queues.get(message.request_id)
         if queue is not None:  # absent after a cancellation: its last messages are of no interest
             queue.put_nowait(message)
+
+    def _count(self) -> None:
+        """Tell how many sequences there are."""
+        self._board.update(in_flight=len(self._queues))
 
     def _fail_sequences(self, cause: EngineError) -> None:
         for queue in set(self._queues.values()):

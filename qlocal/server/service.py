@@ -14,12 +14,14 @@ from typing import Any
 from qlocal import catalog
 from qlocal.catalog import display_name
 from qlocal.config import FROM_CONTEXT, NO_DRAFT, STORED, EngineOptions, device_list, kv_types
+from qlocal.devices import free_bytes
 from qlocal.errors import EngineError, QLocalError, RequestError
 from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
 from qlocal.schema import EngineState, LoadProgress
 from qlocal.server import variants
 from qlocal.server.engine_client import EngineClient
 from qlocal.server.own_requests import LoadRequest
+from qlocal.server.preflight import shown_plan
 from qlocal.server.status import StatusBoard
 from qlocal.server.text import ModelText, OpenText
 from qlocal.server.variants import Variant
@@ -66,6 +68,21 @@ class Service:
             options = replace(options, draft=str(await self._found(options.draft, "draft")))
         async with self._one_load:
             await self._replace(path, options)
+
+    async def plan(self, request: LoadRequest, options: EngineOptions) -> dict[str, Any]:
+        """Return what loading would take, as if nothing were loaded. RequestError says why it cannot be."""
+        options = _with_request(options, request)
+        path = await self._found(request.model, "model")
+        free = self._free_without_model()
+        try:
+            return await asyncio.to_thread(lambda: shown_plan(load_message(path, options), free))
+        except QLocalError as error:
+            raise RequestError(str(error), param="model", code="cannot_be_loaded") from error
+
+    def _free_without_model(self) -> dict[str, int]:
+        """Return what is free on devices that hold a part of the model, which another one would take the place of."""
+        used = self.board.status.used or {}
+        return {device: free_bytes(device) + taken for device, taken in used.items() if "/" not in device}
 
     async def _found(self, name: str, param: str) -> Path:
         try:

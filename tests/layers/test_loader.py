@@ -31,9 +31,15 @@ def test_reference_kernels_give_the_logits_of_the_fast_ones() -> None:
 def test_progress_reaches_the_total_a_layer_at_a_time() -> None:
     checkpoint = MemoryCheckpoint("qwen2", {"num_hidden_layers": 3})
     seen: list[tuple[int, int]] = []
-    load_model(checkpoint, make_plan(checkpoint, ["cpu"]), on_progress=lambda done, total: seen.append((done, total)))
+    layers: list[int | None] = []
+
+    def note(done: int, total: int, layer: int | None) -> None:
+        seen.append((done, total))
+        layers.append(layer)
+
+    load_model(checkpoint, make_plan(checkpoint, ["cpu"]), on_progress=note)
     total = sum(stored.num_bytes for stored in checkpoint.tensors.values())
-    assert len(seen) == 4
+    assert layers == [None, 0, 1, 2]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (total, total)
 

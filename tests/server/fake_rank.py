@@ -87,7 +87,7 @@ class FakeRank:
         return True
 
     def load(self, load: Load) -> None:
-        self.send(Progress("weights", 1, 2))
+        self.send(Progress("weights", 1, 2, {"cpu": [3, 4]}))
         if "slow" in load.path:
             time.sleep(0.5)
         if "broken" in load.path:

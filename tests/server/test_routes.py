@@ -82,7 +82,9 @@ def test_loading_is_told_as_events(start: Start) -> None:
                 break
     states = [status["state"] for status in seen]
     assert states[0] == "empty" and states[-1] == "ready" and set(states[1:-1]) == {"loading"}
-    assert {"stage": "weights", "done": 1, "total": 2} in [status["progress"] for status in seen]
+    assert {"stage": "weights", "done": 1, "total": 2, "layers": {"cpu": [3, 4]}} in [
+        status["progress"] for status in seen
+    ]
     assert seen[-1]["max_context"] == 64
 
 
