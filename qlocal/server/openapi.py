@@ -114,10 +114,17 @@ STATUS = _object(
     path=_or_null(TEXT),
     error=_or_null(TEXT),
     max_context=_or_null(INTEGER),
-    progress=_or_null(_object(stage=TEXT, done=INTEGER, total=INTEGER)),
+    progress=_or_null(_object(stage=TEXT, done=INTEGER, total=INTEGER, layers=_map(_list(INTEGER)))),
     plan=_or_null({"type": "object"}),
     held_head=_or_null(_object(type=TEXT, loss=NUMBER, stored_bytes=INTEGER, held_bytes=INTEGER)),
     used=_or_null(_map(INTEGER)),
+    in_flight=INTEGER,
+)
+VARIANT = _object(
+    **dict.fromkeys(("name", "path", "format"), TEXT),
+    bytes=INTEGER,
+    is_loaded=BOOLEAN,
+    is_same_size=BOOLEAN,
 )
 MODEL = _object(
     id=TEXT,
@@ -150,6 +157,8 @@ RESPONSES: dict[str, Json] = {
         cached_tokens=INTEGER,
         tokens=_list(SCORED_TOKEN),
     ),
+    "Plan": _object(plan={"type": "object"}, table=_list(TEXT), notes=_list(TEXT)),
+    "Variants": _object(variants=_list(VARIANT)),
     "Sessions": _object(folder=_or_null(TEXT), files=INTEGER, bytes=INTEGER),
 }
 REQUESTS: tuple[type[Body], ...] = (
@@ -193,6 +202,8 @@ def _paths() -> Json:
         "/qlocal/status": {"get": _get("The engine's state", "Status")},
         "/qlocal/events": {"get": _get("Every change of the state, as server-sent events", None, "text/event-stream")},
         "/qlocal/load": {"post": _post("Load a model", "LoadRequest", "Status", 202)},
+        "/qlocal/plan": {"post": _post("What loading a model would take", "LoadRequest", "Plan")},
+        "/qlocal/variants": {"get": _get("Checkpoints that have the loaded model's tokens", "Variants")},
         "/qlocal/count": {"post": _post("Count a conversation's tokens", "CountRequest", "Count")},
         "/qlocal/tokenize": {"post": _post("The tokens of a text", "TokenizeRequest", "Tokens")},
         "/qlocal/score": {"post": _post("How likely an answer is", "ScoreRequest", "Scores")},
