@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,13 @@ from qlocal.formats.gguf_metadata import ROPE_FREQS
 from qlocal.formats.gguf_values import MetaValue
 from qlocal.formats.gguf_vocabulary import vocabulary_for_gguf
 from qlocal.formats.gguf_writer import GgufWriter, file_bytes
+from qlocal.formats.mapped_file import copy_file
 from qlocal.formats.quantization_config import awq_config_json, gptq_config_json
 from qlocal.formats.safetensors_writer import SafetensorsWriter, index_json, plan_shards
 from quantize.options import DAMP
 from quantize.recipe import Recipe, Target, hf_entries
 from quantize.source import PaddedSource
-from quantize.state import Journal, write_durably
+from quantize.state import Journal, disk_error, write_durably
 from quantize.work_files import read_unit
 
 COPIED = (
@@ -148,7 +148,10 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in COPIED:
         (folder / name).unlink(missing_ok=True)
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            try:
+                copy_file(source / name, folder / name)
+            except OSError as error:
+                raise disk_error(folder / name, error) from error
 
 
 @functools.lru_cache(maxsize=1)  # checked before any work, written at its end

@@ -27,20 +27,21 @@ from qlocal.formats.mapped_file import MappedFile
 from qlocal.ggml_types import LAYOUTS, GgmlType, row_bytes
 
 MAX_KEYS = 65_536
-MAX_TENSORS = 262_144
+MAX_TENSORS = 65_536
 MAX_KEY_BYTES = 65_535
-MAX_STRING_BYTES = 64 << 20
-MAX_HEADER_BYTES = 128 << 20
-MAX_ARRAY_ELEMENTS = 1 << 22
-"""All arrays of a file together; the largest vocabularies with their merges have under a million."""
+MAX_STRING_BYTES = 16 << 20
+MAX_HEADER_BYTES = 32 << 20
+"""The largest real headers have 12 MB. In memory text may take four times as much, and refusing 256 MiB at most."""
+MAX_ARRAY_ELEMENTS = 3 << 19
+"""All arrays of a file together; the largest vocabularies with their merges have about a million."""
 MAX_DIM = 1 << 40
 MAX_SPLITS = 1024
-_FIRST_READ = 16 << 20
+_FIRST_READ = 4 << 20
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _TRUNCATED = "The file is truncated or damaged; fetch it again."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GgufTensor:
     """Where one tensor lies. shape: the model's order (dims reversed); offset: bytes from the start of `file`."""
 
@@ -127,15 +128,12 @@ class _NeedMoreBytes(Exception):
 
 def _read_part(file: MappedFile) -> _Part:
     """Parse one file. The header's length is written nowhere: on running out, more is read and parsed anew."""
-    length = min(file.size, _FIRST_READ)
-    while True:
-        cursor = _Cursor(file.read(0, length), file)
+    for length in (_FIRST_READ, MAX_HEADER_BYTES):
         try:
-            return _parse(cursor)
-        except _NeedMoreBytes as error:
-            if length >= MAX_HEADER_BYTES:
-                raise FormatError(f"{file.path.name}: the header has more than {MAX_HEADER_BYTES} bytes") from error
-            length = min(file.size, length * 8, MAX_HEADER_BYTES)
+            return _parse(_Cursor(file.read(0, min(file.size, length)), file))
+        except _NeedMoreBytes:
+            continue  # with nothing of the first attempt in memory
+    raise FormatError(f"{file.path.name}: the header has more than {MAX_HEADER_BYTES} bytes")
 
 
 def _parse(cursor: _Cursor) -> _Part:
@@ -269,7 +267,7 @@ def _strings(cursor: _Cursor, key: str, count: int) -> list[str]:
     return strings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _TensorInfo:
     name: str
     dims: tuple[int, ...]

@@ -39,7 +39,7 @@ SCALAR_CODES = {
 """struct's letter of each fixed-size type."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MetaValue:
     """One metadata value. element: the type of the elements when `kind` is ARRAY, and then `value` is a list."""
 

@@ -11,8 +11,8 @@ from typing import Any
 from qlocal.errors import TokenizerError
 from qlocal.formats.base import GgufVocabulary, TokenizerData
 from qlocal.formats.sentencepiece_model import parse_sentencepiece
-from qlocal.formats.strict_json import parse_json_object
 from qlocal.models.base import ModelConfig
+from qlocal.strict_json import parse_json_object
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10_000.0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from qlocal.errors import CheckpointError
 from qlocal.formats import hf_folder
 from qlocal.formats.base import WHOLE, GenerationDefaults, Region, StoredTensor, TokenizerData
+from qlocal.formats.mapped_file import MappedFile
 from qlocal.formats.quantization_config import QuantizationConfig, parse_quantization_config
 from qlocal.formats.safetensors_file import TensorInfo
 from qlocal.models import by_model_type
@@ -101,7 +102,8 @@ def open_folder(folder: Path) -> HfCheckpoint:
     quantization = parse_quantization_config(raw.get("quantization_config"), where)
     found, shards = hf_folder.read_shards(folder)
     parts = _Inventory(found, quantization, config).match(architecture, folder)
-    beside = [folder / name for name in _METADATA_FILES if (folder / name).exists()]
+    # Opened once, also those that nobody reads: they are hashed, and a FIFO would hold whoever does.
+    beside = [MappedFile(folder / name).path for name in _METADATA_FILES if (folder / name).exists()]
     return HfCheckpoint(
         path=folder,
         format=quantization.method if quantization else "bf16",

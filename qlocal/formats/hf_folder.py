@@ -13,9 +13,10 @@ from typing import Any
 from qlocal.errors import ConfigError, FormatError, TokenizerError
 from qlocal.formats.base import GenerationDefaults, TokenizerData
 from qlocal.formats.generation_config import parse_generation_defaults
+from qlocal.formats.json_file import read_json_object
 from qlocal.formats.mapped_file import read_small_file
 from qlocal.formats.safetensors_file import TensorInfo, read_header
-from qlocal.formats.strict_json import parse_json_object, read_json_object
+from qlocal.strict_json import parse_json_object
 
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20

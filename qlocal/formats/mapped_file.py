@@ -21,6 +21,7 @@ from qlocal.errors import FormatError
 if TYPE_CHECKING:
     import torch
 
+_COPY_BYTES = 8 << 20
 _HUB_LINK = re.compile(r"\.\./\.\./blobs/[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
@@ -33,7 +34,8 @@ class MappedFile:
         fd = _open_regular(path, follow_links)
         weakref.finalize(self, os.close, fd)
         self._fd = fd
-        self.size = os.fstat(fd).st_size
+        self._version = _version(fd)
+        self.size = self._version[0]
         self._map: mmap.mmap | None = None
 
     @property
@@ -71,8 +73,12 @@ class MappedFile:
         import torch  # heavy, and opening a checkpoint does without
 
         _expect_read_only_buffers()
+        self._check_unchanged()
         if self._map is None:
-            self._map = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+            try:
+                self._map = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise FormatError(f"{self.path.name}: cannot be mapped: {error.strerror}") from error
         count = 1
         for dim in shape:
             count *= dim
@@ -83,6 +89,15 @@ class MappedFile:
             return raw.clone().view(dtype).reshape(shape)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).reshape(shape)
 
+    def _check_unchanged(self) -> None:
+        """Refuse a file that was cut off or written to since it was opened: behind its end the map has no memory."""
+        now = _version(self._fd)
+        if now != self._version:
+            raise FormatError(
+                f"{self.path.name}: was changed while it was read: it had {self.size} bytes, now it has {now[0]}",
+                hint="Leave the file alone and start again.",
+            )
+
 
 def read_small_file(path: Path, max_bytes: int) -> bytes:
     """Return the content of a file of at most `max_bytes`; FormatError when it is larger."""
@@ -90,6 +105,22 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
     if file.size > max_bytes:
         raise FormatError(f"{path.name}: has {file.size} bytes, at most {max_bytes} are accepted")
     return file.read(0, file.size)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy what `MappedFile` would open, and nothing that a link in a stranger's folder leads to; to the disk."""
+    file = MappedFile(source)
+    with target.open("wb") as copy:
+        for offset in range(0, file.size, _COPY_BYTES):
+            copy.write(file.read(offset, min(_COPY_BYTES, file.size - offset)))
+        copy.flush()
+        os.fsync(copy.fileno())
+
+
+def _version(fd: int) -> tuple[int, int]:
+    """Return size and time of an open file: together they tell whether it was written to."""
+    status = os.fstat(fd)
+    return status.st_size, status.st_mtime_ns
 
 
 def _open_regular(path: Path, follow_links: bool) -> int:

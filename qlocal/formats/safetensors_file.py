@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlocal.errors import FormatError
 from qlocal.formats.mapped_file import MappedFile
-from qlocal.formats.strict_json import parse_json_object
+from qlocal.strict_json import parse_json_object
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ TORCH_NAMES = {
 """The dtypes that are read here, by the name of the torch dtype."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where one tensor lies: `offset` in bytes from the start of the file."""
 

@@ -19,6 +19,7 @@ from qlocal.guard.split_rules import GPT2_REGEX, KNOWN_REGEXES, regexes
 from qlocal.guard.vocabulary import AddedToken, Vocabulary, checked_tokens
 
 SENTENCEPIECE_BLANK = "\u2581"
+_BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 CHUNK_CHARS = 1 << 18
 # Where a word begins after a line end, no rule joins the two sides. GPT-2's expression looks ahead inside white
 # space, so there the line end must stand alone; the later ones take every line end together with what is before it.
@@ -214,7 +215,7 @@ def _from_byte_level(text: str) -> bytes:
 
 def sentencepiece_bytes(piece: str) -> bytes:
     """Return the bytes of a SentencePiece piece: `<0x0A>` is one byte, U+2581 is a blank."""
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+    if _BYTE_PIECE.fullmatch(piece):
         return bytes.fromhex(piece[3:5])
     return piece.replace(SENTENCEPIECE_BLANK, " ").encode("utf-8", "replace")
 

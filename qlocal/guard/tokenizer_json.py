@@ -5,12 +5,13 @@ Only the shapes that language models of this family use are accepted; a rule tha
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from qlocal.errors import FormatError
 from qlocal.guard.bpe import BpeSpec, build, flatten, parse_merges
 from qlocal.guard.errors import vocabulary_error
 from qlocal.guard.vocabulary import AddedToken, Vocabulary
+from qlocal.strict_json import parse_json_object
 
 MAX_FILE_BYTES = 64 << 20
 MAX_REPLACE_CHARS = 8
@@ -47,12 +48,9 @@ def _parse(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         raise vocabulary_error(f"tokenizer.json has {len(data)} bytes, the limit is {MAX_FILE_BYTES}")
     try:
-        raw = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise vocabulary_error(f"tokenizer.json is not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise vocabulary_error("tokenizer.json holds no object")
-    return raw
+        return parse_json_object(data, "tokenizer.json")
+    except FormatError as error:
+        raise vocabulary_error(error.message) from error
 
 
 def _model(raw: dict[str, Any]) -> dict[str, Any]:

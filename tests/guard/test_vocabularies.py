@@ -39,8 +39,8 @@ def long_replace(count: int) -> dict[str, Any]:
 
 HOSTILE = {
     "no JSON": (b"{", "not valid JSON"),
-    "no object": (b"[]", "no object"),
-    "nested deeply": (b"[" * 100_000, "not valid JSON"),
+    "no object": (b"[]", "expected an object"),
+    "nested deeply": (b"[" * 100_000, "nested too deeply"),
     "no model": (changed("model", None), "model type"),
     "unigram": (changed("model.type", "Unigram"), "Unigram"),
     "no merges": (changed("model.merges", None), "model.merges"),
@@ -77,6 +77,8 @@ def test_a_malformed_tokenizer_json_is_refused_naming_the_field(guard: Guard, na
     with pytest.raises(TokenizerError) as caught:
         guard.load_vocabulary("tokenizer_json", {"bytes": data})
     assert words in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(JobError):  # here as in the helper
+        tokenizer_json.load(data)
 
 
 def test_a_regex_that_explodes_is_refused_in_time_and_nothing_is_printed(
