@@ -40,6 +40,7 @@ class Answer:
         self._parts: list[str] = [begun.text] if begun else []
         self._tokens: list[TokenLogprobs] = list(begun.tokens) if begun else []
         self._num_deltas = 0
+        self._begun_at = time.monotonic()
         self._first_at: float | None = None
         self._last_at = 0.0
         self._save_timer: asyncio.TimerHandle | None = None
@@ -118,6 +119,11 @@ class Answer:
             "completion_tokens": usage.completion_tokens if usage else None,
             "cached_tokens": usage.cached_tokens if usage else None,
             "tokens_per_s": self.tokens_per_s,
+            "first_s": None if self._first_at is None else round(self._first_at - self._begun_at, 3),
+            "prefill_s": usage.prefill_s if usage else None,
+            "restored_tokens": usage.restored_tokens if usage else None,
+            "drafted_tokens": usage.drafted_tokens if usage else None,
+            "accepted_tokens": usage.accepted_tokens if usage else None,
             "finish_reason": self.finish_reason,
             "error": self.failure.message if self.failure else None,
         }

@@ -15,7 +15,7 @@ import httpx
 
 from qlocal.chat import wire
 from qlocal.chat.events import AnswerEvent, Done, Failure, TokenCount
-from qlocal.chat.link_state import Variant
+from qlocal.chat.link_state import ShownPlan, Variant
 from qlocal.chat.logprobs import Scored
 from qlocal.chat.sse import OWN_COMMENT, event_data
 from qlocal.errors import ServerError, UsageError
@@ -82,20 +82,15 @@ class ChatClient:
         """Return the engine's state (our own server alone)."""
         return wire.parse_status(await self._get("/qlocal/status"))
 
-    async def load(
-        self,
-        model: str,
-        max_context: int | None = None,
-        devices: list[str] | None = None,
-        head: str | None = None,
-        split: str | None = None,
-        kv: str | None = None,
-        draft: str | None = None,
-    ) -> Status:
-        """Ask our server to load a model in place of the present one; progress comes by `status_events`."""
-        wanted: dict[str, Any] = {"model": model, "max_context": max_context, "devices": devices}
-        wanted |= {"head": head, "split": split, "kv": kv, "draft": draft}
-        return wire.parse_status(await self._post("/qlocal/load", {k: v for k, v in wanted.items() if v is not None}))
+    async def load(self, model: str, **wanted: Any) -> Status:
+        """Ask our server to load a model in place of the present one; progress comes by `status_events`.
+
+        wanted: fields of /qlocal/load, None for those that are left to the server."""
+        return wire.parse_status(await self._post("/qlocal/load", _load_request(model, wanted)))
+
+    async def plan(self, model: str, **wanted: Any) -> ShownPlan:
+        """Return what such a load would take. ServerError says why it cannot be."""
+        return wire.parse_plan(await self._post("/qlocal/plan", _load_request(model, wanted)))
 
     async def count(self, messages: list[ChatMessage]) -> TokenCount:
         """Return how many tokens a conversation has, by the model's own tokenizer (our own server alone)."""
@@ -186,6 +181,10 @@ class ChatClient:
         except httpx.HTTPError as error:
             raise _unreachable(self.name, error) from error
         return wire.as_object(_loads(response.text))
+
+
+def _load_request(model: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    return {"model": model} | {name: value for name, value in wanted.items() if value is not None}
 
 
 def _http_client(base: str, token: str | None, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:

@@ -45,6 +45,7 @@ class Usage:
     max_context: int | None = None
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    restored_tokens: int | None = None
 
     @property
     def acceptance(self) -> float | None:

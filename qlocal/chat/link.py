@@ -11,7 +11,7 @@ from typing import Any
 from qlocal import catalog, launch
 from qlocal.chat.client import ChatClient, ChatMessage
 from qlocal.chat.events import Failure, TokenCount
-from qlocal.chat.link_state import AnswerStream, Choice, Link, LinkState, OwnServer, Phase
+from qlocal.chat.link_state import AnswerStream, Choice, Link, LinkState, OwnServer, Phase, ShownPlan
 from qlocal.chat.logprobs import TOP
 from qlocal.config import ChatOptions, EngineOptions
 from qlocal.errors import QLocalError, ServerError
@@ -80,16 +80,24 @@ class LocalLink:
         self._model = _absolute(model)
         self._is_wanted.set()
         if self._client is not None:
-            engine = self._engine
-            await self._client.load(
-                self._model,
-                engine.max_context,
-                list(engine.devices),
-                head=engine.head,
-                split=engine.split,
-                kv=engine.kv,
-                draft=None if engine.draft is None else _absolute(engine.draft),
-            )
+            await self._client.load(self._model, **self._wanted)
+
+    async def plan(self, model: str) -> ShownPlan | None:
+        """See `Link.plan`."""
+        return None if self._client is None else await self._client.plan(_absolute(model), **self._wanted)
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """What loading is asked for beside the model."""
+        engine = self._engine
+        return {
+            "max_context": engine.max_context,
+            "devices": list(engine.devices),
+            "head": engine.head,
+            "split": engine.split,
+            "kv": engine.kv,
+            "draft": None if engine.draft is None else _absolute(engine.draft),
+        }
 
     async def count(self, messages: list[ChatMessage]) -> TokenCount | None:
         """See `Link.count`."""
@@ -104,6 +112,11 @@ class LocalLink:
     def own(self) -> OwnServer | None:
         """See `Link.own`."""
         return self._client
+
+    @property
+    def log_path(self) -> Path | None:
+        """See `Link.log_path`."""
+        return launch.runtime_folder() / "server.log"
 
     async def aclose(self) -> None:
         """See `Link.aclose`."""
@@ -158,6 +171,10 @@ class EndpointLink:
         self._model = model
         self._changed.set()
 
+    async def plan(self, model: str) -> ShownPlan | None:
+        """None: what it takes there is not told."""
+        return None
+
     async def count(self, messages: list[ChatMessage]) -> TokenCount | None:
         """None: the API has no way to ask."""
         return None
@@ -169,6 +186,11 @@ class EndpointLink:
     @property
     def own(self) -> OwnServer | None:
         """None: it is somebody else's."""
+        return None
+
+    @property
+    def log_path(self) -> Path | None:
+        """See `Link.log_path`."""
         return None
 
     async def aclose(self) -> None:
@@ -205,6 +227,7 @@ def _state_of(status: Status) -> LinkState:
         stage=progress.stage if progress else None,
         fraction=min(1.0, progress.done / progress.total) if progress and progress.total > 0 else None,
         path=status.path,
+        status=status,
         max_context=status.max_context,
         error=status.error,
         memory=status.memory if status.state in (EngineState.LOADING, EngineState.READY) else None,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol
 
 from qlocal.chat.events import AnswerEvent, TokenCount
 from qlocal.chat.logprobs import Scored
+from qlocal.schema import Status
 
 
 class Phase(str, Enum):
@@ -35,6 +37,8 @@ class LinkState:
     """Where the model lies, where that is known."""
     max_context: int | None = None
     error: str | None = None
+    status: Status | None = None
+    """All that our own server told, None of others."""
     memory: str | None = None
     """What is planned of it and what is in use."""
 
@@ -58,6 +62,14 @@ class Variant:
     num_bytes: int
     is_loaded: bool
     is_same_size: bool
+
+
+@dataclass(frozen=True)
+class ShownPlan:
+    """What loading would take: a table, a line a device under a line of headings, and sentences beside it."""
+
+    table: list[str]
+    notes: list[str]
 
 
 class OwnServer(Protocol):
@@ -101,6 +113,11 @@ class Link(Protocol):
         """Use another model; `states` tells how that goes. QLocalError if it is refused at once."""
         ...
 
+    async def plan(self, model: str) -> ShownPlan | None:
+        """Return what selecting a model would take in place of what is loaded; None where the server does not tell.
+        QLocalError says why it cannot be loaded."""
+        ...
+
     async def count(self, messages: list[dict[str, str]]) -> TokenCount | None:
         """Return the size of a conversation; None where the server has no way to tell. QLocalError."""
         ...
@@ -112,6 +129,11 @@ class Link(Protocol):
     @property
     def own(self) -> OwnServer | None:
         """What our own server can do beside answering; None for others, and while there is none."""
+        ...
+
+    @property
+    def log_path(self) -> Path | None:
+        """Where our own server writes its log, None for other servers."""
         ...
 
     async def aclose(self) -> None:

@@ -19,10 +19,14 @@ class StatusLine:
     context_used: int | None = None
     max_context: int | None = None
     acceptance: float | None = None
+    others: int = 0
+    """Answers of other clients that the server writes or that wait there."""
 
     def text(self) -> str:
         """Return the line, without padding."""
         parts = [self.model or "no model", self._progress(), self._speed(), self._context()]
+        if self.others:
+            parts.insert(2, f"{self.others} of others in the queue")
         return " · ".join(parts)
 
     def _progress(self) -> str:

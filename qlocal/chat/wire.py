@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, ThinkingDelta, Usage
-from qlocal.chat.link_state import Variant
+from qlocal.chat.link_state import ShownPlan, Variant
 from qlocal.chat.logprobs import Candidate, Scored, TokenLogprobs
 from qlocal.chat.sse import OWN_COMMENT
 from qlocal.errors import ServerError
@@ -140,6 +140,16 @@ def parse_scored(body: dict[str, Any]) -> Scored:
     return Scored(tokens, as_text(body.get("reference")), kl, reverse)
 
 
+def parse_plan(body: dict[str, Any]) -> ShownPlan:
+    """Read the answer of POST /qlocal/plan."""
+    table, notes = (body.get(key) for key in ("table", "notes"))
+    return ShownPlan(_texts(table), _texts(notes))
+
+
+def _texts(values: Any) -> list[str]:
+    return [text for value in values if (text := as_text(value)) is not None] if isinstance(values, list) else []
+
+
 def parse_variants(body: dict[str, Any]) -> list[Variant]:
     """Read the answer of GET /qlocal/variants; what is no variant is left out."""
     found = []
@@ -175,4 +185,5 @@ def parse_usage(usage: dict[str, Any], own: dict[str, Any]) -> Usage:
         max_context=as_int(own.get("max_context")),
         drafted_tokens=as_int(own.get("drafted_tokens")),
         accepted_tokens=as_int(own.get("accepted_tokens")),
+        restored_tokens=as_int(own.get("restored_tokens")),
     )

@@ -63,6 +63,17 @@ def takes_no_text(name: str) -> str:
     return t("/{name} takes no text behind it.").format(name=name)
 
 
+STATISTICS = "Statistics"
+FACTS_KEYS = "↑↓ scroll · Esc back"
+LOG_KEYS = "The newest lines come at the end · Esc back"
+PLAN = "What loading it would take"
+NOTES = "Beside the table"
+LOADS_IT = "loads it"
+REPORT = "Quantization report"
+NO_REPORT = "This checkpoint has no quantization report: `quantize` writes one, `quantize verify` adds what it cost."
+NO_LOG = "The log is where that server runs."
+
+
 def waiting_for(state: LinkState) -> str:
     """Say why a message has not been sent yet."""
     match state.phase:

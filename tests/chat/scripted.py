@@ -6,10 +6,11 @@ import asyncio
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from qlocal.chat.events import AnswerEvent, Done, Logprobs, TextDelta, TokenCount, Usage
-from qlocal.chat.link_state import AnswerStream, Choice, LinkState, Phase, Variant
+from qlocal.chat.link_state import AnswerStream, Choice, LinkState, Phase, ShownPlan, Variant
 from qlocal.chat.logprobs import Candidate, Scored, TokenLogprobs
 
 READY = LinkState(Phase.READY, "tiny-model", max_context=4096)
@@ -55,6 +56,8 @@ class ScriptedLink:
     scored: list[tuple[Any, str | list[int], int]] = field(default_factory=list)
     at_hand: list[Variant] = field(default_factory=list)
     is_own: bool = True
+    log: Path | None = None
+    plans: dict[str, ShownPlan] = field(default_factory=dict)
     selected: list[str] = field(default_factory=list)
     num_cancelled: int = 0
     _new_states: asyncio.Queue[LinkState] = field(default_factory=asyncio.Queue)
@@ -79,6 +82,13 @@ class ScriptedLink:
     @property
     def own(self) -> ScriptedLink | None:
         return self if self.is_own else None
+
+    @property
+    def log_path(self) -> Path | None:
+        return self.log
+
+    async def plan(self, model: str) -> ShownPlan | None:
+        return self.plans.get(model)
 
     async def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
         return list(range(3 * len(messages)))

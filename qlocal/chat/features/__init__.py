@@ -12,6 +12,7 @@ from qlocal.chat.features.commands import Commands
 from qlocal.chat.features.compare import Compare
 from qlocal.chat.features.completion import Completion
 from qlocal.chat.features.conversations import Conversations
+from qlocal.chat.features.knowing import Knowing
 from qlocal.chat.features.models import Models
 from qlocal.chat.features.program import Program
 from qlocal.chat.features.reading import Reading
@@ -26,6 +27,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Alternatives,
     Replays,
     Compare,
+    Knowing,
     Commands,
     Completion,
     Program,

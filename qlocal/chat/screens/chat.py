@@ -86,6 +86,7 @@ class ChatScreen(Screen[None]):
             state=state.stage or state.phase.value,
             fraction=state.fraction,
             max_context=state.max_context,
+            others=0 if state.status is None else max(0, state.status.in_flight - is_busy),
         )
 
     def say(self, sentence: str) -> None:
