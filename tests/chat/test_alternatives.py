@@ -26,9 +26,9 @@ TOKENS = scored(
 async def open_view(chat: Chat) -> AlternativesScreen:
     await chat.pilot.press("f4")
     await chat.until(lambda: isinstance(chat.app.screen, AlternativesScreen))
-    await chat.pilot.pause()
     screen = chat.app.screen
     assert isinstance(screen, AlternativesScreen)
+    await chat.until(lambda: "Token 1 " in panel(screen))
     return screen
 
 

@@ -85,6 +85,7 @@ def test_fewer_than_two_models_are_not_compared(tmp_path: Path) -> None:
         await chat.pilot.press("f6")
         await chat.until(lambda: isinstance(chat.app.screen, CompareChoice))
         options = chat.app.screen.query_one(SelectionList)
+        await chat.until(lambda: options.option_count == 3)
         assert [str(options.get_option_at_index(i).prompt) for i in range(options.option_count)] == [
             "tiny-model",
             "other-model",

@@ -55,11 +55,12 @@ def test_an_answer_is_read_by_another_variant_and_the_model_comes_back(tmp_path:
         await asked(chat)
         await chat.until(lambda: isinstance(chat.app.screen, VariantScreen))
         lines = chat.app.screen.query_one(OptionList)
+        await chat.until(lambda: lines.option_count == 2)
         details = [str(lines.get_option_at_index(i).prompt) for i in range(lines.option_count)]
-        assert len(details) == 2 and "a model of another size" in details[1]
+        assert "a model of another size" in details[1]
         await choose(chat, "bf16")
         await chat.until(lambda: isinstance(chat.app.screen, ReplayScreen))
-        await chat.pilot.pause()
+        await chat.until(lambda: "Token 2 of 4" in shown(chat, "#panel"))
         # BF16 is the larger one, so distances count from it: of the two, the reverse.
         head = shown(chat, "#head")
         assert head.startswith("tiny/awq from tiny/bf16") and "mean KLD 0.3150" in head and "median 0.3200" in head
