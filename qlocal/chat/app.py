@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import select
 import sys
@@ -20,16 +22,19 @@ from qlocal import config
 from qlocal.chat.features import ACTIONS
 from qlocal.chat.languages import speak, t
 from qlocal.chat.link_state import Link, LinkState, Phase
+from qlocal.chat.markdown import code
 from qlocal.chat.preferences import Preferences, load_preferences
 from qlocal.chat.screens.chat import ChatScreen
 from qlocal.chat.store.threaded import Store
-from qlocal.chat.theme import DARK, LIGHT
+from qlocal.chat.theme import NAMES, OWN
 from qlocal.config import ChatOptions
 from qlocal.errors import QLocalError
 
 # A terminal sends Esc alone and at the head of other keys; the wait that tells them apart delays every stop.
 ESCAPE_DELAY_S = 0.025
 
+WARM_UP_S = 0.5
+"""After the first paint."""
 HANGUP_CHECK_S = 1.0
 HANGUP = 129
 """Exit code as a shell would give it: 128 and the number of SIGHUP."""
@@ -67,16 +72,25 @@ class ChatApp(App[int]):
         self.failure: QLocalError | None = None
 
     def on_mount(self) -> None:
-        self.register_theme(DARK)
-        self.register_theme(LIGHT)
-        self.theme = DARK.name
+        for theme in OWN:
+            self.register_theme(theme)
+        self.theme = NAMES[self._preferences.theme]
         self.set_keymap({f"chat.{name}": keys for name, keys in self._preferences.keys.items()})
         self.push_screen(self.chat)
         self._open_history()
         # After the first paint: importing the HTTP client takes a third as long as all of the above.
         self.call_after_refresh(self._follow_link)
         if not self.is_headless:
+            self.call_after_refresh(self._warm_up)
             self.set_interval(HANGUP_CHECK_S, self._leave_dead_terminal)
+
+    @work(group="warm up")
+    async def _warm_up(self) -> None:
+        await asyncio.sleep(WARM_UP_S)
+        await asyncio.to_thread(code.warm_up)
+        # All that is there now stays: looking through it for garbage would hold up a key by 30 ms, again and again.
+        gc.collect()
+        gc.freeze()
 
     def _leave_dead_terminal(self) -> None:
         # Textual reads the end of a terminal that has gone as fast as it can, for ever.

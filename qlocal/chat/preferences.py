@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qlocal.chat.actions import Action, closest
+from qlocal.chat.theme import NAMES
 from qlocal.config import chat_table, config_folder
 from qlocal.errors import ConfigError
 
@@ -19,10 +20,11 @@ NO_KEY = ("", "none")
 
 @dataclass(frozen=True)
 class Preferences:
-    """language: of `LANGUAGES`. keys: those of actions by name where they are not the usual ones, comma-separated;
-    empty for none."""
+    """language: of `LANGUAGES`. theme: of `theme.NAMES`. keys: those of actions by name where they are not the usual
+    ones, comma-separated; empty for none."""
 
     language: str = AUTO
+    theme: str = "dark"
     keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -37,13 +39,16 @@ class Preferences:
 def load_preferences(actions: Sequence[Action]) -> Preferences:
     """Return what config.toml says. ConfigError names the file, the key, and what is wrong with it."""
     path, table = config_folder() / "config.toml", chat_table()
-    known = ("language", "keys")
+    known = ("language", "theme", "keys")
     if unknown := sorted(table.keys() - set(known)):
         raise ConfigError(f"{path}: unknown key 'chat.{unknown[0]}'", hint=closest(unknown[0], known))
     language = table.get("language", AUTO)
     if language not in LANGUAGES:
         raise ConfigError(f"{path}: chat.language is {language!r}, expected one of {', '.join(LANGUAGES)}")
-    return Preferences(language, _keys(table.get("keys", {}), actions, f"{path}: chat.keys"))
+    theme = table.get("theme", "dark")
+    if theme not in NAMES:
+        raise ConfigError(f"{path}: chat.theme is {theme!r}, expected one of {', '.join(NAMES)}")
+    return Preferences(language, theme, _keys(table.get("keys", {}), actions, f"{path}: chat.keys"))
 
 
 def _keys(table: Any, actions: Sequence[Action], where: str) -> dict[str, str]:

@@ -103,10 +103,15 @@ def lines_below(count: int) -> str:
     return f"↓ {count:,} new line{'s' if count != 1 else ''} · Ctrl+End follows"
 
 
+def theme_is(name: str) -> str:
+    """Say which colours are used."""
+    return t("Colours: {name}; chat.theme in config.toml keeps them.").format(name=name)
+
+
 def thought_head(num_chars: int, *, is_open: bool, is_unfolded: bool) -> str:
     """Return the line that stands for what a model thought, or over it."""
-    doing = "Thinking …" if is_open else "Thought"
-    return f"{'▾' if is_unfolded else '▸'} {doing} {num_chars:,} characters"
+    sentence = t("Thinking … {count} characters") if is_open else t("Thought, {count} characters")
+    return f"{'▾' if is_unfolded else '▸'} {sentence.format(count=f'{num_chars:,}')}"
 
 
 def known_context(branch: Sequence[Message]) -> int | None:

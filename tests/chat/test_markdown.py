@@ -96,6 +96,26 @@ def test_long_lists_and_codes_cost_only_their_open_part() -> None:
     assert texts(stream.lines)[-1] == "200. item"
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            ["| one | **two** |\n", "| 中文 | a much longer cell |\n", "| x |\n", "no row\n", "\n", "- a\n"]
+        )
+    ),
+    st.sampled_from(["", "before\n\n", "\n\n", "- item\n\n"]),
+    st.integers(1, 30),
+)
+def test_a_table_that_streams_is_the_table_as_a_whole(rows: list[str], before: str, size: int) -> None:
+    source = before + "| a | b |\n|---|--:|\n" + "".join(rows)
+    stream = MarkdownStream(30, PLAIN)
+    for i in range(0, len(source), size):
+        stream.append(source[i : i + size])
+        so_far = MarkdownStream(30, PLAIN)
+        so_far.append(source[: i + size])
+        assert (stream.lines, stream.blocks) == (so_far.lines, so_far.blocks)
+
+
 @pytest.mark.parametrize(
     ("source", "lines"),
     [

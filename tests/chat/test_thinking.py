@@ -63,7 +63,7 @@ def test_a_thought_is_folded_and_can_be_unfolded(tmp_path: Path, pieces: int) ->
         await chat.say("why?")
         await chat.until_shown("It is so.")
         await chat.until_idle()
-        assert f"▸ Thought {len(THOUGHT)} characters" in chat.shown
+        assert f"▸ Thought, {len(THOUGHT)} characters" in chat.shown
         assert "First this." not in chat.shown and "<think>" not in chat.shown
         await chat.pilot.press("ctrl+t")
         assert "▾ Thought" in chat.shown and "│ First this." in chat.shown and "│ Then that." in chat.shown
@@ -87,10 +87,10 @@ def test_a_thought_that_goes_on_says_how_long_it_is_and_grows_where_it_is_unfold
         assert "▾ Thinking … 12 characters" in chat.shown
         second.set()
         await chat.until_shown("Yes.")
-        assert "▾ Thought 12 characters" in chat.shown and "│ First this." in chat.shown
+        assert "▾ Thought, 12 characters" in chat.shown and "│ First this." in chat.shown
         third.set()
         await chat.until_idle()
-        assert "▾ Thought 12 characters" in chat.shown and "Yes." in chat.shown
+        assert "▾ Thought, 12 characters" in chat.shown and "Yes." in chat.shown
 
     script = [
         ThinkingDelta("First "), first, ThinkingDelta("this. "), second, TextDelta("Yes."), third, Done("stop"),
@@ -119,6 +119,6 @@ def test_an_answer_that_only_closes_its_thought_is_folded_when_it_does(tmp_path:
         await chat.say("why?")
         await chat.until_shown("Certain.")
         await chat.until_idle()
-        assert "▸ Thought 6 characters" in chat.shown and "secret" not in chat.shown
+        assert "▸ Thought, 6 characters" in chat.shown and "secret" not in chat.shown
 
     run_chat(tmp_path, ScriptedLink([scripted_answer("secret\n</think>\n\nCertain.", 3)]), use)

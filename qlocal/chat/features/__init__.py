@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from qlocal.chat.actions import Action
 from qlocal.chat.features.alternatives import Alternatives
+from qlocal.chat.features.appearance import Appearance
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.commands import Commands
 from qlocal.chat.features.compare import Compare
@@ -30,6 +31,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Knowing,
     Commands,
     Completion,
+    Appearance,
     Program,
 )
 

@@ -37,6 +37,11 @@ def code_lines(source: str, language: str, width: int, palette: Palette, *, is_o
     return lines
 
 
+def warm_up() -> None:
+    """Load what the first code block needs, before it comes: it would hold up a key by 30 ms."""
+    _lexer("python")
+
+
 def _panel(spans: list[Span], width: int, palette: Palette) -> list[Line]:
     edge = Ornament(" ", palette.code)
     return [_filled([edge, *line], width, palette) for line in wrap(spans, width - 2)]

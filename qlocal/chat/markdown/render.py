@@ -117,7 +117,7 @@ def _code(node: Node, frame: Frame) -> list[Line]:
 def _is_closed_fence(node: Node) -> bool:
     """A closed fence has two lines more than its content, an open one only one."""
     first, end = node.lines
-    return node.kind == "fence" and end - first == node.token.content.count("\n") + 2
+    return node.kind == "fence" and end - first == len(node.token.content.splitlines()) + 2
 
 
 def _formula(node: Node, frame: Frame) -> list[Line]:
@@ -127,14 +127,18 @@ def _formula(node: Node, frame: Frame) -> list[Line]:
 
 
 def _table(node: Node, frame: Frame) -> list[Line]:
-    rows: list[list[Cell]] = []
+    return table_lines(table_rows(node, frame.style, frame.palette), frame.width, frame.palette)
+
+
+def table_rows(node: Node, style: Style, palette: Palette) -> list[tuple[Cell, ...]]:
+    """Return the cells of a table, its head first."""
+    rows: list[tuple[Cell, ...]] = []
     for section in node.children:
-        is_head = section.kind == "thead"
-        style = frame.style + (frame.palette.strong if is_head else Style.null())
-        rows += [[_cell(cell, style, frame.palette) for cell in row.children] for row in section.children]
-    return table_lines(rows, frame.width, frame.palette)
+        inner = style + (palette.strong if section.kind == "thead" else Style.null())
+        rows += [tuple(_cell(cell, inner, palette) for cell in row.children) for row in section.children]
+    return rows
 
 
 def _cell(node: Node, style: Style, palette: Palette) -> Cell:
     align = str(node.token.attrs.get("style", "")).rpartition(":")[2] or "left"
-    return Cell(inline_spans(blocks.inline_tokens(node), palette, style), align)
+    return Cell(tuple(inline_spans(blocks.inline_tokens(node), palette, style)), align)

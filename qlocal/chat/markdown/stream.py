@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qlocal.chat.markdown.blocks import Position, Unit, split
+from qlocal.chat.markdown.open_table import OpenTable, open_table
 from qlocal.chat.markdown.palette import Palette
 from qlocal.chat.markdown.render import render_unit
 from qlocal.chat.markdown.wrap import Line
@@ -45,7 +46,7 @@ class MarkdownStream:
         self._open_blocks: list[Block] = []
         self._tail = ""
         self._position = Position()
-        self._checked_chars = 0
+        self._table: OpenTable | None = None
 
     @property
     def lines(self) -> list[Line]:
@@ -60,35 +61,40 @@ class MarkdownStream:
     def append(self, text: str) -> None:
         """Add a piece of the text and draw again what it can change."""
         self._tail += text
-        self._freeze()
-        units = split(self._tail, self._position)
-        self.open, self._open_blocks = _render(self._tail, units, self.width, self.palette, is_open=True)
+        if self._table is not None and (lines := self._table.lines_of(self._tail)) is not None:
+            gap = self._table.gap
+            self.open = gap + lines
+            self._open_blocks = [Block(len(gap), len(lines), self._tail.strip("\n"))]
+            return
+        source = self._tail
+        units = self._freeze(split(source, self._position))
+        self.open, self._open_blocks = _render(source, units, self.width, self.palette, is_open=True)
+        is_table = self._tail == source and len(units) == 1 and units[0].node.kind == "table"
+        self._table = open_table(source, units[0], self.width, self.palette) if is_table else None
 
     def finish(self) -> None:
         """Say that nothing follows: the last block is drawn as complete."""
         self._keep(self._tail, split(self._tail, self._position))
-        self.open, self._open_blocks, self._tail = [], [], ""
+        self.open, self._open_blocks, self._tail, self._table = [], [], "", None
 
-    def _freeze(self) -> None:
-        """Draw all units but the last for good. Only complete lines count: half a line may still join the one above.
+    def _freeze(self, units: list[Unit]) -> list[Unit]:
+        """Draw for good what no further text can change, and return the units that stay open.
 
-        For example `#` is a heading of its own, while `#tag` goes on with the paragraph.
+        That is all but the last unit, and but the last two where the last one is half a line, which may still join
+        the one above: `#` is a heading of its own, while `#tag` goes on with the paragraph.
         """
-        end = self._tail.rfind("\n") + 1
-        if end <= self._checked_chars:
-            return
-        complete = self._tail[:end]
-        units = split(complete, self._position)
-        self._checked_chars = end
-        if len(units) < 2:
-            return
-        last = units[-1]
-        start = sum(len(line) + 1 for line in complete.split("\n")[: last.first_line])
-        # A block that has another one behind it is complete.
-        self._keep(complete[:start], units[:-1])
-        self._tail = self._tail[start:]
-        self._position = last.position
-        self._checked_chars = end - start
+        if not units:
+            return units
+        lines = self._tail.split("\n")
+        is_half_a_line = units[-1].first_line == len(lines) - 1
+        num_open = 2 if is_half_a_line else 1
+        done, still_open = units[:-num_open], units[-num_open:]
+        if done:
+            start = sum(len(line) + 1 for line in lines[: still_open[0].first_line])
+            self._keep(self._tail[:start], done)
+            self._tail = self._tail[start:]
+            self._position = still_open[0].position
+        return still_open
 
     def _keep(self, source: str, units: list[Unit]) -> None:
         lines, blocks = _render(source, units, self.width, self.palette, is_open=False)

@@ -59,6 +59,8 @@ class ChatScreen(Screen[None]):
         self.query_one("#below").display = False
         self.desk.show_branch()
         self.desk.prompt.border_subtitle = words.KEYS
+        # A cursor that blinks draws twice a second for ever: most of what an idle chat would take.
+        self.desk.prompt.cursor_blink = False
         self.desk.prompt.focus()
 
     # What the app tells.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from rich.color import Color as RichColor
 from rich.style import Style
 from textual.color import Color, ColorParseError
 
@@ -17,8 +18,8 @@ MUTED = 0.62
 
 def look_of(theme: Mapping[str, str]) -> Look:
     """Return the styles for a theme, given as `App.theme_variables`."""
-    colors = {name: _hex(theme.get(name, "")) for name in _USED}
-    muted = Style(color=_muted(theme))
+    colors = {name: _rich(theme.get(name, "")) for name in _USED}
+    muted = _muted(theme)
     palette = Palette(
         text=Style.null(),
         muted=muted,
@@ -40,7 +41,7 @@ def look_of(theme: Mapping[str, str]) -> Look:
     return Look(
         palette=palette,
         thought=replace(palette, text=muted, heading=muted + Style(bold=True), math=muted),
-        base=Style(color=colors["foreground"], bgcolor=_hex(theme.get("background", ""))),
+        base=Style(color=colors["foreground"], bgcolor=colors["background"]),
         user=Style(color=colors["foreground"], bgcolor=colors["surface"]),
         user_bar=Style(color=colors["accent"], bgcolor=colors["surface"]),
         head=Style(color=colors["secondary"], bold=True),
@@ -49,21 +50,35 @@ def look_of(theme: Mapping[str, str]) -> Look:
     )
 
 
-_USED = ("primary", "secondary", "accent", "warning", "error", "success", "foreground", "surface", "panel")
+_USED = (
+    "primary",
+    "secondary",
+    "accent",
+    "warning",
+    "error",
+    "success",
+    "foreground",
+    "background",
+    "surface",
+    "panel",
+)
 
 
-def _hex(value: str) -> str | None:
-    """Return a theme's colour for Rich; None (the terminal's own) where it leaves the choice to the terminal."""
+def _rich(value: str) -> RichColor | None:
+    """Return a theme's colour for Rich, one of the terminal's own where the theme says so; None for no colour."""
     try:
         color = Color.parse(value)
     except ColorParseError:
         return None
-    return None if color.ansi is not None else color.hex6
+    return color.rich_color if color.a > 0 else None
 
 
-def _muted(theme: Mapping[str, str]) -> str | None:
+def _muted(theme: Mapping[str, str]) -> Style:
     try:
         background, foreground = Color.parse(theme["background"]), Color.parse(theme["foreground"])
     except (ColorParseError, KeyError):
-        return None
-    return background.blend(foreground, MUTED).hex6
+        return Style.null()
+    if background.ansi is not None or foreground.ansi is not None:
+        # Two colours of the terminal cannot be mixed: nobody knows them.
+        return Style(dim=True)
+    return Style(color=background.blend(foreground, MUTED).rich_color)

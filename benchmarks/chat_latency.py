@@ -1,0 +1,191 @@
+"""Is the chat quick where people type? The real program at a pty, beside a stock Textual chat in the same run.
+
+`python benchmarks/chat_latency.py` prints a table, `--json FILE` writes it too. While a server streams 300 tokens a
+second of prose, list, code and table into a conversation of 10,000 messages, keys are typed, and timed until the
+terminal is told to draw them. "own" leaves out the time in which the program waited for a processor that others had:
+on an idle machine both are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.chat_bench.server import streaming_server  # noqa: E402 - the checkout must be found first
+from benchmarks.chat_bench.terminal import Terminal, Took  # noqa: E402
+from qlocal.chat.store.database import open_database  # noqa: E402
+from qlocal.chat.store.history import History  # noqa: E402
+from qlocal.chat.store.records import Role  # noqa: E402
+
+NUM_MESSAGES = 10_000
+TOKENS_PER_S = 300.0
+NUM_KEYS = 200
+PAUSE_S = (0.05, 0.15)
+IDLE_S = 20.0
+STARTS = 7
+BACKSPACE = b"\x7f"
+FOCUS_OUT_AND_IN = b"\x1b[O\x1b[I"
+ANSWER = (
+    "Some **words** about `x` in a paragraph that is long enough to wrap, 还有一些中文字。\n\n- one\n- two\n\n"
+    "```py\nx = 1\n```\n"
+)
+START = (
+    "import sys; from qlocal.chat.app import run_chat; from qlocal.config import ChatOptions;"
+    "sys.exit(run_chat(ChatOptions(endpoint=sys.argv[1])))"
+)
+Row = dict[str, float | str]
+
+
+def make_history(home: Path) -> None:
+    """Write a conversation of 10,000 messages, as two years of talking leave one."""
+    connection, _ = open_database(home / "history.sqlite3")
+    connection.execute("PRAGMA synchronous = OFF")
+    history = History(connection)
+    conversation = history.new_conversation("a long one", "fake-model", None)
+    parent: int | None = None
+    for i in range(NUM_MESSAGES):
+        is_user = i % 2 == 0
+        text = f"Question {i} about something?" if is_user else ANSWER + f"number {i}."
+        parent = history.add_message(conversation, parent, Role.USER if is_user else Role.ASSISTANT, text)
+    connection.close()
+
+
+def chat(url: str, home: Path) -> Terminal:
+    """Start the chat."""
+    environment = {**os.environ, "QLOCAL_HOME": str(home), "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
+    return Terminal([sys.executable, "-c", START, url], environment)
+
+
+def typed(terminal: Terminal, num_keys: int = NUM_KEYS) -> list[Took]:
+    """Type letters, now and then taken back, while the rest goes on."""
+    took: list[Took] = []
+    for i in range(num_keys):
+        pause_s = random.uniform(*PAUSE_S)
+        until = time.perf_counter() + pause_s
+        while (left_s := until - time.perf_counter()) > 0:
+            terminal.read(left_s)
+        took.append(terminal.key_to_screen())
+        if i % 40 == 39:
+            terminal.press(BACKSPACE * 40)
+    return took
+
+
+def percentiles(name: str, took: list[Took], bar: str) -> Row:
+    walls, owns = sorted(one.wall_ms for one in took), sorted(one.own_ms for one in took)
+    row: Row = {"what": name, "bar": bar}
+    for share in (50, 95, 99):
+        at = min(len(walls) - 1, len(walls) * share // 100)
+        row |= {f"p{share}_ms": walls[at], f"own_p{share}_ms": owns[at]}
+    return row
+
+
+def best(name: str, took: list[Took], bar: str) -> Row:
+    walls, owns = sorted(one.wall_ms for one in took), sorted(one.own_ms for one in took)
+    middle = len(walls) // 2
+    return {"what": name, "bar": bar, "ms": walls[middle], "own_ms": owns[middle], "best_ms": walls[0]}
+
+
+def measure_start(url: str, home: Path) -> Row:
+    took: list[Took] = []
+    for _ in range(STARTS):
+        terminal = chat(url, home)
+        took.append(terminal.first_paint("Ask something"))
+        terminal.close()
+    return best("first paint", took, "400 ms")
+
+
+def measure_chat(url: str, home: Path) -> list[Row]:
+    terminal = chat(url, home)
+    terminal.until("fake-model")
+    terminal.settle()
+    rows: list[Row] = []
+    terminal.press(b"\x0f")
+    terminal.until("a long one")
+    terminal.settle()
+    last = f"number {NUM_MESSAGES - 1}."
+    rows.append(best("open 10,000 messages", [terminal.reaction(b"\r", last)], "250 ms"))
+    terminal.settle()
+    focus = [terminal.key_to_screen(FOCUS_OUT_AND_IN) for _ in range(9)]
+    rows.append(best("focus out, in and a key", focus, "150 ms"))
+    rows.append(percentiles("key to screen, nothing else", typed(terminal, 60), "33 / 50 ms"))
+    terminal.press(BACKSPACE * 200)
+    terminal.settle()
+    before_s = terminal.cpu_s()
+    time.sleep(IDLE_S)
+    terminal.read(0)
+    rows.append({"what": "idle CPU", "bar": "0.5 %", "percent": (terminal.cpu_s() - before_s) / IDLE_S * 100})
+    rows += measure_streaming(terminal)
+    rows.append({"what": "memory, 10,000 messages", "bar": "150 MB", "MB": terminal.memory_mib() * 2**20 / 1e6})
+    terminal.press(b"\x1b")
+    terminal.settle()
+    paste = b"\x1b[200~" + b"some words of a file that is long\n" * 30_000 + b"\x1b[201~"
+    rows.append(best("paste of 1 MB, and a key", [terminal.key_to_screen(paste)], "100 ms"))
+    terminal.close()
+    return rows
+
+
+def measure_streaming(terminal: Terminal) -> list[Row]:
+    terminal.press(b"go\r")
+    terminal.until("river")
+    terminal.settle(0.0)
+    before_s, began = terminal.cpu_s(), time.perf_counter()
+    rows = [percentiles("key to screen, 300 tokens/s", typed(terminal), "33 / 50 ms")]
+    share = (terminal.cpu_s() - before_s) / (time.perf_counter() - began)
+    rows.append({"what": "CPU while streaming", "bar": "", "percent": share * 100})
+    return rows
+
+
+def measure_stock(url: str, num_messages: int) -> list[Row]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
+    command = [sys.executable, "-m", "benchmarks.chat_bench.stock_chat", url, str(num_messages)]
+    terminal = Terminal(command, environment)
+    name = f"stock, {num_messages} messages: "
+    rows = [best(name + "start", [terminal.first_paint("opened")], "")]
+    terminal.settle(1.0)
+    focus = [terminal.key_to_screen(FOCUS_OUT_AND_IN) for _ in range(3)]
+    rows.append(best(name + "focus out, in and a key", focus, ""))
+    rows.append({"what": name + "memory", "bar": "", "MB": terminal.memory_mib() * 2**20 / 1e6})
+    terminal.press(b"\r")
+    terminal.until("river")
+    terminal.settle(0.0)
+    rows.append(percentiles(name + "key to screen, 300 tokens/s", typed(terminal), ""))
+    terminal.close()
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    for row in rows:
+        values = {key: value for key, value in row.items() if key not in ("what", "bar")}
+        figures = "  ".join(f"{key} {value:.1f}" for key, value in values.items())
+        print(f"{row['what']:48} {row['bar']!s:12} {figures}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Is the chat quick where people type?")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--stock", type=int, default=100, help="messages of the stock chat; 0 leaves it out")
+    arguments = parser.parse_args()
+    random.seed(1)
+    with tempfile.TemporaryDirectory() as folder, streaming_server(TOKENS_PER_S) as url:
+        home = Path(folder)
+        make_history(home)
+        rows = [measure_start(url, home), *measure_chat(url, home)]
+        show(rows)
+        if arguments.stock:
+            rows += (stock := measure_stock(url, arguments.stock))
+            show(stock)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"load": os.getloadavg(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
