@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,14 +29,18 @@ class Begun:
 
 
 class Answer:
-    """An answer while it is written: its text, its speed, and its row in the store."""
+    """An answer while it is written: its text, its speed, and its row in the store. about: what is known of it from the
+    start, kept with it."""
 
-    def __init__(self, store: Store, message_id: int, begun: Begun | None = None) -> None:
+    def __init__(
+        self, store: Store, message_id: int, begun: Begun | None = None, about: Mapping[str, Any] | None = None
+    ) -> None:
         self.message_id = message_id
         self.failure: Failure | None = None
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self._store = store
+        self._about = dict(about or {})
         self._parts: list[str] = [begun.text] if begun else []
         self._tokens: list[TokenLogprobs] = list(begun.tokens) if begun else []
         self._num_deltas = 0
@@ -127,4 +131,4 @@ class Answer:
             "finish_reason": self.finish_reason,
             "error": self.failure.message if self.failure else None,
         }
-        return {name: value for name, value in meta.items() if value is not None}
+        return self._about | {name: value for name, value in meta.items() if value is not None}

@@ -15,6 +15,13 @@ class PromptSubmitted(Message):
 
 
 @dataclass
+class ConversationChosen(Message):
+    """The user chose a conversation in the sidebar."""
+
+    conversation_id: int
+
+
+@dataclass
 class SuggestionKey(Message):
     """A key that belongs to the list of suggestions while that is open: up, down, tab, enter or escape."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from qlocal.chat.store.records import Message, Role
 from qlocal.chat.store.threaded import Store
@@ -19,12 +20,14 @@ class Session:
         self._store = store
         self._default_system = system
         self.system = system
+        self.sampling: dict[str, Any] = {}
+        """Fields of a request, where the conversation has its own."""
         self.conversation_id: int | None = None
         self.branch: list[Message] = []
 
     def clear(self) -> None:
         """Begin a new conversation; it enters the store with its first message."""
-        self.conversation_id, self.branch, self.system = None, [], self._default_system
+        self.conversation_id, self.branch, self.system, self.sampling = None, [], self._default_system, {}
 
     async def open(self, conversation_id: int) -> None:
         """Show an earlier conversation where it was left."""
@@ -32,14 +35,17 @@ class Session:
         self.branch = await self._store.run(lambda history: history.branch(conversation_id))
         self.conversation_id = conversation_id
         self.system = conversation.system if conversation is not None else self._default_system
+        self.sampling = conversation.sampling if conversation is not None else {}
 
-    async def add_prompt(self, text: str, model: str | None) -> Message:
-        """Add what the user wrote behind the last message."""
+    async def add_prompt(self, text: str, model: str | None, beside: Message | None = None) -> Message:
+        """Add what the user wrote behind the last message, or as a sibling of another."""
         if self.conversation_id is None:
             system = self.system
             self.conversation_id = await self._store.run(lambda h: h.new_conversation(text, model, system))
         conversation_id = self.conversation_id
         parent_id = self.branch[-1].message_id if self.branch else None
+        if beside is not None:
+            parent_id = beside.parent_id
         await self._store.run(lambda history: history.add_message(conversation_id, parent_id, Role.USER, text))
         await self._reload()
         return self.branch[-1]
@@ -61,19 +67,45 @@ class Session:
         if self.conversation_id is not None:
             await self._reload()
 
-    async def step_branch(self, step: int) -> bool:
-        """Show the answer before (-1) or after (1) the last one; False if there is none."""
+    async def step_branch(self, step: int, message_id: int | None = None) -> int | None:
+        """Show the branch before (-1) or after (1) a message, the last answer if none is named. Returns the message
+        that is shown in its place, None if there is none."""
         answer = self.last_answer()
-        if answer is None or self.conversation_id is None:
-            return False
-        conversation_id = self.conversation_id
-        siblings = await self._store.run(lambda history: history.siblings(answer.message_id))
-        idx = siblings.index(answer.message_id) + step
+        at = message_id if message_id is not None else None if answer is None else answer.message_id
+        if at is None:
+            return None
+        siblings = await self._store.run(lambda history: history.siblings(at))
+        idx = siblings.index(at) + step
         if not 0 <= idx < len(siblings):
-            return False
-        await self._store.run(lambda history: history.select_branch(conversation_id, siblings[idx]))
+            return None
+        await self.select(siblings[idx])
+        return siblings[idx]
+
+    async def select(self, message_id: int) -> None:
+        """Show the branch that goes through a message."""
+        assert self.conversation_id is not None, "a message is of a conversation"
+        conversation_id = self.conversation_id
+        await self._store.run(lambda history: history.select_branch(conversation_id, message_id))
         await self._reload()
-        return True
+
+    async def add_answer(self, beside: Message, text: str) -> None:
+        """Add an answer that the user wrote, as a sibling of another."""
+        assert self.conversation_id is not None, "a message is of a conversation"
+        conversation_id, parent_id = self.conversation_id, beside.parent_id
+        await self._store.run(lambda history: history.add_message(conversation_id, parent_id, Role.ASSISTANT, text))
+        await self._reload()
+
+    async def branch_off(self, message_id: int) -> None:
+        """Begin a new conversation with what is shown up to a message."""
+        assert self.conversation_id is not None, "a message is of a conversation"
+        old_id = self.conversation_id
+        upto = [m.message_id for m in self.branch].index(message_id) + 1
+        kept = self.branch[:upto]
+        old = await self._store.run(lambda history: history.conversation(old_id))
+        assert old is not None, "an open conversation is in the store"
+        new = replace(old, leaf_id=message_id)
+        new_id = await self._store.run(lambda history: history.add_conversation(new, kept))
+        await self.open(new_id)
 
     def last_prompt(self) -> Message | None:
         """Return the last message of the user."""

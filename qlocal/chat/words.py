@@ -10,7 +10,9 @@ from qlocal.chat.languages import t
 from qlocal.chat.link_state import LinkState, Phase, Variant
 from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.chat.replay import Replay, ReplayedToken
+from qlocal.chat.store.history import title_of
 from qlocal.chat.store.records import Message, MessageState, Role
+from qlocal.chat.thinking import answer_of
 
 WELCOME = """qlocal
 
@@ -48,9 +50,59 @@ COMPARE_RUNS = "One engine answers for all, one after the other · ←→ column
 COMPARE_DONE = "←→ column · PgUp PgDn · Enter goes on with this answer · Esc back: all answers stay as branches"
 STOPPED = "■ stopped"
 
+NOTHING_TO_EDIT = "There is no message yet."
+EDITING = "Editing: Enter makes a branch, Esc leaves it as it was"
+NO_BRANCHES = "There is no conversation yet."
+TREE = "All branches"
+PRUNE = "Delete this message and all below it?"
+DELETE_IT = "Delete"
+KEEP_IT = "Keep"
+BRANCHED_OFF = "This is a new conversation; the old one stays."
+NO_SEED = "It is not known how this answer was asked for: only answers of this version have their seed."
+NO_CONVERSATION = "There is no conversation yet: it begins with its first message."
+NO_TITLE = "Write the title behind it: /rename TITLE"
+PINNED = "Pinned: it stays on top of the list."
+UNPINNED = "No longer pinned."
+PINNED_HEAD = "Pinned"
+TODAY = "Today"
+YESTERDAY = "Yesterday"
+DELETE_CONVERSATION = "Delete the conversation with all its branches?"
+SEARCH = "Search"
+SEARCH_FOR = "Words; single characters in Chinese"
+SEARCH_KEYS = "type to search · Enter opens · Esc goes back"
+NOTHING_FOUND = "Nothing was found."
 HELP_TITLE = "Keys and commands"
 HELP_CLOSE = "↑ ↓ scroll · Esc goes back"
 HELP_NOTES = "Keys can be changed in config.toml: [chat.keys]. A message that begins with a slash takes two."
+
+
+def first_line(text: str) -> str:
+    """Return the beginning of a text as one line."""
+    return title_of(answer_of(text)) if text.strip() else t("(empty)")
+
+
+def pruned(count: int) -> str:
+    """Say how many messages were deleted."""
+    return t("{count:,} messages are deleted.").format(count=count)
+
+
+def renamed(title: str) -> str:
+    """Say what the conversation is called now."""
+    return t("The conversation is called “{title}” now.").format(title=title)
+
+
+def tagged(tags: Sequence[str]) -> str:
+    """Say which tags the conversation has now."""
+    return t("Tags: {tags}").format(tags=" ".join(f"#{tag}" for tag in tags)) if tags else t("No tags.")
+
+
+def repeated(is_same: bool, before: str | None, now: str | None) -> str:
+    """Say whether an answer came out as it was."""
+    if is_same:
+        return t("The same text again.")
+    if before != now:
+        return t("Another text: it was made by {before}, this by {now}.").format(before=before, now=now)
+    return t("Another text, with the same seed: another version, other kernels or other company made it.")
 
 
 def no_such_command(name: str, hint: str | None) -> str:

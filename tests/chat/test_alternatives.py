@@ -100,7 +100,7 @@ def test_enter_on_an_alternative_forks_there_and_the_model_goes_on(tmp_path: Pat
         await chat.until_idle()
         assert "‹2/2›" in chat.shown
         ids = [sum(b"The"), sum(b" bird")]
-        assert chat.link.options[-1] == {"answer_start_ids": ids}
+        assert chat.link.options[-1]["answer_start_ids"] == ids
         assert chat.link.requests[-1] == [{"role": "user", "content": "go"}]
         await chat.pilot.press("alt+left")
         await chat.until_shown("The cat sat.")

@@ -67,8 +67,8 @@ def test_messages_may_begin_with_a_slash(tmp_path: Path, typed: str, sent: str) 
 
 def test_commands_are_completed_while_they_are_typed(tmp_path: Path) -> None:
     async def use(chat: Chat) -> None:
-        await chat.pilot.press("slash", *"ne")
-        assert suggestions(chat)[:2] == ["/next-branch", "/new-conversation"]
+        await chat.pilot.press("slash", *"new-")
+        assert suggestions(chat)[:2] == ["/new-from-here", "/new-conversation"]
         await chat.pilot.press("down", "tab")
         assert chat.prompt.text == "/new-conversation"
         assert not chat.app.chat.query_one(Suggestions).display

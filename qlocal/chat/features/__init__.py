@@ -13,6 +13,8 @@ from qlocal.chat.features.commands import Commands
 from qlocal.chat.features.compare import Compare
 from qlocal.chat.features.completion import Completion
 from qlocal.chat.features.conversations import Conversations
+from qlocal.chat.features.editing import Editing
+from qlocal.chat.features.finding import Finding
 from qlocal.chat.features.knowing import Knowing
 from qlocal.chat.features.models import Models
 from qlocal.chat.features.program import Program
@@ -22,7 +24,9 @@ from qlocal.chat.features.turns import Turns
 
 FEATURES: tuple[type[Feature], ...] = (
     Turns,
+    Editing,
     Conversations,
+    Finding,
     Models,
     Reading,
     Alternatives,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from qlocal.chat.events import AnswerEvent, TextDelta
 from qlocal.chat.features.base import Feature
 from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.logprobs import token_ids
+from qlocal.chat.store.records import Message
 from qlocal.schema import PromptProgress
 
 SPEED_S = 0.5
@@ -55,6 +57,11 @@ class Turns(Feature):
         self.desk.prompt.accept()
         self._turn = self.desk.start(self._run(text), "turn")
 
+    def send_edited(self, text: str, edited: Message) -> None:
+        """Ask anew, with another text in the place of a message of the user."""
+        self.desk.prompt.accept()
+        self.occupy(self._run(text, edited))
+
     def occupy(self, work: Coroutine[Any, Any, None]) -> None:
         """Do work that needs the model for itself, in the place of a turn: Esc ends it."""
         if self.is_busy:
@@ -79,16 +86,31 @@ class Turns(Feature):
 
     def go_on(self, prompt_id: int, begun: Begun) -> None:
         """Have a prompt answered anew by an answer that is begun already; the old one stays as a branch."""
-        self.occupy(self._go_on(prompt_id, begun))
+        self.occupy(self.go_on_with(prompt_id, begun))
 
-    async def _go_on(self, prompt_id: int, begun: Begun) -> None:
+    async def go_on_with(self, prompt_id: int, begun: Begun) -> None:
+        """The same, for work that occupies the turn already."""
         await self._until_ready()
         await self._receive_answer(prompt_id, begun)
 
-    async def _run(self, text: str | None) -> None:
-        """Store the prompt (None: the last one again), wait for the model, receive the answer."""
+    async def repeat(self, answer: Message, prompt_id: int) -> None:
+        """Ask for an answer as it was asked for, seed included, and say whether the text is the same."""
+        await self._until_ready()
+        made_by = answer.meta.get("asked", {})
+        if "seed" not in made_by:
+            self.desk.say(words.NO_SEED)
+            return
+        await self._receive_answer(prompt_id, asked=made_by)
+        await self.desk.session.refresh()
+        again = self.desk.session.last_answer()
+        is_same = again is not None and again.content == answer.content
+        self.desk.say(words.repeated(is_same, answer.model, self.desk.link_state.model))
+
+    async def _run(self, text: str | None, edited: Message | None = None) -> None:
+        """Store the prompt (None: the last one again), wait for the model, receive the answer. edited: the message in
+        whose place the prompt comes."""
         if text is not None:
-            await self.desk.session.add_prompt(text, self.desk.link_state.model)
+            await self.desk.session.add_prompt(text, self.desk.link_state.model, edited)
             self.desk.show_branch()
         await self._until_ready()
         if await self._fits():
@@ -112,16 +134,19 @@ class Turns(Feature):
         self.desk.warn(words.too_long(count))
         return False
 
-    async def _receive_answer(self, prompt_id: int | None = None, begun: Begun | None = None) -> None:
+    async def _receive_answer(
+        self, prompt_id: int | None = None, begun: Begun | None = None, asked: dict[str, Any] | None = None
+    ) -> None:
         assert self.desk.link is not None, "a link that is ready exists"
         request = self.desk.session.request(prompt_id)
         message = await self.desk.session.begin_answer(self.desk.link_state.model, prompt_id)
         self.desk.show_branch()
-        options: dict[str, Any] = {}
+        asked = asked or {**self.desk.session.sampling, "seed": self.desk.session.sampling.get("seed", new_seed())}
+        options: dict[str, Any] = dict(asked)
         if begun is not None:
             self.desk.transcript.append_text(begun.text)
-            options = _going_on(request, begun)
-        answer = Answer(self.desk.store, message.message_id, begun)
+            options |= _going_on(request, begun)
+        answer = Answer(self.desk.store, message.message_id, begun, {"asked": asked})
         self._is_reading = False
         self.desk.update_status(tokens_per_s=None, acceptance=None)
         ticker = self.desk.screen.set_interval(SPEED_S, lambda: self._show_speed(answer))
@@ -166,6 +191,11 @@ class Turns(Feature):
         await self.desk.session.refresh()
         if self.desk.session.branch:
             self.desk.transcript.update_last(words.entry_of(self.desk.session.branch[-1]))
+
+
+def new_seed() -> int:
+    """Return a seed of 31 bits: every answer has one, so that it can be repeated."""
+    return secrets.randbelow(1 << 31)
 
 
 def _going_on(request: list[dict[str, str]], begun: Begun) -> dict[str, Any]:

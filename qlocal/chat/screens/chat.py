@@ -20,13 +20,16 @@ from qlocal.chat.desk import Desk
 from qlocal.chat.features import ACTIONS, FEATURES, OWNERS
 from qlocal.chat.features.commands import PREFIX, Commands
 from qlocal.chat.features.completion import Completion
+from qlocal.chat.features.editing import Editing
+from qlocal.chat.features.finding import Finding
 from qlocal.chat.features.models import Models
 from qlocal.chat.features.turns import Turns
 from qlocal.chat.link_state import Link, LinkState, Phase
-from qlocal.chat.messages import LinesBelow, PromptSubmitted, SuggestionKey, SuggestionTaken
+from qlocal.chat.messages import ConversationChosen, LinesBelow, PromptSubmitted, SuggestionKey, SuggestionTaken
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.widgets.notice import Notice
 from qlocal.chat.widgets.prompt import Prompt
+from qlocal.chat.widgets.sidebar import Sidebar
 from qlocal.chat.widgets.status_bar import StatusBar
 from qlocal.chat.widgets.suggestions import Suggestions
 from qlocal.chat.widgets.transcript import Transcript
@@ -47,6 +50,7 @@ class ChatScreen(Screen[None]):
         self.desk.add_features(FEATURES)
 
     def compose(self) -> ComposeResult:
+        yield Sidebar(id="sidebar")
         yield Static(words.WELCOME, id="welcome", markup=False)
         yield Transcript(id="transcript")
         yield Static(id="below", markup=False)
@@ -121,7 +125,7 @@ class ChatScreen(Screen[None]):
         """Do an action of the registry, by its key. Esc closes an open list before it stops an answer."""
         if name == "stop" and self.desk.prompt.is_completing:
             self.desk.feature(Completion).on_key("escape")
-        else:
+        elif name != "stop" or not self.desk.feature(Editing).leave():
             self.do(name)
 
     def do(self, name: str, argument: str = "") -> None:
@@ -137,10 +141,15 @@ class ChatScreen(Screen[None]):
 
     @on(PromptSubmitted)
     def send(self, event: PromptSubmitted) -> None:
-        if not self.desk.feature(Commands).take(event.text):
+        if not self.desk.feature(Commands).take(event.text) and not self.desk.feature(Editing).take(event.text):
             self.desk.feature(Turns).send(
                 event.text.removeprefix(PREFIX) if event.text.startswith("//") else event.text
             )
+
+    @on(ConversationChosen)
+    def open_chosen(self, event: ConversationChosen) -> None:
+        self.desk.feature(Finding).open(event.conversation_id)
+        self.desk.prompt.focus()
 
     @on(TextArea.Changed, "#prompt")
     @on(TextArea.SelectionChanged, "#prompt")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from qlocal.chat.store.han import han
 from qlocal.chat.store.migrations import MIGRATIONS, Migration
 from qlocal.errors import HistoryError
 
@@ -69,6 +70,7 @@ def connect(path: Path) -> sqlite3.Connection:
     # isolation_level None: transactions begin where `transaction` says, not where the module guesses.
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
+    connection.create_function("qlocal_han", 1, han, deterministic=True)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     return connection

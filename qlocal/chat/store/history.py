@@ -9,12 +9,16 @@ import json
 import os
 import sqlite3
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlocal.chat.store.database import transaction
-from qlocal.chat.store.records import Conversation, Message, MessageState, Role
+from qlocal.chat.store.han import han, is_han
+from qlocal.chat.store.records import Conversation, Hit, Message, MessageState, Role
 
 MAX_TITLE_CHARS = 80
+MIN_WORD_CHARS = 3
+SNIPPET_BEFORE, SNIPPET_CHARS = 24, 160
 
 _BRANCH = """
     WITH RECURSIVE branch (id, depth) AS (
@@ -94,6 +98,138 @@ class History:
             tip = self._db.execute(_TIP, {"message": message_id}).fetchone()[0]
             self._db.execute("UPDATE conversation SET leaf_id = ? WHERE id = ?", (tip, conversation_id))
 
+    def rename(self, conversation_id: int, title: str) -> None:
+        """Give a conversation another title."""
+        self._set(conversation_id, "title", title_of(title))
+
+    def pin(self, conversation_id: int, *, is_pinned: bool) -> None:
+        """Keep a conversation on top of the list, or no longer."""
+        self._set(conversation_id, "pinned_at", time.time() if is_pinned else None)
+
+    def tag(self, conversation_id: int, tags: Sequence[str]) -> None:
+        """Give a conversation these tags and no others."""
+        self._set(conversation_id, "tags", json.dumps(list(tags), ensure_ascii=False))
+
+    def set_system(self, conversation_id: int, system: str | None) -> None:
+        """Give a conversation another system message."""
+        self._set(conversation_id, "system", system)
+
+    def set_sampling(self, conversation_id: int, sampling: Mapping[str, Any]) -> None:
+        """Remember with which fields a conversation asks."""
+        self._set(conversation_id, "sampling", json.dumps(dict(sampling)))
+
+    def delete(self, conversation_id: int) -> None:
+        """Delete a conversation with all its branches."""
+        with transaction(self._db):
+            self._db.execute("UPDATE conversation SET leaf_id = NULL WHERE id = ?", (conversation_id,))
+            self._db.execute("DELETE FROM conversation WHERE id = ?", (conversation_id,))
+            self._db.execute("DELETE FROM draft WHERE conversation_id = ?", (conversation_id,))
+
+    def prune(self, conversation_id: int, message_id: int) -> int:
+        """Delete a message and all below it; what is shown then is the newest branch beside it, or up to its parent.
+        Returns how many messages are gone."""
+        with transaction(self._db):
+            parent_id = self._db.execute("SELECT parent_id FROM message WHERE id = ?", (message_id,)).fetchone()[0]
+            before = self._count(conversation_id)
+            self._db.execute("UPDATE conversation SET leaf_id = NULL WHERE id = ?", (conversation_id,))
+            self._db.execute("DELETE FROM message WHERE id = ?", (message_id,))
+            query = "SELECT MAX(id) FROM message WHERE conversation_id = ? AND parent_id IS ?"
+            beside = self._db.execute(query, (conversation_id, parent_id)).fetchone()[0]
+            leaf = parent_id if beside is None else self._db.execute(_TIP, {"message": beside}).fetchone()[0]
+            self._db.execute("UPDATE conversation SET leaf_id = ? WHERE id = ?", (leaf, conversation_id))
+            return before - self._count(conversation_id)
+
+    def messages(self, conversation_id: int) -> list[Message]:
+        """Return all messages of a conversation, whatever their branch, in the order in which they came."""
+        siblings = self._siblings(conversation_id)
+        query = "SELECT * FROM message WHERE conversation_id = ? ORDER BY id"
+        return [_message(row, siblings[row["parent_id"]]) for row in self._db.execute(query, (conversation_id,))]
+
+    def add_conversation(self, conversation: Conversation, messages: Sequence[Message]) -> int:
+        """Add a whole conversation as it is, its messages under new ids. Parents come before their children; its
+        leaf_id is of the ids given."""
+        new_ids: dict[int, int] = {}
+        with transaction(self._db):
+            row = self._db.execute(
+                "INSERT INTO conversation (title, model, system, created_at, updated_at, tags, sampling)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    title_of(conversation.title),
+                    conversation.model,
+                    conversation.system,
+                    conversation.created_at,
+                    conversation.updated_at,
+                    json.dumps(list(conversation.tags), ensure_ascii=False),
+                    json.dumps(conversation.sampling),
+                ),
+            )
+            conversation_id = _row_id(row)
+            for message in messages:
+                row = self._db.execute(
+                    "INSERT INTO message (conversation_id, parent_id, role, content, state, model, created_at, meta)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        conversation_id,
+                        None if message.parent_id is None else new_ids[message.parent_id],
+                        message.role.value,
+                        message.content,
+                        message.state.value,
+                        message.model,
+                        message.created_at,
+                        json.dumps(message.meta),
+                    ),
+                )
+                new_ids[message.message_id] = _row_id(row)
+            leaf = new_ids.get(conversation.leaf_id or -1, max(new_ids.values(), default=None))
+            self._db.execute("UPDATE conversation SET leaf_id = ? WHERE id = ?", (leaf, conversation_id))
+        return conversation_id
+
+    def save_draft(self, conversation_id: int | None, content: str) -> None:
+        """Keep what is written but not sent; None stands for the conversation that has no message yet."""
+        key = conversation_id or 0
+        with transaction(self._db):
+            if content:
+                self._db.execute("INSERT OR REPLACE INTO draft VALUES (?, ?, ?)", (key, content, time.time()))
+            else:
+                self._db.execute("DELETE FROM draft WHERE conversation_id = ?", (key,))
+
+    def draft(self, conversation_id: int | None) -> str:
+        """Return what was written and not sent, an empty text for nothing."""
+        query = "SELECT content FROM draft WHERE conversation_id = ?"
+        row = self._db.execute(query, (conversation_id or 0,)).fetchone()
+        return "" if row is None else str(row[0])
+
+    def search(self, text: str, limit: int = 50) -> list[Hit]:
+        """Return the messages that hold all words of `text`, newest first; fewer than three letters are no word, a
+        single Chinese character is one."""
+        trigrams = [word for word in text.split() if len(word) >= MIN_WORD_CHARS]
+        shorts = [word for word in text.split() if len(word) < MIN_WORD_CHARS and is_han(word)]
+        if not trigrams and not shorts:
+            return []
+        among = f"SELECT rowid FROM {'message_text' if trigrams else 'message_han'} WHERE "
+        conditions, values = [], []
+        for table, words in (("message_text", trigrams), ("message_han", [han(word) for word in shorts])):
+            if words:
+                conditions.append(f"{table} MATCH ?")
+                values.append(" AND ".join('"' + word.replace('"', '""') + '"' for word in words))
+        among += conditions[0]
+        if len(conditions) > 1:
+            among += " AND rowid IN (SELECT rowid FROM message_han WHERE message_han MATCH ?)"
+        query = f"""
+            SELECT m.id, m.conversation_id, m.role, m.content, m.created_at, c.title FROM message m
+            JOIN conversation c ON c.id = m.conversation_id
+            WHERE m.id IN ({among} ORDER BY rowid DESC LIMIT ?) ORDER BY m.id DESC
+        """
+        return [_hit(row, trigrams + shorts) for row in self._db.execute(query, (*values, limit))]
+
+    def _set(self, conversation_id: int, column: str, value: str | float | None) -> None:
+        with transaction(self._db):
+            self._db.execute(f"UPDATE conversation SET {column} = ? WHERE id = ?", (value, conversation_id))
+
+    def _count(self, conversation_id: int) -> int:
+        query = "SELECT COUNT(*) FROM message WHERE conversation_id = ?"
+        return int(self._db.execute(query, (conversation_id,)).fetchone()[0])
+
     def close_orphans(self) -> None:
         """Mark answers as stopped whose chat ended while it wrote them; their text stays."""
         query = "SELECT DISTINCT writer_pid FROM message WHERE state = 'streaming' AND writer_pid IS NOT NULL"
@@ -107,10 +243,10 @@ class History:
             )
 
     def conversations(self, limit: int = 1000) -> list[Conversation]:
-        """Return the conversations, last used first, without their messages."""
+        """Return the conversations without their messages: those that are pinned, then the others, last used first."""
         query = """
             SELECT c.*, (SELECT COUNT(*) FROM message m WHERE m.conversation_id = c.id) AS num_messages
-            FROM conversation c ORDER BY c.updated_at DESC, c.id DESC LIMIT ?
+            FROM conversation c ORDER BY c.pinned_at IS NULL, c.updated_at DESC, c.id DESC LIMIT ?
         """
         return [_conversation(row) for row in self._db.execute(query, (limit,))]
 
@@ -190,7 +326,24 @@ def _row_id(cursor: sqlite3.Cursor) -> int:
 
 def _conversation(row: sqlite3.Row) -> Conversation:
     values = dict(row)
+    values["tags"], values["sampling"] = tuple(json.loads(values["tags"])), json.loads(values["sampling"])
     return Conversation(conversation_id=values.pop("id"), **values)
+
+
+def _hit(row: sqlite3.Row, words: Sequence[str]) -> Hit:
+    """Return a hit with the text around the first word of it that was looked for."""
+    content = row["content"]
+    found = [at for word in words if (at := content.lower().find(word.lower())) >= 0]
+    start = max(0, min(found, default=0) - SNIPPET_BEFORE)
+    snippet = " ".join(content[start : start + SNIPPET_CHARS].split())
+    return Hit(
+        message_id=row["id"],
+        conversation_id=row["conversation_id"],
+        title=row["title"],
+        role=Role(row["role"]),
+        created_at=row["created_at"],
+        snippet=("…" if start else "") + snippet,
+    )
 
 
 def _message(row: sqlite3.Row, siblings: list[int]) -> Message:

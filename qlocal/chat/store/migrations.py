@@ -87,5 +87,42 @@ _LOGPROBS = (
     """,
 )
 
-MIGRATIONS = (Migration(1, _FIRST), Migration(2, _LOGPROBS))
+_FINDING = (
+    "ALTER TABLE conversation ADD COLUMN pinned_at REAL",
+    "ALTER TABLE conversation ADD COLUMN tags TEXT NOT NULL DEFAULT '[]'",
+    "ALTER TABLE conversation ADD COLUMN sampling TEXT NOT NULL DEFAULT '{}'",
+    # What is written but not sent; conversation 0 is the one that has no message yet.
+    """
+    CREATE TABLE draft (
+        conversation_id  INTEGER PRIMARY KEY,
+        content          TEXT NOT NULL,
+        saved_at         REAL NOT NULL
+    ) STRICT
+    """,
+    # Trigrams find nothing of one or two characters, which are a word in Chinese: they stand here one by one.
+    "CREATE VIRTUAL TABLE message_han USING fts5 (han)",
+    """
+    INSERT INTO message_han (rowid, han)
+    SELECT id, qlocal_han(content) FROM message WHERE state <> 'streaming' AND qlocal_han(content) <> ''
+    """,
+    """
+    CREATE TRIGGER han_added AFTER INSERT ON message
+    WHEN new.state <> 'streaming' AND qlocal_han(new.content) <> '' BEGIN
+        INSERT INTO message_han (rowid, han) VALUES (new.id, qlocal_han(new.content));
+    END
+    """,
+    """
+    CREATE TRIGGER han_changed AFTER UPDATE OF content, state ON message WHEN new.state <> 'streaming' BEGIN
+        DELETE FROM message_han WHERE rowid = old.id;
+        INSERT INTO message_han (rowid, han) SELECT new.id, qlocal_han(new.content) WHERE qlocal_han(new.content) <> '';
+    END
+    """,
+    """
+    CREATE TRIGGER han_removed AFTER DELETE ON message BEGIN
+        DELETE FROM message_han WHERE rowid = old.id;
+    END
+    """,
+)
+
+MIGRATIONS = (Migration(1, _FIRST), Migration(2, _LOGPROBS), Migration(3, _FINDING))
 LATEST = MIGRATIONS[-1].version

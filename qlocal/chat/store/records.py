@@ -45,7 +45,8 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation without its messages. Times are seconds since 1970; `leaf_id` None when it is empty."""
+    """A conversation without its messages. Times are seconds since 1970; `leaf_id` None when it is empty. sampling:
+    fields of a request by name."""
 
     conversation_id: int
     title: str
@@ -55,3 +56,18 @@ class Conversation:
     updated_at: float
     leaf_id: int | None = None
     num_messages: int = 0
+    pinned_at: float | None = None
+    tags: tuple[str, ...] = ()
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A message that a search has found. snippet: of its text, around what was looked for."""
+
+    message_id: int
+    conversation_id: int
+    title: str
+    role: Role
+    created_at: float
+    snippet: str
