@@ -110,7 +110,7 @@ def test_the_tree_shows_all_branches_and_goes_to_one(tmp_path: Path) -> None:
         await chat.pilot.press("ctrl+r")
         await chat.until_shown("Second.")
         await chat.until_idle()
-        await chat.pilot.press("f3")
+        await chat.pilot.press("f8")
         await chat.until(lambda: isinstance(chat.app.screen, Picker))
         lines = [str(option.prompt) for option in chat.app.screen.query_one(OptionList).options]
         assert [line.split(":")[0].strip() for line in lines] == ["● You", "○ tiny-model", "● tiny-model"]

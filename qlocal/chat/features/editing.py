@@ -28,7 +28,7 @@ class Editing(Feature):
         Action(
             "run_again", "", "Run again", "Repeat the last answer with its seed and compare the text", is_shown=False
         ),
-        Action("tree", "f3", "Tree", "Show all branches of the conversation, and go to one"),
+        Action("tree", "f8", "Tree", "Show all branches of the conversation, and go to one"),
         Action(
             "prune",
             "",
