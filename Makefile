@@ -7,7 +7,7 @@ MODEL ?=
 SECTIONS ?= values,few,many,decoding,tune,quantize,exchange
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo test check fix bench real gpu-check
+.PHONY: setup demo test check fix bench real fuzz fuzz-long coverage gpu-check
 
 setup: .venv/.ready
 
@@ -36,6 +36,19 @@ bench: setup
 
 real: setup
 	$(BIN)/python -m pytest -m real
+
+# Ten minutes and twelve hours of hostile files; the same seed gives the same cases.
+fuzz: setup
+	RUST_BACKTRACE=0 $(BIN)/python -m tests.fuzz.run --seconds 600
+
+fuzz-long: setup
+	RUST_BACKTRACE=0 $(BIN)/python -m tests.fuzz.run --seconds 43200
+
+# Branches of all that reads strangers' files, by their own tests.
+coverage: setup
+	$(BIN)/python -m coverage run --branch --source=qlocal.formats,qlocal.guard,qlocal.models,qlocal.strict_json \
+		-m pytest tests/formats tests/guard tests/tokenizer tests/fuzz tests/models tests/test_strict_json.py
+	$(BIN)/python -m coverage report --skip-covered
 
 # Needs an NVIDIA card, torch, triton, numpy, safetensors and tokenizers, and nothing else. REHEARSE=--rehearse needs no card.
 gpu-check:

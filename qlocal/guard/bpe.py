@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,12 +76,13 @@ class _BpeEncoder:
         if self._later is not None:
             self._library.pre_tokenizer = self._first if is_first else self._later
         chunks = [text] if self._line_end is None else line_chunks(text, self._line_end)
-        # The "fast" call leaves out offsets, which take half of the memory.
-        return [
-            token_id
-            for chunk in chunks
-            for token_id in self._library.encode_batch_fast([chunk], add_special_tokens=False)[0].ids
-        ]
+        with _library_errors("the tokenizer fails on this text"):
+            # The "fast" call leaves out offsets, which take half of the memory.
+            return [
+                token_id
+                for chunk in chunks
+                for token_id in self._library.encode_batch_fast([chunk], add_special_tokens=False)[0].ids
+            ]
 
 
 def line_chunks(text: str, line_end: re.Pattern[str]) -> list[str]:
@@ -103,8 +105,9 @@ def _library_tokenizer(spec: BpeSpec) -> tokenizers.Tokenizer:
         if a not in vocabulary or b not in vocabulary or a + b not in vocabulary:
             raise vocabulary_error(f"the merge of {a[:40]!r} and {b[:40]!r} names a token that does not exist")
     library = _from_rules(spec)
-    library.model = models.BPE(vocab=vocabulary, merges=spec.merges, **spec.options)
-    library.add_tokens([_blank_token(token) for token in spec.added if token.is_blank])
+    with _library_errors("the vocabulary is malformed"):
+        library.model = models.BPE(vocab=vocabulary, merges=spec.merges, **spec.options)
+        library.add_tokens([_blank_token(token) for token in spec.added if token.is_blank])
     return library
 
 
@@ -120,8 +123,20 @@ def _blank_token(token: AddedToken) -> tokenizers.AddedToken:
     return tokenizers.AddedToken(token.text, normalized=False, special=False)
 
 
-def _from_rules(spec: BpeSpec) -> tokenizers.Tokenizer:
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Turn what the library raises into a refusal: plain Exceptions, and panics, which are no Exceptions in pyo3."""
     try:
+        yield
+    except BaseException as error:
+        is_librarys = isinstance(error, Exception) and not isinstance(error, MemoryError)
+        if not is_librarys and type(error).__name__ != "PanicException":
+            raise
+        raise vocabulary_error(f"{what}: {error}") from None
+
+
+def _from_rules(spec: BpeSpec) -> tokenizers.Tokenizer:
+    with _library_errors("a rule of the tokenizer is malformed"):
         return tokenizers.Tokenizer.from_str(
             json.dumps(
                 {
@@ -137,8 +152,6 @@ def _from_rules(spec: BpeSpec) -> tokenizers.Tokenizer:
                 }
             )
         )
-    except Exception as error:  # the library raises plain Exception for every malformed rule
-        raise vocabulary_error(f"a rule of the tokenizer is malformed: {error}") from error
 
 
 def _later_pre_tokenizer(spec: BpeSpec) -> Any | None:
@@ -168,21 +181,29 @@ def _blank_scheme(spec: BpeSpec) -> str:
 
 
 def _prefix_ids(library: tokenizers.Tokenizer) -> tuple[int, ...]:
-    plain = library.encode("a", add_special_tokens=False).ids
-    whole = library.encode("a").ids
+    with _library_errors("a rule of the tokenizer is malformed"):
+        plain = library.encode("a", add_special_tokens=False).ids
+        whole = library.encode("a").ids
     for k in range(len(whole) - len(plain) + 1):
         if plain and whole[k : k + len(plain)] == plain:
             return tuple(whole[:k])
     return ()
 
 
-def flatten(rule: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the steps of a normalizer, pre-tokenizer or decoder; a Sequence counts as its parts."""
+def flatten(rule: Any) -> list[dict[str, Any]]:
+    """Return the steps of a normalizer, pre-tokenizer or decoder; a Sequence counts as its parts.
+
+    JobError when a step is no object with a type.
+    """
     if rule is None:
         return []
-    if rule.get("type") != "Sequence":
+    if not isinstance(rule, dict) or not isinstance(rule.get("type"), str):
+        raise vocabulary_error(f"tokenizer.json: the rule {str(rule)[:40]!r} is malformed: it is no object with a type")
+    if rule["type"] != "Sequence":
         return [rule]
     parts = rule.get("normalizers") or rule.get("pretokenizers") or rule.get("decoders") or []
+    if not isinstance(parts, list):
+        raise vocabulary_error(f"tokenizer.json: the Sequence {str(parts)[:40]!r} is malformed: it is no list")
     return [step for part in parts for step in flatten(part)]
 
 

@@ -18,6 +18,8 @@ MAX_REPLACE_CHARS = 8
 NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Prepend", "Replace"}
 PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"}
 MAX_RULES = 16
+OPTIONS = {"ignore_merges": bool, "byte_fallback": bool, "fuse_unk": bool, "unk_token": str}
+"""Fields of the model that are handed on, and their types."""
 
 
 def load(data: bytes) -> Vocabulary:
@@ -27,9 +29,6 @@ def load(data: bytes) -> Vocabulary:
     added = _added_tokens(raw.get("added_tokens") or [])
     _check_rules("normalizer", raw.get("normalizer"), NORMALIZERS)
     _check_rules("pre_tokenizer", raw.get("pre_tokenizer"), PRE_TOKENIZERS)
-    options = {
-        name: model[name] for name in ("ignore_merges", "byte_fallback", "fuse_unk", "unk_token") if model.get(name)
-    }
     return build(
         BpeSpec(
             tokens=model["vocab"],
@@ -39,7 +38,7 @@ def load(data: bytes) -> Vocabulary:
             normalizer=raw.get("normalizer"),
             pre_tokenizer=raw.get("pre_tokenizer"),
             post_processor=raw.get("post_processor"),
-            options=options,
+            options={name: model[name] for name in OPTIONS if model.get(name)},
         )
     )
 
@@ -63,41 +62,43 @@ def _model(raw: dict[str, Any]) -> dict[str, Any]:
             raise vocabulary_error(f"tokenizer.json: field 'model.{name}' is missing or no {kind.__name__}")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
-            raise vocabulary_error(f"tokenizer.json: field 'model.{name}' is {model[name]!r}, which is not supported")
+            shown = repr(model[name])[:40]
+            raise vocabulary_error(f"tokenizer.json: field 'model.{name}' is {shown}, which is not supported")
+    for name, kind in OPTIONS.items():
+        if model.get(name) is not None and not isinstance(model[name], kind):
+            raise vocabulary_error(f"tokenizer.json: field 'model.{name}' is no {kind.__name__}")
     return model
 
 
 def _added_tokens(entries: Any) -> tuple[AddedToken, ...]:
-    try:
-        return tuple(
-            AddedToken(
-                id=entry["id"],
-                text=entry["content"],
-                is_special=bool(entry.get("special")),
-                strips_left=bool(entry.get("lstrip")),
-                strips_right=bool(entry.get("rstrip")),
-                single_word=bool(entry.get("single_word")),
-            )
-            for entry in entries
-            if entry["content"]
+    if not isinstance(entries, list):
+        raise vocabulary_error("tokenizer.json: field 'added_tokens' is no list")
+    for entry in entries:
+        if not (isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("content"), str)):
+            raise vocabulary_error(f"tokenizer.json: the entry {str(entry)[:60]!r} of 'added_tokens' is malformed")
+    return tuple(
+        AddedToken(
+            id=entry["id"],
+            text=entry["content"],
+            is_special=bool(entry.get("special")),
+            strips_left=bool(entry.get("lstrip")),
+            strips_right=bool(entry.get("rstrip")),
+            single_word=bool(entry.get("single_word")),
         )
-    except (TypeError, KeyError, AttributeError) as error:
-        raise vocabulary_error(f"tokenizer.json: an entry of 'added_tokens' is malformed: {error}") from error
+        for entry in entries
+        if entry["content"]
+    )
 
 
 def _check_rules(name: str, rule: Any, known: set[str]) -> None:
     if rule is not None and not isinstance(rule, dict):
         raise vocabulary_error(f"tokenizer.json: field '{name}' is no object")
-    try:
-        steps = flatten(rule)
-        kinds = [step["type"] for step in steps]
-    except (TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise vocabulary_error(f"tokenizer.json: field '{name}' is malformed: {error}") from error
+    steps = flatten(rule)
     if len(steps) > MAX_RULES:
         raise vocabulary_error(f"tokenizer.json: field '{name}' has {len(steps)} steps, the limit is {MAX_RULES}")
-    for kind, step in zip(kinds, steps, strict=True):
-        if kind not in known:
-            raise vocabulary_error(f"tokenizer.json: {name} {str(kind)[:40]!r} is not supported")
+    for step in steps:
+        if step["type"] not in known:
+            raise vocabulary_error(f"tokenizer.json: {name} {step['type'][:40]!r} is not supported")
         _check_growth(name, step)
 
 

@@ -109,3 +109,12 @@ def test_a_vocabulary_that_makes_control_tokens_of_text_is_refused() -> None:
     vocabulary = Vocabulary(OnlyControl(), (AddedToken(0, "<s>", is_special=True),), [b"<s>"])
     with pytest.raises(JobError, match="control tokens out of plain text"):
         vocabulary.encode_plain("a")
+
+
+def test_a_text_on_which_the_library_fails_is_refused() -> None:
+    vocabulary = tokenizer_json.load(
+        json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "nobody"}}).encode()
+    )
+    assert vocabulary.encode_plain("a") == [0]
+    with pytest.raises(JobError, match="the tokenizer fails on this text: Unk token"):
+        vocabulary.encode_plain("b")

@@ -67,6 +67,25 @@ HOSTILE = {
     "unknown pre-tokenizer": (changed("pre_tokenizer", {"type": "Bert"}), "'Bert' is not supported"),
     "added token without id": (changed("added_tokens", [{"content": "x"}]), "added_tokens"),
     "added tokens is a number": (changed("added_tokens", 7), "added_tokens"),
+    "unk_token is a number": (changed("model.unk_token", 7), "'model.unk_token' is no str"),
+    "byte_fallback is a text": (changed("model.byte_fallback", "yes"), "'model.byte_fallback' is no bool"),
+    "added token is a text": (changed("added_tokens", ["<s>"]), "added_tokens"),
+    "id of an added token is an object": (changed("added_tokens", [{"id": {}, "content": "x"}]), "added_tokens"),
+    "decoder is a number": (changed("decoder", 7.5), "malformed"),
+    "steps are no list": (changed("normalizer", {"type": "Sequence", "normalizers": {"a": 1}}), "malformed"),
+    "type is an object": (changed("normalizer", {"type": {}}), "malformed"),
+    "post-processor that panics": (
+        changed(
+            "post_processor",
+            {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {},
+            },
+        ),
+        "malformed",
+    ),
     "dropout": (changed("model.dropout", 0.5), "dropout"),
 }
 
