@@ -10,6 +10,7 @@ from textual.screen import Screen
 from textual.worker import Worker
 
 from qlocal.chat import words
+from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.session import Session
 from qlocal.chat.status_line import StatusLine
@@ -57,12 +58,12 @@ class Desk:
         return self.screen.query_one(Notice)
 
     def say(self, sentence: str) -> None:
-        """Show information beside the prompt."""
-        self.notice.say(sentence)
+        """Show information beside the prompt, in the language that is spoken."""
+        self.notice.say(t(sentence))
 
     def warn(self, sentence: str) -> None:
-        """Show an error beside the prompt."""
-        self.notice.warn(sentence)
+        """Show an error beside the prompt, in the language that is spoken."""
+        self.notice.warn(t(sentence))
 
     def update_status(self, **changes: Any) -> None:
         """Change fields of the status line."""

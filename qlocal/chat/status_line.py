@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qlocal.chat.languages import t
+
 BAR_CELLS = 12
 
 
@@ -24,26 +26,28 @@ class StatusLine:
 
     def text(self) -> str:
         """Return the line, without padding."""
-        parts = [self.model or "no model", self._progress(), self._speed(), self._context()]
+        parts = [self.model or t("no model"), self._progress(), self._speed(), self._context()]
         if self.others:
-            parts.insert(2, f"{self.others} of others in the queue")
+            parts.insert(2, t("{count} of others in the queue").format(count=self.others))
         return " · ".join(parts)
 
     def _progress(self) -> str:
         if self.fraction is None:
-            return self.state
+            return t(self.state)
         filled = round(self.fraction * BAR_CELLS)
-        return f"{self.state} {'━' * filled}{'╌' * (BAR_CELLS - filled)} {self.fraction:.0%}"
+        return f"{t(self.state)} {'━' * filled}{'╌' * (BAR_CELLS - filled)} {self.fraction:.0%}"
 
     def _speed(self) -> str:
         if self.tokens_per_s is None:
-            return "– tok/s"
-        guesses = "" if self.acceptance is None else f", {self.acceptance:.0%} of guesses right"
-        return f"{self.tokens_per_s:.1f} tok/s{guesses}"
+            return t("– tok/s")
+        speed = t("{speed:.1f} tok/s").format(speed=self.tokens_per_s)
+        if self.acceptance is None:
+            return speed
+        return speed + t(", {share:.0%} of guesses right").format(share=self.acceptance)
 
     def _context(self) -> str:
         used = "–" if self.context_used is None else f"{self.context_used:,}"
         if self.max_context is None:
-            return f"context {used}"
+            return t("context {used}").format(used=used)
         share = f" ({self.context_used / self.max_context:.0%})" if self.context_used is not None else ""
-        return f"context {used} / {self.max_context:,}{share}"
+        return t("context {used} / {most:,}").format(used=used, most=self.max_context) + share

@@ -1,4 +1,4 @@
-"""The sentences of the chat, and the words over a message. Pure text, in one place for a later second language."""
+"""The sentences of the chat, and the words over a message, in English; what shows a constant translates it with `t`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ WELCOME = """qlocal
 
 Ask something below.
 
-Enter  send          Ctrl+J  new line      Esc     stop
-Ctrl+R answer again  Ctrl+N  new           Ctrl+O  open an earlier one
-F2     model         Ctrl+Y  copy answer   Ctrl+Q  quit"""
-KEYS = "^R again · ^N new · ^O open · F2 model · ^Y copy · ^Q quit"
+Enter sends · Ctrl+J is a new line
+/ lists the commands · @ takes a file along"""
 STILL_BUSY = "An answer is being written: Esc stops it. Your text stays here."
 NOTHING_TO_REPEAT = "There is no message to answer again."
 NOTHING_TO_COPY = "There is no answer to copy."
@@ -131,28 +129,31 @@ def waiting_for(state: LinkState) -> str:
     match state.phase:
         case Phase.CHOOSING | Phase.FAILED:
             why = f"{state.error}. " if state.error else ""
-            return f"{why}Your message waits: choose a model with F2, Esc takes it back from the queue."
+            return why + t("Your message waits: choose a model with F2, Esc takes it back from the queue.")
         case _:
-            return "Your message will be sent when the model is ready; Esc takes it back from the queue."
+            return t("Your message will be sent when the model is ready; Esc takes it back from the queue.")
 
 
 def too_long(count: TokenCount) -> str:
     """Say that a conversation does not fit, with both numbers."""
-    return (
-        f"The conversation has {count.prompt_tokens:,} tokens, the model reads at most {count.max_context:,}: "
+    return t(
+        "The conversation has {tokens:,} tokens, the model reads at most {most:,}: "
         "nothing was sent. Begin a new one with Ctrl+N, or start with a larger --context."
-    )
+    ).format(tokens=count.prompt_tokens, most=count.max_context)
 
 
 def cut_at_limit(usage: Usage | None) -> str:
     """Say that an answer ended because no room was left."""
-    size = f" after {usage.completion_tokens:,} tokens" if usage is not None else ""
-    return f"The answer was ended{size} by its limit, not by the model."
+    if usage is None:
+        return t("The answer was ended by its limit, not by the model.")
+    sentence = t("The answer was ended after {tokens:,} tokens by its limit, not by the model.")
+    return sentence.format(tokens=usage.completion_tokens)
 
 
 def lines_below(count: int) -> str:
     """Say how much has come in below the reader."""
-    return f"↓ {count:,} new line{'s' if count != 1 else ''} · Ctrl+End follows"
+    text = t("↓ 1 new line · Ctrl+End follows") if count == 1 else t("↓ {count:,} new lines · Ctrl+End follows")
+    return text.format(count=count)
 
 
 def theme_is(name: str) -> str:
@@ -180,7 +181,7 @@ def entry_of(message: Message) -> Entry:
         entry_id=message.message_id,
         is_user=is_user,
         text=message.content,
-        head="You" if is_user else message.model or "Answer",
+        head=t("You") if is_user else message.model or t("Answer"),
         detail=_detail(message),
         note=_note(message),
         is_streaming=message.state is MessageState.STREAMING,
@@ -190,9 +191,9 @@ def entry_of(message: Message) -> Entry:
 def _detail(message: Message) -> str:
     parts: list[str] = []
     if isinstance(tokens := message.meta.get("completion_tokens"), int):
-        parts.append(f"{tokens:,} tokens")
+        parts.append(t("{tokens:,} tokens").format(tokens=tokens))
     if isinstance(speed := message.meta.get("tokens_per_s"), float):
-        parts.append(f"{speed:.1f} tok/s")
+        parts.append(t("{speed:.1f} tok/s").format(speed=speed))
     if message.siblings > 1:
         parts.append(f"‹{message.sibling_idx + 1}/{message.siblings}›")
     return "".join(f" · {part}" for part in parts)
@@ -201,9 +202,9 @@ def _detail(message: Message) -> str:
 def _note(message: Message) -> str | None:
     match message.state:
         case MessageState.STOPPED:
-            return STOPPED
+            return t(STOPPED)
         case MessageState.FAILED:
-            return f"■ {message.meta.get('error', 'failed')}"
+            return f"■ {message.meta.get('error') or t('failed')}"
         case _:
             return None
 
@@ -212,46 +213,49 @@ def alternatives_head(model: str | None, tokens: Sequence[TokenLogprobs]) -> str
     """Say whose tokens these are, and how sure the model was on the whole."""
     mean = sum(token.entropy_bits for token in tokens) / max(1, len(tokens))
     best = sum(token.is_best for token in tokens) / max(1, len(tokens))
-    return f"{model or 'Answer'} · {len(tokens):,} tokens · {best:.0%} the likeliest · {mean:.2f} bits each"
+    text = t("{model} · {count:,} tokens · {best:.0%} the likeliest · {mean:.2f} bits each")
+    return text.format(model=model or t("Answer"), count=len(tokens), best=best, mean=mean)
 
 
 def token_head(token_idx: int, count: int, token: TokenLogprobs) -> str:
     """Say how sure the model was of one token. All that is not among the best counts as one: the entropy is a bound."""
-    return f"Token {token_idx + 1:,} of {count:,} · entropy ≥ {token.entropy_bits:.2f} bits · others {token.rest:.1%}"
+    text = t("Token {number:,} of {count:,} · entropy ≥ {bits:.2f} bits · others {rest:.1%}")
+    return text.format(number=token_idx + 1, count=count, bits=token.entropy_bits, rest=token.rest)
 
 
 def variant_detail(variant: Variant) -> str:
     """Say how large a variant is, and what it would change beside the bits."""
     size = f"{variant.format}, {variant.num_bytes / 2**30:.2f} GiB"
-    return size if variant.is_same_size else f"{size}, a model of another size"
+    return size if variant.is_same_size else t("{size}, a model of another size").format(size=size)
 
 
 def replaying(name: str) -> str:
     """Say which model reads the answer."""
-    return f"{name} reads the answer …"
+    return t("{name} reads the answer …").format(name=name)
 
 
 def swapping(name: str) -> str:
     """Say that the model in the server is another one for a moment."""
-    return f"Loading {name} in place of the model; it comes back afterwards. Esc ends it."
+    return t("Loading {name} in place of the model; it comes back afterwards. Esc ends it.").format(name=name)
 
 
 def replay_head(replay: Replay) -> str:
     """Say how far two variants are over a whole answer, in llama.cpp's words."""
     first = replay.first_divergence
-    place = "never" if first is None else f"token {first + 1:,}"
-    return (
-        f"{replay.candidate} from {replay.reference} · mean KLD {replay.mean_kl:.4f} · median {replay.median_kl:.4f} · "
-        f"max {replay.max_kl:.3f} · same top {replay.same_top:.1%} · first divergence {place}"
-    )
+    place = t("never") if first is None else t("token {number:,}").format(number=first + 1)
+    return t(
+        "{replay.candidate} from {replay.reference} · mean KLD {replay.mean_kl:.4f} · median {replay.median_kl:.4f} · "
+        "max {replay.max_kl:.3f} · same top {replay.same_top:.1%} · first divergence {place}"
+    ).format(replay=replay, place=place)
 
 
 def replayed_token(idx: int, count: int, token: ReplayedToken, threshold: float, marked: int) -> str:
     """Say how far two variants are at one token."""
-    top = "the same token on top" if token.is_same_top else "another token on top"
-    return f"Token {idx + 1:,} of {count:,} · KLD {token.kl:.4f} · {top} · {marked:,} marked from {threshold:g} on"
+    top = t("the same token on top") if token.is_same_top else t("another token on top")
+    text = t("Token {number:,} of {count:,} · KLD {kl:.4f} · {top} · {marked:,} marked from {threshold:g} on")
+    return text.format(number=idx + 1, count=count, kl=token.kl, top=top, marked=marked, threshold=threshold)
 
 
 def compare_count(most: int) -> str:
     """Say how many models can be compared."""
-    return f"Mark two to {most} models with the space bar."
+    return t("Mark two to {most} models with the space bar.").format(most=most)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
+
 from qlocal.chat import words
 from qlocal.chat.actions import Action, closest
 from qlocal.chat.features.base import Feature
+from qlocal.chat.languages import t
 
 if TYPE_CHECKING:
     from qlocal.chat.screens.chat import ChatScreen
@@ -53,6 +56,22 @@ class Commands(Feature):
         self.desk.prompt.forget()
         screen.do(action.name, argument.strip())
         return True
+
+    def footer(self, max_cells: int) -> str:
+        """Return the keys of the actions that are shown, as many as there is room for."""
+        screen = self._chat
+        keys: dict[str, str] = {}
+        for active in screen.active_bindings.values():
+            keys.setdefault(active.binding.id or "", screen.app.get_key_display(active.binding))
+        text = ""
+        for action in screen.actions:
+            if not action.is_shown or action.binding_id not in keys:
+                continue
+            longer = text + (" · " if text else "") + f"{keys[action.binding_id]} {t(action.label)}"
+            if cell_len(longer) > max_cells:
+                break
+            text = longer
+        return text
 
     def _keys(self) -> dict[str, str]:
         """Return the keys of every action by its name, as they are now."""

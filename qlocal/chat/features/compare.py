@@ -14,6 +14,7 @@ from qlocal.chat.events import AnswerEvent, TextDelta
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.models import Models
 from qlocal.chat.features.turns import Turns
+from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link
 from qlocal.chat.screens.compare import CompareChoice, CompareScreen
 from qlocal.errors import QLocalError
@@ -70,7 +71,7 @@ class Compare(Feature):
     async def _answer(self, link: Link, screen: CompareScreen, idx: int, model: str, prompt_id: int) -> int | None:
         """Load a model and have it answer; returns the answer's id, None where the model cannot be loaded."""
         session = self.desk.session
-        screen.begin(idx, Entry(idx, False, "", model, words.COMPARE_LOADS))
+        screen.begin(idx, Entry(idx, False, "", model, t(words.COMPARE_LOADS)))
         try:
             if model != self.desk.link_state.model:
                 await self.desk.feature(Models).use(link, model)
@@ -89,7 +90,7 @@ class Compare(Feature):
         try:
             await answer.receive(link.answer(request), show)
         except asyncio.CancelledError:
-            screen.finish(idx, Entry(idx, False, answer.text, model, note=words.STOPPED))
+            screen.finish(idx, Entry(idx, False, answer.text, model, note=t(words.STOPPED)))
             raise
         await session.refresh()
         screen.finish(idx, words.entry_of(session.branch[-1]))

@@ -13,6 +13,7 @@ from qlocal.chat.actions import Action
 from qlocal.chat.facts import Section
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.turns import Turns
+from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link
 from qlocal.chat.screens.facts import FactsScreen
 from qlocal.chat.screens.log import LogScreen
@@ -55,7 +56,7 @@ class Knowing(Feature):
             self.desk.start(self._log(self.desk.link.log_path), "choose")
 
     async def _show_statistics(self) -> None:
-        await self.desk.ask(FactsScreen(words.STATISTICS, await self._statistics(), self._statistics))
+        await self.desk.ask(FactsScreen(t(words.STATISTICS), await self._statistics(), self._statistics))
 
     async def _statistics(self) -> Sequence[Section]:
         status, branch = self.desk.link_state.status, self.desk.session.branch
@@ -78,10 +79,10 @@ class Knowing(Feature):
             self.desk.say(words.NEEDS_OWN_SERVER)
             return
         sections = [
-            Section(words.PLAN, [("", line) for line in told.table]),
-            Section(words.NOTES, [("", note) for note in told.notes]),
+            Section(t(words.PLAN), [("", line) for line in told.table]),
+            Section(t(words.NOTES), [("", note) for note in told.notes]),
         ]
-        if await self.desk.ask(FactsScreen(chosen, sections, enter=words.LOADS_IT)):
+        if await self.desk.ask(FactsScreen(chosen, sections, enter=t(words.LOADS_IT))):
             self.desk.feature(Turns).stop()
             await link.select(chosen)
 
@@ -90,7 +91,7 @@ class Knowing(Feature):
         if report is None:
             self.desk.say(words.NO_REPORT)
         else:
-            await self.desk.ask(FactsScreen(words.REPORT, facts.report_sections(report)))
+            await self.desk.ask(FactsScreen(t(words.REPORT), facts.report_sections(report)))
 
     async def _log(self, path: Path) -> None:
         await self.desk.ask(LogScreen(path))

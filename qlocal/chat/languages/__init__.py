@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
 
-_MODULES = {"zh": "qlocal.chat.languages.chinese"}
+MODULES = {"zh": "qlocal.chat.languages.chinese"}
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 _current = _EMPTY
 
@@ -15,7 +15,7 @@ _current = _EMPTY
 def speak(language: str) -> None:
     """Use a language of `preferences.LANGUAGES` from now on; en is what every text is written in."""
     global _current
-    _current = import_module(_MODULES[language]).TEXTS if language in _MODULES else _EMPTY
+    _current = import_module(MODULES[language]).TEXTS if language in MODULES else _EMPTY
 
 
 def t(english: str) -> str:

@@ -10,6 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 
 from qlocal.chat import words
+from qlocal.chat.languages import t
 from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.chat.screens.token_walk import TokenWalk
 from qlocal.chat.token_layout import visible
@@ -42,7 +43,7 @@ class AlternativesScreen(TokenWalk[Fork]):
 
     def __init__(self, model: str | None, tokens: Sequence[TokenLogprobs]) -> None:
         raws = [token.chosen.raw for token in tokens]
-        super().__init__(raws, words.alternatives_head(model, tokens), words.ALTERNATIVES_KEYS)
+        super().__init__(raws, words.alternatives_head(model, tokens), t(words.ALTERNATIVES_KEYS))
         self._tokens = list(tokens)
         self._candidate_idx = 0
         self._is_hot = False
@@ -64,7 +65,7 @@ class AlternativesScreen(TokenWalk[Fork]):
             mark = "›" if idx == self._candidate_idx else " "
             text = visible(one.raw.decode("utf-8", "replace"))
             bar = "█" * round(one.probability * BAR_CELLS)
-            note = words.WRITTEN if one.is_same(token.chosen) else ""
+            note = t(words.WRITTEN) if one.is_same(token.chosen) else ""
             line = f"{mark} {one.probability:6.1%}  {bar:<{BAR_CELLS}}  {clean_line(text)}{note}"
             lines.append(Content.styled(line, "bold") if idx == self._candidate_idx else Content(line))
         self.set_panel(lines)

@@ -24,6 +24,7 @@ from qlocal.chat.features.editing import Editing
 from qlocal.chat.features.finding import Finding
 from qlocal.chat.features.models import Models
 from qlocal.chat.features.turns import Turns
+from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.messages import ConversationChosen, LinesBelow, PromptSubmitted, SuggestionKey, SuggestionTaken
 from qlocal.chat.store.threaded import Store
@@ -51,7 +52,7 @@ class ChatScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield Sidebar(id="sidebar")
-        yield Static(words.WELCOME, id="welcome", markup=False)
+        yield Static(t(words.WELCOME), id="welcome", markup=False)
         yield Transcript(id="transcript")
         yield Static(id="below", markup=False)
         yield Notice(id="notice")
@@ -62,10 +63,17 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         self.query_one("#below").display = False
         self.desk.show_branch()
-        self.desk.prompt.border_subtitle = words.KEYS
         # A cursor that blinks draws twice a second for ever: most of what an idle chat would take.
         self.desk.prompt.cursor_blink = False
+        self.call_after_refresh(self.show_footer)
         self.desk.prompt.focus()
+
+    def on_resize(self) -> None:
+        self.show_footer()
+
+    def show_footer(self) -> None:
+        """Show the keys that are used most, as they are on this machine, as many as there is room for."""
+        self.desk.prompt.border_subtitle = self.desk.feature(Commands).footer(self.size.width - 6)
 
     # What the app tells.
 

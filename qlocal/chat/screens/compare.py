@@ -15,6 +15,7 @@ from textual.widgets.selection_list import Selection
 
 from qlocal.chat import words
 from qlocal.chat.entry import Entry
+from qlocal.chat.languages import t
 from qlocal.chat.link_state import Choice
 from qlocal.chat.widgets.transcript import Transcript
 from qlocal.clean import clean, clean_line
@@ -40,8 +41,8 @@ class CompareChoice(ModalScreen[list[str] | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="choice") as box:
-            box.border_title = words.COMPARE
-            box.border_subtitle = words.COMPARE_KEYS
+            box.border_title = t(words.COMPARE)
+            box.border_subtitle = t(words.COMPARE_KEYS)
             yield SelectionList[str](
                 *[
                     Selection(Content(clean_line(one.name)), one.name, one.name == self._current)
@@ -90,13 +91,13 @@ class CompareScreen(Screen[int | None]):
         with Horizontal(id="columns"):
             for idx in range(len(self._models)):
                 yield Transcript(id=f"column-{idx}")
-        yield Static(Content(words.COMPARE_RUNS), id="keys")
+        yield Static(Content(t(words.COMPARE_RUNS)), id="keys")
 
     def on_mount(self) -> None:
         for idx, model in enumerate(self._models):
             column = self._column(idx)
             column.styles.min_width = LEAST_COLUMN_CELLS
-            column.show([Entry(idx, False, "", model, words.COMPARE_WAITS)])
+            column.show([Entry(idx, False, "", model, t(words.COMPARE_WAITS))])
         self._column(0).focus()
 
     def begin(self, idx: int, entry: Entry) -> None:
@@ -116,7 +117,7 @@ class CompareScreen(Screen[int | None]):
     def end(self) -> None:
         """All answers are there, or were stopped."""
         self._is_running = False
-        self.query_one("#keys", Static).update(Content(words.COMPARE_DONE))
+        self.query_one("#keys", Static).update(Content(t(words.COMPARE_DONE)))
 
     def action_focus_column(self, step: int) -> None:
         now = next((i for i in range(len(self._models)) if self._column(i).has_focus), 0)

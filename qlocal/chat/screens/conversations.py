@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from qlocal.chat.languages import t
 from qlocal.chat.screens.picker import Line, Picker
 from qlocal.chat.store.records import Conversation
 
@@ -14,9 +15,9 @@ class ConversationScreen(Picker[int]):
 
     def __init__(self, conversations: Sequence[Conversation]) -> None:
         lines = [Line(one.title, _detail(one), one.conversation_id) for one in conversations]
-        super().__init__("Conversations", lines, "No conversation yet.")
+        super().__init__(t("Conversations"), lines, t("No conversation yet."))
 
 
 def _detail(conversation: Conversation) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(conversation.updated_at))
-    return f"{when}, {conversation.num_messages} messages"
+    return t("{when}, {count} messages").format(when=when, count=conversation.num_messages)

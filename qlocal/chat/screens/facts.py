@@ -14,6 +14,7 @@ from textual.widgets import Static
 
 from qlocal.chat import words
 from qlocal.chat.facts import Section
+from qlocal.chat.languages import t
 from qlocal.clean import clean_line
 
 READ_S = 1.0
@@ -39,7 +40,9 @@ class FactsScreen(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="facts") as box:
             box.border_title = clean_line(self._title)
-            box.border_subtitle = f"Enter {self._enter} · Esc back" if self._enter else words.FACTS_KEYS
+            box.border_subtitle = (
+                t("Enter {enter} · Esc back").format(enter=self._enter) if self._enter else t(words.FACTS_KEYS)
+            )
             yield Static(id="rows")
 
     def on_mount(self) -> None:

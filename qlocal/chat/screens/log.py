@@ -13,6 +13,7 @@ from textual.screen import Screen
 from textual.widgets import Log, Static
 
 from qlocal.chat import words
+from qlocal.chat.languages import t
 from qlocal.clean import clean, clean_line
 
 TAIL_BYTES = 128 << 10
@@ -33,7 +34,7 @@ class LogScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         yield Static(clean_line(str(self._path)), id="path", markup=False)
         yield Log(id="log", max_lines=20_000)
-        yield Static(words.LOG_KEYS, id="keys", markup=False)
+        yield Static(t(words.LOG_KEYS), id="keys", markup=False)
 
     async def on_mount(self) -> None:
         self.query_one(Log).focus()

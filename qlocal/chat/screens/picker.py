@@ -15,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
+from qlocal.chat.languages import t
 from qlocal.clean import clean_line
 
 T = TypeVar("T")
@@ -49,8 +50,8 @@ class Picker(ModalScreen[T | None], Generic[T]):
     def compose(self) -> ComposeResult:
         with Vertical(id="picker") as box:
             box.border_title = self._title
-            box.border_subtitle = "type to narrow · Enter takes · Esc goes back"
-            yield Input(placeholder="Filter", id="filter")
+            box.border_subtitle = t("type to narrow · Enter takes · Esc goes back")
+            yield Input(placeholder=t("Filter"), id="filter")
             yield OptionList(id="lines", markup=False)
 
     def on_mount(self) -> None:

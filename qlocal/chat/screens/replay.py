@@ -8,6 +8,7 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 
 from qlocal.chat import words
+from qlocal.chat.languages import t
 from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.chat.replay import MARKED_KL, Replay
 from qlocal.chat.screens.token_walk import TokenWalk
@@ -32,7 +33,7 @@ class ReplayScreen(TokenWalk[None]):
         self._replay = replay
         self._threshold = MARKED_KL
         raws = [token.reference.chosen.raw for token in replay.tokens]
-        super().__init__(raws, words.replay_head(replay), words.REPLAY_KEYS)
+        super().__init__(raws, words.replay_head(replay), t(words.REPLAY_KEYS))
 
     def begin(self) -> None:
         self._mark()
@@ -74,6 +75,6 @@ def _candidates(token: TokenLogprobs) -> list[str]:
     lines = []
     for one in token.top[:4]:
         text = clean_line(visible(one.raw.decode("utf-8", "replace")))
-        note = words.WRITTEN if one.is_same(token.chosen) else ""
+        note = t(words.WRITTEN) if one.is_same(token.chosen) else ""
         lines.append(f"{one.probability:6.1%}  {text}{note}"[:COLUMN_CELLS])
     return lines

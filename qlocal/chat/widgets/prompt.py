@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from textual.events import Key
 from textual.widgets import TextArea
 
+from qlocal.chat.languages import t
 from qlocal.chat.messages import PromptSubmitted, SuggestionKey
 
 # Shift+Enter and Alt+Enter reach us in some terminals only; Ctrl+J in all of them.
@@ -20,7 +21,7 @@ class Prompt(TextArea):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(
-            id=id, soft_wrap=True, show_line_numbers=False, tab_behavior="focus", placeholder="Ask something …"
+            id=id, soft_wrap=True, show_line_numbers=False, tab_behavior="focus", placeholder=t("Ask something …")
         )
         self._history: list[str] = []
         self._history_idx = 0
