@@ -79,7 +79,8 @@ class Routes:
     async def health(self, request: Request) -> Response:
         """200 when the engine produces tokens, else 503."""
         await unless_gone(self._service.check_health(), request)
-        return JSONResponse({"status": "ok", "model": self._service.model(None).name})
+        usage = await unless_gone(self._service.usage(), request)
+        return JSONResponse({"status": "ok", "model": self._service.model(None).name, "engine": usage})
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": self._model_objects()})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections import deque
@@ -64,19 +65,25 @@ class EngineClient:
         command: Sequence[str] = RANK_COMMAND,
         limits: RestartLimits | None = None,
         ping_s: float = 10.0,
-        stall_s: float = 120.0,
+        stall_s: float = 30.0,
+        reading_stall_s: float = 120.0,
     ) -> None:
+        """stall_s: after so long without a sign of life the rank is ended and started again. reading_stall_s: while a
+        prompt is read, since a step of 512 tokens of a large model may take a minute on a CPU, and says nothing."""
         self._board = board
         self._command = command
         self._limits = limits or RestartLimits()
         self._ping_s = ping_s
-        self._stall_s = stall_s
+        self._stall_s, self._reading_stall_s = stall_s, reading_stall_s
+        self._unread: set[str] = set()
         self._supervisor: asyncio.Task[None] | None = None
         self._rank: RankProcess | None = None
         self._ready = False
         self._knows_vocabulary = False
         self._cause: EngineError | None = None
         self._queues: dict[str, asyncio.Queue[Message | EngineError]] = {}
+        self._nonces = itertools.count()
+        self._pongs: dict[int, asyncio.Future[Pong]] = {}
         self._last_sign = time.monotonic()
         self.last_token_s = float("-inf")
         """Monotonic time of the last token of any sequence."""
@@ -121,6 +128,7 @@ class EngineClient:
             if vocabulary is not None and not self._knows_vocabulary:
                 rank.send(vocabulary)
                 self._knows_vocabulary = True
+            self._unread |= open_ids
             for submit in submits:
                 rank.send(submit)
             while open_ids:
@@ -135,6 +143,18 @@ class EngineClient:
                 if self._queues.pop(request_id, None) is not None:
                     rank.send(Cancel(request_id))
             self._count()
+
+    async def usage(self, timeout_s: float) -> Pong | None:
+        """Ask the rank what is in use; None where it does not say so in time."""
+        rank, nonce = self._ready_rank(), next(self._nonces)
+        waiting = self._pongs[nonce] = asyncio.get_running_loop().create_future()
+        try:
+            rank.send(Ping(nonce))
+            return await asyncio.wait_for(waiting, timeout_s)
+        except TimeoutError:
+            return None
+        finally:
+            del self._pongs[nonce]
 
     def cancel(self, request_id: str) -> None:
         """Ask the rank to end one sequence; its Finished still arrives."""
@@ -185,18 +205,17 @@ class EngineClient:
         return was_ready, self._cause or EngineError(ending)
 
     async def _watch(self, rank: RankProcess) -> None:
-        nonce = 0
         while True:
             await asyncio.sleep(self._ping_s)
             if not self._ready:
                 self._last_sign = time.monotonic()
                 continue
-            if time.monotonic() - self._last_sign > self._stall_s:
-                self._cause = EngineError(f"the engine gave no sign of life for {self._stall_s:g} s")
+            patience_s = self._reading_stall_s if self._unread else self._stall_s
+            if time.monotonic() - self._last_sign > patience_s:
+                self._cause = EngineError(f"the engine gave no sign of life for {patience_s:g} s")
                 rank.kill()
                 return
-            nonce += 1
-            rank.send(Ping(nonce))
+            rank.send(Ping(next(self._nonces)))
 
     def _handle(self, message: Message) -> None:
         self._last_sign = time.monotonic()
@@ -223,6 +242,9 @@ class EngineClient:
             case Reading() | Started() | Tokens() | Finished():
                 self._deliver(message)
             case Pong():
+                waiting = self._pongs.get(message.nonce)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
                 log.debug("engine: %s running, %s waiting", message.running, message.waiting)
             case _:
                 raise EngineError(f"the engine sent a {type(message).__name__}, which it must not")
@@ -231,6 +253,8 @@ class EngineClient:
         if isinstance(message, Tokens):
             self.last_token_s = time.monotonic()
         finished = isinstance(message, Finished)
+        if finished or isinstance(message, Started):
+            self._unread.discard(message.request_id)
         queue = self._queues.pop(message.request_id, None) if finished else self._queues.get(message.request_id)
         if queue is not None:  # absent after a cancellation: its last messages are of no interest
             queue.put_nowait(message)
@@ -243,3 +267,4 @@ class EngineClient:
         for queue in set(self._queues.values()):
             queue.put_nowait(cause)
         self._queues.clear()
+        self._unread.clear()

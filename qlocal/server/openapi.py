@@ -126,6 +126,7 @@ VARIANT = _object(
     is_loaded=BOOLEAN,
     is_same_size=BOOLEAN,
 )
+ENGINE_USAGE = _object(**dict.fromkeys(("running", "waiting", "free_blocks", "total_blocks"), INTEGER))
 MODEL = _object(
     id=TEXT,
     object=_one_of("model"),
@@ -136,7 +137,7 @@ MODEL = _object(
 )
 RESPONSES: dict[str, Json] = {
     "Error": ERROR,
-    "Health": _object(status=_one_of("ok"), model=TEXT),
+    "Health": _object(status=_one_of("ok"), model=TEXT, engine=_or_null(ENGINE_USAGE)),
     "Model": MODEL,
     "Models": _object(object=_one_of("list"), data=_list(MODEL)),
     "ChatCompletion": _envelope("chat.completion", _choice(FINISH, CHAT_LOGPROBS, message=MESSAGE), usage=USAGE),

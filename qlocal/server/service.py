@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from qlocal.server.variants import Variant
 from qlocal.tokenizer.shared import require_same_tokens
 
 HEALTH_TIMEOUT_S = 5.0
+USAGE_TIMEOUT_S = 1.0
 
 Resolve = Callable[[str], Path]
 Check = Callable[[Load], dict[str, Any] | None]
@@ -159,6 +160,13 @@ class Service:
             # A long prompt may keep the engine from our token, but not from saying that it works.
             reason = str(error) or f"the engine gave no token within {HEALTH_TIMEOUT_S:g} s"
             raise RequestError(reason, status=503, code="engine_unhealthy") from error
+
+    async def usage(self) -> dict[str, int] | None:
+        """Return what of the engine is in use; None while a long step keeps it from saying so."""
+        pong = await self.engine.usage(USAGE_TIMEOUT_S)
+        if pong is None:
+            return None
+        return {name: value for name, value in asdict(pong).items() if name != "nonce"}
 
     async def _one_token(self, model: ModelText) -> None:
         request_id = f"health-{next(self._health_ids)}"

@@ -5,26 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from qlocal.config import EngineOptions, ServeOptions
-from qlocal.guard.client import Guard
-from qlocal.launch import Address, stop
-from qlocal.schema import EngineState
-from qlocal.server.access import AccessRules
-from qlocal.server.bind import bind_unix
-from qlocal.server.engine_client import EngineClient
-from qlocal.server.http_server import serve
-from qlocal.server.open_text import text_opener
-from qlocal.server.preflight import check_plan
-from qlocal.server.service import Service
-from qlocal.server.status import StatusBoard
 from tests.server.conftest import Running
+from tests.server.real import real_server
 from tests.server.test_chat import URL, events
 from tests.server.test_supervision import kill_rank, wait_for_other_rank
 from tests.tiny import write_checkpoint
@@ -42,25 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     path = write_checkpoint(folder / "tiny")
     config = json.loads((path / "tokenizer_config.json").read_text())
     (path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
-    with ExitStack() as stack:
-        guard = stack.enter_context(Guard())
-        bound = ExitStack()  # left by the server's thread, as a process leaves its lock
-        listener = bound.enter_context(bind_unix(folder / "run" / "s.sock"))
-        board = StatusBoard()
-        service = Service(EngineClient(board), board, text_opener(guard), lambda name: Path(name), check_plan)
-        options = ServeOptions(model=str(path), engine=EngineOptions(threads=1))
-
-        def run() -> None:
-            with bound:
-                serve(service, AccessRules(), listener, options)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        address = Address(socket=folder / "run" / "s.sock")
-        stack.callback(thread.join, 30)
-        stack.callback(stop, address)
-        running = Running(address, service)
-        running.wait_for(EngineState.READY)
+    with real_server(folder, path) as running:
         yield running
 
 

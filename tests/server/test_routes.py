@@ -157,7 +157,8 @@ def test_count_gives_prompt_and_context(server: Running) -> None:
 
 def test_health_is_a_real_token(server: Running) -> None:
     with server.client() as client:
-        assert client.get("/health").json() == {"status": "ok", "model": "echo"}
+        engine = {"running": 0, "waiting": 0, "free_blocks": 1, "total_blocks": 1}
+        assert client.get("/health").json() == {"status": "ok", "model": "echo", "engine": engine}
 
 
 def test_stop_ends_the_server_even_with_open_streams(server: Running) -> None:

@@ -1,0 +1,48 @@
+"""A server in a thread whose engine is real: a rank process, a guard, a checkpoint on disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from qlocal.config import EngineOptions, ServeOptions
+from qlocal.guard.client import Guard
+from qlocal.launch import Address, stop
+from qlocal.schema import EngineState
+from qlocal.server.access import AccessRules
+from qlocal.server.bind import bind_unix
+from qlocal.server.engine_client import EngineClient
+from qlocal.server.http_server import serve
+from qlocal.server.open_text import text_opener
+from qlocal.server.preflight import check_plan
+from qlocal.server.service import Service
+from qlocal.server.status import StatusBoard
+from tests.server.conftest import Running
+
+
+@contextmanager
+def real_server(folder: Path, path: Path, **options: Any) -> Iterator[Running]:
+    """Serve the checkpoint at `path` on a socket in `folder`, ready. options: of the engine."""
+    with ExitStack() as stack:
+        guard = stack.enter_context(Guard())
+        bound = ExitStack()  # left by the server's thread, as a process leaves its lock
+        listener = bound.enter_context(bind_unix(folder / "run" / "s.sock"))
+        board = StatusBoard()
+        service = Service(EngineClient(board), board, text_opener(guard), lambda name: Path(name), check_plan)
+        engine = EngineOptions(**{"threads": 1, **options})
+
+        def run() -> None:
+            with bound:
+                serve(service, AccessRules(), listener, ServeOptions(model=str(path), engine=engine))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        address = Address(socket=folder / "run" / "s.sock")
+        stack.callback(thread.join, 30)
+        stack.callback(stop, address)
+        running = Running(address, service)
+        running.wait_for(EngineState.READY)
+        yield running
