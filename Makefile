@@ -4,10 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 CHAT ?= 1
 MODEL ?=
+EXAMPLES ?= 1000
+SOAK ?=
 SECTIONS ?= values,few,many,decoding,tune,quantize,exchange
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo test check fix bench real fuzz fuzz-long coverage gpu-check
+.PHONY: setup demo test check fix bench real fuzz fuzz-long coverage clients soak requests gpu-check
 
 setup: .venv/.ready
 
@@ -49,6 +51,18 @@ coverage: setup
 	$(BIN)/python -m coverage run --branch --source=qlocal.formats,qlocal.guard,qlocal.models,qlocal.strict_json \
 		-m pytest tests/formats tests/guard tests/tokenizer tests/fuzz tests/models tests/test_strict_json.py
 	$(BIN)/python -m coverage report --skip-covered
+
+# openai, LangChain and litellm, in an environment of their own, against a server. CLIENTS_MODEL=FILE: of a real model.
+clients: setup
+	$(BIN)/python scripts/clients.py
+
+# 200,000 requests; SOAK="--model FILE --requests 2000" for a real engine.
+soak: setup
+	$(BIN)/python -m benchmarks.soak $(SOAK)
+
+# Made-up requests for every route of openapi.json: EXAMPLES of each.
+requests: setup
+	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q -m "slow or not slow" tests/server/test_made_up_requests.py
 
 # Needs an NVIDIA card, torch, triton, numpy, safetensors and tokenizers, and nothing else. REHEARSE=--rehearse needs no card.
 gpu-check:

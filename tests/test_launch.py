@@ -204,7 +204,7 @@ def test_a_file_is_read_before_the_question_and_cut_in_the_middle_when_asked(
     command = [sys.executable, "-m", "qlocal.cli", "run", "first", "Why?", "--file", str(book), "--max-tokens", "4"]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
-    assert "the context of this model is 256 tokens" in refused.stderr and "truncate the middle" in refused.stderr
+    assert "maximum context length is 256" in refused.stderr and "truncate the middle" in refused.stderr
     cut = subprocess.run([*command, "--truncate", "middle", "--stats"], capture_output=True, text=True, check=True)
     assert "tokens in the middle of the prompt were left out" in cut.stderr
     (stats,) = [line for line in cut.stderr.splitlines() if line.startswith("prompt ")]

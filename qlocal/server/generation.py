@@ -245,6 +245,9 @@ class _Choice:
             elif isinstance(part, CallBegun):
                 self._has_calls = True
                 calls.append(CallDelta(part.index, call_id=f"call_{uuid.uuid4().hex[:24]}", name=part.name))
+            elif calls and calls[-1].index == part.index:
+                # Clients take two pieces of one call in one chunk for two calls.
+                calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + part.text)
             else:
                 calls.append(CallDelta(part.index, part.text))
         if not self._job.tools.many and self._tools.num_complete:

@@ -128,7 +128,8 @@ class Prompts:
             raise RequestError(f"{param} is empty: it has no tokens", param=param)
         if room < 1:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens, and the context of this model is {self.max_context} tokens",
+                # Clients look for these words to know that a conversation has become too long.
+                f"the prompt has {len(ids)} tokens, and this model's maximum context length is {self.max_context}",
                 param=param,
                 code="context_length_exceeded",
                 hint="Shorten it, load the model with a larger context, or ask to truncate the middle.",

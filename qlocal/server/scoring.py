@@ -33,7 +33,7 @@ async def scores(request: ScoreRequest, prompts: Prompts, engine: EngineClient) 
     length = len(prompt_ids) + len(answer_ids)
     if length > prompts.max_context:
         raise RequestError(
-            f"prompt and answer have {length} tokens, and the context of this model is {prompts.max_context} tokens",
+            f"prompt and answer have {length} tokens, and this model's maximum context length is {prompts.max_context}",
             param="answer" if request.answer is not None else "answer_ids",
             code="context_length_exceeded",
         )

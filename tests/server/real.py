@@ -22,6 +22,12 @@ from qlocal.server.service import Service
 from qlocal.server.status import StatusBoard
 from tests.server.conftest import Running
 
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n<tool_call> {% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n"
+    "{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 @contextmanager
 def real_server(folder: Path, path: Path, **options: Any) -> Iterator[Running]:

@@ -11,16 +11,10 @@ import httpx
 import pytest
 
 from tests.server.conftest import Running
-from tests.server.real import real_server
+from tests.server.real import TOOL_TEMPLATE, real_server
 from tests.server.test_chat import URL, events
 from tests.server.test_supervision import kill_rank, wait_for_other_rank
 from tests.tiny import write_checkpoint
-
-TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n<tool_call> {% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n"
-    "{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("real")
     path = write_checkpoint(folder / "tiny")
     config = json.loads((path / "tokenizer_config.json").read_text())
-    (path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    (path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TOOL_TEMPLATE}))
     with real_server(folder, path) as running:
         yield running
 

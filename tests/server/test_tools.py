@@ -59,6 +59,9 @@ def whole(client: httpx.Client, body: dict[str, Any]) -> tuple[dict[str, Any], s
 def streamed_calls(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     calls: dict[int, dict[str, Any]] = {}
     ids: dict[int, str] = {}
+    for chunk in chunks:
+        told = [delta["index"] for delta in chunk["delta"].get("tool_calls", [])]
+        assert len(set(told)) == len(told), "clients take two pieces of one call in one chunk for two calls"
     for delta in (d for chunk in chunks for d in chunk["delta"].get("tool_calls", [])):
         assert isinstance(delta["function"]["arguments"], str)
         if delta["index"] not in calls:
@@ -87,6 +90,12 @@ def test_several_calls_have_an_index_and_an_id_each(roomy: Running) -> None:
     assert [call["function"]["name"] for call in message["tool_calls"]] == ["get", "put", "get"]
     assert len({call["id"] for call in message["tool_calls"]}) == 3
     assert message["content"] is None and reason == "tool_calls"
+
+
+def test_what_is_known_at_once_is_one_delta(roomy: Running) -> None:
+    with roomy.client() as client:
+        message, _ = whole(client, says('<tool_call>{"arguments": {"a": 1}, "name": "put"}</tool_call>'))
+    assert message["tool_calls"][0]["function"] == {"name": "put", "arguments": '{"a": 1}'}
 
 
 def test_one_call_is_enough_without_parallel_calls(roomy: Running) -> None:
