@@ -4,7 +4,8 @@
     python -m benchmarks.soak --model FILE --requests 2000    a real one
 
 Prints a table and JSON: growth of memory a request, descriptors, threads, what is held after the last client, and the
-99th percentile of the last tenth beside the first. Exit code 1 where a promise of docs/server.md does not hold.
+99th percentile of the last tenth beside the first, and the server's processor time a request, which other work on the
+machine changes less. Exit code 1 where a promise of docs/server.md does not hold.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Totals:
 
     outcomes: Counter[str] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
-    samples: list[tuple[int, int, int, int]] = field(default_factory=list)
+    samples: list[tuple[int, int, int, int, float]] = field(default_factory=list)
     done: int = 0
 
 
@@ -163,11 +164,16 @@ async def load(path: Path, process: psutil.Process, arguments: argparse.Namespac
     return totals
 
 
-def _held(process: psutil.Process) -> tuple[int, int, int]:
-    """Return private bytes (resident and swapped), descriptors and threads of the server."""
+def _held(process: psutil.Process) -> tuple[int, int, int, float]:
+    """Return private bytes (resident and swapped), descriptors, threads and processor seconds of the server."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     sizes = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.endswith("kB")}
-    return 1024 * (int(sizes["RssAnon"]) + int(sizes["VmSwap"])), process.num_fds(), process.num_threads()
+    return (
+        1024 * (int(sizes["RssAnon"]) + int(sizes["VmSwap"])),
+        process.num_fds(),
+        process.num_threads(),
+        sum(process.cpu_times()[:2]),
+    )
 
 
 async def engine_usage(path: Path) -> dict[str, int]:
@@ -184,10 +190,14 @@ async def engine_usage(path: Path) -> dict[str, int]:
 def judged(totals: Totals, usage: dict[str, int], seconds: float) -> dict[str, Any]:
     """Return the figures, and whether the promises hold."""
     samples = [sample for sample in totals.samples if sample[0] >= WARM_UP * totals.done]
-    done, private, descriptors, threads = (np.array(column, dtype=float) for column in zip(*samples, strict=True))
+    done, private, descriptors, threads, cpu_s = (
+        np.array(column, dtype=float) for column in zip(*samples, strict=True)
+    )
     growth = float(np.polyfit(done, private, 1)[0])
     tenth = max(1, len(totals.latencies_s) // 10)
     first, last = (float(np.percentile(part, 99)) for part in (totals.latencies_s[:tenth], totals.latencies_s[-tenth:]))
+    part = max(1, len(samples) // 10)
+    costs = [1e3 * (cpu_s[b] - cpu_s[a]) / (done[b] - done[a]) for a, b in ((0, part), (-1 - part, -1))]
     bad = {name: n for name, n in totals.outcomes.items() if name not in ("answered", "hung up", "hostile refused")}
     free = usage["free_blocks"] == usage["total_blocks"] and not usage["running"] and not usage["waiting"]
     return {
@@ -199,6 +209,7 @@ def judged(totals: Totals, usage: dict[str, int], seconds: float) -> dict[str, A
         "descriptors": [int(descriptors[0]), int(descriptors[-1]), int(descriptors.max())],
         "threads": [int(threads[0]), int(threads[-1])],
         "p99_ms_first_and_last_tenth": [round(first * 1e3, 1), round(last * 1e3, 1)],
+        "processor_ms_a_request_first_and_last_tenth": [round(cost, 3) for cost in costs],
         "engine_after": usage,
         "holds": {
             "nothing failed": not bad,

@@ -21,10 +21,10 @@ from tests.server.contract import check_response
 
 FEW = 12
 MANY = int(os.environ.get("EXAMPLES", "1000"))
-ENDLESS = {"/qlocal/events", "/qlocal/stop"}
-"""The one never ends, the other ends the server."""
+LEFT_OUT = {"/qlocal/events", "/qlocal/stop", "/qlocal/variants"}
+"""One never ends, one ends the server, one opens the checkpoint, which the echoing engine has not."""
 OPERATIONS = [
-    (path, method) for path, methods in document()["paths"].items() if path not in ENDLESS for method in methods
+    (path, method) for path, methods in document()["paths"].items() if path not in LEFT_OUT for method in methods
 ]
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 MODE = pytest.mark.parametrize("mode", MODES, ids=["valid", "invalid"])
