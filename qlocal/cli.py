@@ -18,6 +18,7 @@ from qlocal.errors import QLocalError, UsageError
 
 COMMANDS = {
     "chat": "talk to a model in the terminal",
+    "history": "list, search, export or import conversations",
     "run": "answer one question on standard output",
     "serve": "serve OpenAI's HTTP interface",
     "stop": "end the server that runs in the background",

@@ -9,10 +9,8 @@ import select
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
-import platformdirs
 from textual import constants, work
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
@@ -25,6 +23,7 @@ from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.markdown import code
 from qlocal.chat.preferences import Preferences, load_preferences
 from qlocal.chat.screens.chat import ChatScreen
+from qlocal.chat.store.place import history_path
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.theme import NAMES, OWN
 from qlocal.config import ChatOptions
@@ -147,13 +146,6 @@ def _has_hung_up(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLHUP)
     return any(event & select.POLLHUP for _, event in poll.poll(0))
-
-
-def history_path(settings: config.Settings) -> Path:
-    """Return where the history lies: beside the model folder of QLOCAL_HOME, else in the user's data folder."""
-    if settings.sources.get("home") == "environment":
-        return settings.home / "history.sqlite3"
-    return Path(platformdirs.user_data_path(config.APP)) / "history.sqlite3"
 
 
 def run_chat(options: ChatOptions) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from qlocal.chat.entry import Entry
 from qlocal.chat.events import TokenCount, Usage
@@ -65,6 +66,8 @@ PINNED_HEAD = "Pinned"
 TODAY = "Today"
 YESTERDAY = "Yesterday"
 DELETE_CONVERSATION = "Delete the conversation with all its branches?"
+NO_FILE = "Write the file behind it: /import-file FILE"
+NOTHING_IMPORTED = "The file holds no conversation with words in it."
 SEARCH = "Search"
 SEARCH_FOR = "Words; single characters in Chinese"
 SEARCH_KEYS = "type to search · Enter opens · Esc goes back"
@@ -92,6 +95,16 @@ def renamed(title: str) -> str:
 def tagged(tags: Sequence[str]) -> str:
     """Say which tags the conversation has now."""
     return t("Tags: {tags}").format(tags=" ".join(f"#{tag}" for tag in tags)) if tags else t("No tags.")
+
+
+def exported(path: Path) -> str:
+    """Say where a conversation was written."""
+    return t("Written to {path}.").format(path=path)
+
+
+def imported(count: int) -> str:
+    """Say how many conversations were read; the last one is shown."""
+    return t("{count:,} conversations were imported; this is the last one.").format(count=count)
 
 
 def repeated(is_same: bool, before: str | None, now: str | None) -> str:

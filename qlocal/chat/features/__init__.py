@@ -13,7 +13,9 @@ from qlocal.chat.features.commands import Commands
 from qlocal.chat.features.compare import Compare
 from qlocal.chat.features.completion import Completion
 from qlocal.chat.features.conversations import Conversations
+from qlocal.chat.features.drafts import Drafts
 from qlocal.chat.features.editing import Editing
+from qlocal.chat.features.exchanging import Exchanging
 from qlocal.chat.features.finding import Finding
 from qlocal.chat.features.knowing import Knowing
 from qlocal.chat.features.models import Models
@@ -27,6 +29,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Editing,
     Conversations,
     Finding,
+    Exchanging,
     Models,
     Reading,
     Alternatives,
@@ -35,6 +38,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Knowing,
     Commands,
     Completion,
+    Drafts,
     Appearance,
     Program,
 )

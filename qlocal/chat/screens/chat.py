@@ -20,6 +20,7 @@ from qlocal.chat.desk import Desk
 from qlocal.chat.features import ACTIONS, FEATURES, OWNERS
 from qlocal.chat.features.commands import PREFIX, Commands
 from qlocal.chat.features.completion import Completion
+from qlocal.chat.features.drafts import Drafts
 from qlocal.chat.features.editing import Editing
 from qlocal.chat.features.finding import Finding
 from qlocal.chat.features.models import Models
@@ -110,6 +111,8 @@ class ChatScreen(Screen[None]):
     async def use_history(self) -> None:
         """Take over what was sent in earlier sessions; the store is open now."""
         self.desk.prompt.set_history(await self.desk.store.run(lambda history: history.recent_prompts()))
+        if not self.desk.prompt.text:
+            await self.desk.feature(Drafts).restore()
 
     # What the user does.
 
@@ -163,6 +166,7 @@ class ChatScreen(Screen[None]):
     @on(TextArea.SelectionChanged, "#prompt")
     def note_typing(self) -> None:
         self.desk.feature(Completion).on_typed()
+        self.desk.feature(Drafts).on_typed()
 
     @on(SuggestionKey)
     def hand_on_key(self, event: SuggestionKey) -> None:
