@@ -15,6 +15,7 @@ from qlocal.errors import TemplateError
 from qlocal.formats.base import TokenizerData
 from qlocal.guard.client import Guard
 from qlocal.tokenizer import Tokenizer
+from tests import tiny
 from tests.guard.test_vocabularies import TINY
 
 TEMPLATES = [
@@ -25,6 +26,19 @@ TEMPLATES = [
     "mistral-v1-system.jinja",
     "mixtral-8x7b-instruct-2023.jinja",
 ]
+OWN_TEMPLATES = {
+    "question and answer": "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>\n{% endfor %}<s>assistant:",
+    "ChatML": tiny.CHAT_TEMPLATE,
+    "trimmed, and the role in capitals": (
+        "{% for m in messages %}<|start_header_id|>{{ m.role | upper }}<|end_header_id|>"
+        "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    ),
+    "one text from all messages": (
+        "<s>{% set ns = namespace(text='') %}{% for m in messages %}"
+        "{% set ns.text = ns.text ~ m.role ~ ': ' ~ m.content %}{% endfor %}{{ ns.text }}</s>"
+    ),
+}
+"""Ten with those above: ways of putting a conversation together that published ones have."""
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 CONTROL += ["<s>", "</s>", "<|begin_of_text|>"]
 FRAGMENTS = ["<|im_", "end|>", "<", "|>", "<|", "<s", "/s>", ">", " ", "\n", "x", "<tool_call>", "\U000f0000"]
@@ -45,9 +59,10 @@ def data_with_all_control_tokens(template: str) -> TokenizerData:
     )
 
 
-@pytest.fixture(scope="module", params=TEMPLATES)
+@pytest.fixture(scope="module", params=[*TEMPLATES, *OWN_TEMPLATES])
 def tokenizer(request: pytest.FixtureRequest, shared_data: Path, guard: Guard) -> Tokenizer:
-    return Tokenizer.load(data_with_all_control_tokens((shared_data / "templates" / request.param).read_text()), guard)
+    template = OWN_TEMPLATES.get(request.param) or (shared_data / "templates" / request.param).read_text()
+    return Tokenizer.load(data_with_all_control_tokens(template), guard)
 
 
 @SETTINGS
