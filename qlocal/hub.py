@@ -11,16 +11,19 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-from urllib.parse import urlsplit
+from types import NoneType
+from typing import Any
+from urllib.parse import quote
 
 from qlocal import catalog
 from qlocal.config import Settings, load_settings
 from qlocal.errors import FormatError, PlanError, ServerError, UsageError
+from qlocal.strict_json import parse_json_object
+from qlocal.transfer import OnBytes, Transfer
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 WANTED = (
@@ -35,7 +38,8 @@ UNWANTED = ("consolidated*",)
 MARGIN_BYTES = 256 << 20
 CHUNK_BYTES = 8 << 20
 SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+MAX_FILE_BYTES = 1 << 42
 
 OnFile = Callable[[str, int, int], None]
 """Called before each file: its name, bytes that are done, bytes in total."""
@@ -69,7 +73,8 @@ def pull(
     *,
     include: str | None = None,
     revision: str | None = None,
-    on_file: OnFile | None = None,
+    on_file: OnFile = lambda *_: None,
+    on_bytes: OnBytes = lambda _: None,
     settings: Settings | None = None,
 ) -> Path:
     """Fetch a catalogue entry or `owner/name` into the model folder and return its path.
@@ -83,30 +88,48 @@ def pull(
     target = settings.home / name
     if target.exists():
         raise UsageError(f"{target} is there already", hint=f"Remove it first with `qlocal models rm {name}`.")
-    _check_endpoint(settings.hub_endpoint)
-    listing = list_files(repository, revision, settings.hub_endpoint, include)
     staging = settings.home / f"{name}.partial"
-    with _disk_errors(staging):
+    with Transfer(settings.hub_endpoint) as transfer, _disk_errors(staging):
+        listing = list_files(transfer, repository, revision, include)
         staging.mkdir(parents=True, exist_ok=True)
         _check_free_space(listing, staging)
-        _fetch_all(listing, staging, settings.hub_endpoint, on_file)
+        _fetch_all(transfer, listing, staging, on_file, on_bytes)
         for left_over in staging.glob("*.incomplete"):
             left_over.unlink()
         staging.rename(target)
     return target
 
 
-def list_files(repository: str, revision: str | None, endpoint: str, include: str | None = None) -> Listing:
-    """Ask the hub for a repository's files and return those that a checkpoint needs."""
-    from huggingface_hub import HfApi  # 0.2 s, needed by `pull` alone
-
-    with _network_errors(repository):
-        info = HfApi(endpoint=endpoint).model_info(repository, revision=revision, files_metadata=True)
-    remote = [
-        RemoteFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id) for s in info.siblings or []
-    ]
+def list_files(transfer: Transfer, repository: str, revision: str | None, include: str | None = None) -> Listing:
+    """Ask the hub for a repository's files and return those that a checkpoint needs. ServerError for nonsense."""
+    at = f"/revision/{quote(revision, safe='')}" if revision else ""
+    answer = transfer.listing(f"/api/models/{repository}{at}?blobs=true", repository)
+    try:
+        raw = parse_json_object(answer, f"{repository}: the hub's list of files")
+    except FormatError as error:
+        raise ServerError(error.message) from error
+    commit, siblings = raw.get("sha"), raw.get("siblings")
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
+        raise ServerError(f"{repository}: the hub's list of files names no commit, or no files")
+    remote = [_remote_file(entry, repository) for entry in siblings]
+    if len({file.name for file in remote}) != len(remote):
+        raise ServerError(f"{repository}: the hub lists a file twice")
     files = _chosen([file for file in remote if _is_wanted(file.name)], repository, include)
-    return Listing(repository, str(info.sha), tuple(files))
+    return Listing(repository, commit, tuple(files))
+
+
+def _remote_file(entry: Any, repository: str) -> RemoteFile:
+    """Return one file of the list; what has no size or hash is refused when it is fetched."""
+    lfs = entry.get("lfs") if isinstance(entry, Mapping) else None
+    name, size = (entry.get("rfilename"), entry.get("size")) if isinstance(entry, Mapping) else (None, None)
+    if not isinstance(name, str) or type(size) not in (int, NoneType) or not 0 <= (size or 0) <= MAX_FILE_BYTES:
+        raise ServerError(f"{repository}: the hub lists {str(entry)[:80]!r}, expected the name and size of a file")
+    sha256 = lfs.get("sha256") if isinstance(lfs, Mapping) else None
+    return RemoteFile(name, size or 0, _hexadecimal(sha256, 64), _hexadecimal(entry.get("blobId"), 40))
+
+
+def _hexadecimal(value: Any, length: int) -> str | None:
+    return value if isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) else None
 
 
 def verify(path: Path, file: RemoteFile) -> None:
@@ -135,9 +158,10 @@ def _names(model: str) -> tuple[str, str]:
 
 def _is_wanted(name: str) -> bool:
     return (
-        any(fnmatch.fnmatchcase(name, p) for p in WANTED)
+        name.isprintable()
+        and any(fnmatch.fnmatchcase(name, p) for p in WANTED)
         and not any(fnmatch.fnmatchcase(name, p) for p in UNWANTED)
-        and "/" not in name
+        and not any(sign in name for sign in "/\\")
     )
 
 
@@ -157,16 +181,15 @@ def _chosen(files: list[RemoteFile], repository: str, include: str | None) -> li
     return [*others, *weights]
 
 
-def _fetch_all(listing: Listing, staging: Path, endpoint: str, on_file: OnFile | None) -> None:
+def _fetch_all(transfer: Transfer, listing: Listing, staging: Path, on_file: OnFile, on_bytes: OnBytes) -> None:
     done = 0
     for file in listing.files:
-        if on_file is not None:
-            on_file(file.name, done, listing.total_bytes)
-        _fetch(listing, file, staging, endpoint)
+        on_file(file.name, done, listing.total_bytes)
+        _fetch(transfer, listing, file, staging, on_bytes)
         done += file.size
 
 
-def _fetch(listing: Listing, file: RemoteFile, staging: Path, endpoint: str) -> None:
+def _fetch(transfer: Transfer, listing: Listing, file: RemoteFile, staging: Path, on_bytes: OnBytes) -> None:
     """Fetch one file, or what is missing of it, hash it, and only then give it its name."""
     path = staging / file.name
     if path.exists() and _is_right(path, file):
@@ -174,7 +197,8 @@ def _fetch(listing: Listing, file: RemoteFile, staging: Path, endpoint: str) -> 
     # Named after its hash: what came of another version is not continued.
     part = staging / f"{file.name}.{(file.sha256 or file.git_sha1 or '')[:16]}.incomplete"
     with part.open("ab") as growing:
-        _continue(listing, file, growing, endpoint)
+        url = f"/{listing.repository}/resolve/{listing.commit}/{file.name}"
+        transfer.fetch(url, listing.repository, file.size, growing, on_bytes)
         growing.flush()
         os.fsync(growing.fileno())
     try:
@@ -185,24 +209,6 @@ def _fetch(listing: Listing, file: RemoteFile, staging: Path, endpoint: str) -> 
     part.replace(path)
 
 
-def _continue(listing: Listing, file: RemoteFile, growing: BinaryIO, endpoint: str) -> None:
-    """Append what is missing of a file.
-
-    The library's own `hf_hub_download` would begin every file anew: it keeps nothing of a broken one.
-    """
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not listed
-
-    there = growing.tell()
-    if there > file.size:
-        growing.truncate(0)
-        there = 0
-    url = hf_hub_url(listing.repository, file.name, revision=listing.commit, endpoint=endpoint)
-    with _network_errors(listing.repository):
-        http_get(url, growing, resume_size=there, headers=build_hf_headers(), expected_size=file.size)
-
-
 def _is_right(path: Path, file: RemoteFile) -> bool:
     """Hash a file of an earlier attempt again: the disk had time to change it."""
     try:
@@ -211,12 +217,6 @@ def _is_right(path: Path, file: RemoteFile) -> bool:
         path.unlink()
         return False
     return True
-
-
-def _check_endpoint(endpoint: str) -> None:
-    parts = urlsplit(endpoint)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS):
-        raise UsageError(f"hub_endpoint is '{endpoint}', expected an https address")
 
 
 def _check_free_space(listing: Listing, staging: Path) -> None:
@@ -247,36 +247,6 @@ def _disk_errors(staging: Path) -> Iterator[None]:
                 f"the disk of {staging} is full", hint="Make room and pull again: it continues where it stopped."
             ) from error
         raise UsageError(f"{staging} cannot be written: {error}") from error
-
-
-@contextmanager
-def _network_errors(repository: str) -> Iterator[None]:
-    from huggingface_hub import errors
-
-    # The HTTP library below it, and with it this class, has changed twice.
-    transport_error: type[Exception] = vars(errors)["HTTPError"]
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise ServerError(
-            f"{repository} is gated: its makers ask you to accept their licence",
-            hint="Accept it on the hub's page and set HF_TOKEN.",
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise ServerError(
-            f"the hub has no {repository} at this revision, or not for you", hint="A private one needs HF_TOKEN."
-        ) from error
-    except (errors.HfHubHTTPError, transport_error, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise  # the disk's, not the network's
-        raise ServerError(
-            f"{repository} could not be fetched: {_first_line(error)}",
-            hint="Pull again: it continues where it stopped.",
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def total_size(paths: Iterable[Path]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from qlocal import catalog
 from qlocal.cards import number_by_bus
+from qlocal.clean import clean
 from qlocal.devices import keep_freed_memory, keep_threads_calm
 from qlocal.errors import QLocalError, QualityError, UsageError
 from qlocal.models.base import Architecture, ModelConfig
@@ -39,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return verify_command(arguments[1:])
         return _quantize(arguments)
     except QLocalError as error:
-        print(f"quantize: {error}", file=sys.stderr)
+        print(f"quantize: {clean(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"quantize: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        print(f"quantize: {clean(str(error.filename or 'a file'))}: {error.strerror or error}", file=sys.stderr)
         return QLocalError.exit_code
     except KeyboardInterrupt as stop:
         next_time = str(stop) or "the same command continues after the last finished layer"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qlocal import hub
+from qlocal import hub, transfer
 from qlocal.config import Settings
 from qlocal.errors import FormatError, PlanError, ServerError, UsageError
 from tests.fake_hub import FakeHub, running, sha256
@@ -34,7 +34,7 @@ def fake() -> Iterator[FakeHub]:
 
 @pytest.fixture
 def settings(fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setattr(transfer, "WAIT_S", 0.0)
     monkeypatch.setenv("QLOCAL_CONFIG", str(tmp_path / "config"))
     return Settings(home=tmp_path / "models", runtime=tmp_path / "run", sessions=tmp_path / "kv", hub_endpoint=fake.url)
 
@@ -49,10 +49,8 @@ def test_only_weights_tokenizer_and_config_arrive_whole(settings: Settings) -> N
     assert [p.name for p in settings.home.iterdir()] == ["model"]
 
 
-def test_broken_transfer_is_taken_up_again(
-    fake: FakeHub, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
+def test_broken_transfer_is_taken_up_again(fake: FakeHub, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1 << 16)
     fake.cut_after["model.safetensors"] = 500_000
     path = hub.pull("maker/model", settings=settings)
     assert (path / "model.safetensors").read_bytes() == FILES["model.safetensors"]
@@ -117,7 +115,7 @@ def test_full_disk_is_one_sentence(settings: Settings, monkeypatch: pytest.Monke
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    monkeypatch.setattr(transfer.Transfer, "_append", full)
     with pytest.raises(PlanError, match="is full") as caught:
         hub.pull("maker/model", settings=settings)
     assert "\n" not in str(caught.value)
