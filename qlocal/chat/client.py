@@ -98,7 +98,7 @@ class ChatClient:
         prompt_tokens, limit = wire.as_int(body.get("prompt_tokens")), wire.as_int(body.get("max_context"))
         if prompt_tokens is None or limit is None:
             raise ServerError("the server's answer to /qlocal/count has no prompt_tokens or max_context")
-        return TokenCount(prompt_tokens, limit)
+        return TokenCount(prompt_tokens, limit, wire.as_int(body.get("cached_tokens")))
 
     async def tokenize(self, messages: list[ChatMessage]) -> list[int]:
         """See `OwnServer.tokenize`."""

@@ -65,6 +65,10 @@ class Desk:
         """Show an error beside the prompt, in the language that is spoken."""
         self.notice.warn(t(sentence))
 
+    def show_price(self, sentence: str) -> None:
+        """Show beside the status what the message would cost that is being written."""
+        self.update_status(price=sentence)
+
     def update_status(self, **changes: Any) -> None:
         """Change fields of the status line."""
         bar = self.screen.query_one(StatusBar)

@@ -72,10 +72,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """The size of a conversation as the model reads it, and the most it may have."""
+    """The size of a conversation as the model reads it, and the most it may have. cached_tokens: how many of its
+    tokens need not be read again; None where that is not told."""
 
     prompt_tokens: int
     max_context: int
+    cached_tokens: int | None = None
 
 
 AnswerEvent = TextDelta | ThinkingDelta | Logprobs | PromptProgress | Usage | Done | Failure

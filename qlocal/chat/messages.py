@@ -22,6 +22,14 @@ class ConversationChosen(Message):
 
 
 @dataclass
+class AttachmentAdded(Message):
+    """A chip was put into the prompt; `sent` is what it stands for."""
+
+    number: int
+    sent: str
+
+
+@dataclass
 class SuggestionKey(Message):
     """A key that belongs to the list of suggestions while that is open: up, down, tab, enter or escape."""
 

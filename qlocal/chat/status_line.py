@@ -20,6 +20,8 @@ class StatusLine:
     tokens_per_s: float | None = None
     context_used: int | None = None
     max_context: int | None = None
+    price: str = ""
+    """What the message would cost that is being written."""
     acceptance: float | None = None
     others: int = 0
     """Answers of other clients that the server writes or that wait there."""
@@ -29,7 +31,7 @@ class StatusLine:
         parts = [self.model or t("no model"), self._progress(), self._speed(), self._context()]
         if self.others:
             parts.insert(2, t("{count} of others in the queue").format(count=self.others))
-        return " · ".join(parts)
+        return " · ".join(parts + [self.price] * bool(self.price))
 
     def _progress(self) -> str:
         if self.fraction is None:

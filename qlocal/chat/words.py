@@ -137,6 +137,26 @@ NO_REPORT = "This checkpoint has no quantization report: `quantize` writes one, 
 NO_LOG = "The log is where that server runs."
 
 
+NO_ATTACHMENT = "The message has no paste or file in it; @ takes a file along."
+NAME_A_FILE = "Name the file behind it: /file PATH"
+
+
+def price(count: TokenCount, tokens_per_s: float | None) -> str:
+    """Say what a message would cost before it is sent."""
+    if count.prompt_tokens >= count.max_context:
+        sentence = t("{tokens:,} tokens, {over:,} more than fit")
+        over = count.prompt_tokens - count.max_context + 1
+        return sentence.format(tokens=count.prompt_tokens, over=over)
+    if count.cached_tokens is None:
+        sentence = t("{tokens:,} of {most:,} tokens")
+        return sentence.format(tokens=count.prompt_tokens, most=count.max_context)
+    new = count.prompt_tokens - count.cached_tokens
+    text = t("{cached:,} tokens cached, {new:,} to read").format(cached=count.cached_tokens, new=new)
+    if tokens_per_s is None:
+        return text
+    return text + t(", about {seconds} s").format(seconds=f"{max(1, round(new / tokens_per_s)):,}")
+
+
 def waiting_for(state: LinkState) -> str:
     """Say why a message has not been sent yet."""
     match state.phase:

@@ -13,6 +13,7 @@ from qlocal.chat.features.commands import Commands
 from qlocal.chat.features.compare import Compare
 from qlocal.chat.features.completion import Completion
 from qlocal.chat.features.conversations import Conversations
+from qlocal.chat.features.drafting import Drafting
 from qlocal.chat.features.drafts import Drafts
 from qlocal.chat.features.editing import Editing
 from qlocal.chat.features.exchanging import Exchanging
@@ -36,6 +37,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Replays,
     Compare,
     Knowing,
+    Drafting,
     Commands,
     Completion,
     Drafts,

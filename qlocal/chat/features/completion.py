@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.commands import PREFIX
+from qlocal.chat.features.drafting import Drafting
 from qlocal.chat.languages import t
 from qlocal.chat.widgets.suggestions import MAX_SHOWN, Suggestion, Suggestions
+
+AT = "@"
+AT_FILE = re.compile(r"(?<!\S)@\S*$")
 
 
 class Completion(Feature):
@@ -22,6 +29,8 @@ class Completion(Feature):
         self._typed = ""
         if before == self.desk.prompt.text and before.startswith(PREFIX):
             self._typed, found = before, self._commands(before.removeprefix(PREFIX))
+        elif (place := AT_FILE.search(before)) is not None:
+            self._typed, found = place[0], files_like(place[0].removeprefix(AT))
         if self._typed == self._refused:
             found = []
         else:
@@ -41,7 +50,12 @@ class Completion(Feature):
 
     def on_taken(self, text: str) -> None:
         """Put a suggestion into the text."""
-        self.desk.prompt.replace_before_cursor(len(self._typed), text)
+        is_file = text.startswith(AT) and not text.endswith("/")
+        self.desk.prompt.replace_before_cursor(len(self._typed), "" if is_file else text)
+        if is_file:
+            self.desk.feature(Drafting).attach(text.removeprefix(AT))
+        if text.startswith(AT) and not is_file:
+            return  # a folder: its files come next
         self._refused = text.rstrip()
         self._offer([])
 
@@ -65,3 +79,19 @@ class Completion(Feature):
             for action in named[:MAX_SHOWN]
             if action.slash != typed
         ]
+
+
+def files_like(typed: str) -> list[Suggestion]:
+    """Return the files and folders that a path may become; hidden ones where a dot was typed."""
+    folder, _, name = typed.rpartition("/")
+    base = folder + "/" if "/" in typed else ""
+    try:
+        entries = sorted(Path(base or ".").expanduser().iterdir(), key=lambda path: (not path.is_dir(), path.name))
+        found = [
+            (path.name + "/" if path.is_dir() else path.name)
+            for path in entries
+            if path.name.lower().startswith(name.lower()) and (name.startswith(".") or not path.name.startswith("."))
+        ]
+    except (OSError, RuntimeError):
+        return []  # no such folder or user yet: typing goes on
+    return [Suggestion(AT + base + one, base + one) for one in found[:MAX_SHOWN]]

@@ -25,7 +25,7 @@ class Drafts(Feature):
         if self.desk.session.conversation_id != self._of:  # which has got its number with its first message
             self._store("")
             self._of = self.desk.session.conversation_id
-        if self._timer is None and self.desk.prompt.text != self._saved:
+        if self._timer is None and self.desk.prompt.sent_text != self._saved:
             self._timer = self.desk.screen.set_timer(SAVE_S, self._save)
 
     def on_conversation(self) -> None:
@@ -47,7 +47,8 @@ class Drafts(Feature):
         if self._timer is not None:
             self._timer.stop()
             self._timer = None
-        self._store(self.desk.prompt.text)
+        # Chips stand for texts of this run alone: a draft keeps those themselves.
+        self._store(self.desk.prompt.sent_text)
 
     def _store(self, text: str) -> None:
         conversation_id = self._of

@@ -20,6 +20,7 @@ from qlocal.chat.desk import Desk
 from qlocal.chat.features import ACTIONS, FEATURES, OWNERS
 from qlocal.chat.features.commands import PREFIX, Commands
 from qlocal.chat.features.completion import Completion
+from qlocal.chat.features.drafting import Drafting
 from qlocal.chat.features.drafts import Drafts
 from qlocal.chat.features.editing import Editing
 from qlocal.chat.features.finding import Finding
@@ -27,7 +28,14 @@ from qlocal.chat.features.models import Models
 from qlocal.chat.features.turns import Turns
 from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link, LinkState, Phase
-from qlocal.chat.messages import ConversationChosen, LinesBelow, PromptSubmitted, SuggestionKey, SuggestionTaken
+from qlocal.chat.messages import (
+    AttachmentAdded,
+    ConversationChosen,
+    LinesBelow,
+    PromptSubmitted,
+    SuggestionKey,
+    SuggestionTaken,
+)
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.widgets.notice import Notice
 from qlocal.chat.widgets.prompt import Prompt
@@ -165,8 +173,14 @@ class ChatScreen(Screen[None]):
     @on(TextArea.Changed, "#prompt")
     @on(TextArea.SelectionChanged, "#prompt")
     def note_typing(self) -> None:
+        self.desk.prompt.leave_chip()
         self.desk.feature(Completion).on_typed()
         self.desk.feature(Drafts).on_typed()
+        self.desk.feature(Drafting).on_typed()
+
+    @on(AttachmentAdded)
+    def count_attachment(self, event: AttachmentAdded) -> None:
+        self.desk.feature(Drafting).on_attached(event.number, event.sent)
 
     @on(SuggestionKey)
     def hand_on_key(self, event: SuggestionKey) -> None:

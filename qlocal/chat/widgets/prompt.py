@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from textual.events import Key
+from textual.events import Key, Paste
 from textual.widgets import TextArea
 
+from qlocal.chat.attachments import Attachments, is_long
 from qlocal.chat.languages import t
-from qlocal.chat.messages import PromptSubmitted, SuggestionKey
+from qlocal.chat.messages import AttachmentAdded, PromptSubmitted, SuggestionKey
 
 # Shift+Enter and Alt+Enter reach us in some terminals only; Ctrl+J in all of them.
 NEW_LINE_KEYS = frozenset({"ctrl+j", "shift+enter", "alt+enter", "ctrl+enter"})
@@ -26,6 +27,7 @@ class Prompt(TextArea):
         self._history: list[str] = []
         self._history_idx = 0
         self._draft = ""
+        self.attachments = Attachments()
         self.is_completing = False
         """Whether a list of suggestions is open, which then gets some of the keys."""
 
@@ -46,6 +48,26 @@ class Prompt(TextArea):
             self._history.append(self.text)
         self.forget()
 
+    @property
+    def sent_text(self) -> str:
+        """What would be sent now: the text with its chips expanded."""
+        return self.attachments.expand(self.text)
+
+    def attach(self, content: str, name: str | None = None) -> None:
+        """Put a chip for a text at the cursor, in the place of what is selected."""
+        added = self.attachments.add(content, name)
+        self.replace(added.chip, *self.selection)
+        self.post_message(AttachmentAdded(added.number, added.sent))
+
+    def show_count(self, number: int, num_tokens: int) -> None:
+        """Write into a chip how many tokens it stands for."""
+        before = next((one.chip for one in self.attachments.within(self.text) if one.number == number), None)
+        after = self.attachments.count(number, num_tokens).chip
+        for row in range(self.document.line_count if before else 0):
+            if before is not None and (column := self.document.get_line(row).find(before)) >= 0:
+                self.replace(after, (row, column), (row, column + len(before)))
+                return
+
     def text_before_cursor(self) -> str:
         """Return the line of the cursor up to it."""
         row, column = self.cursor_location
@@ -63,7 +85,7 @@ class Prompt(TextArea):
         elif event.key == "enter":
             self._take(event)
             if self.text.strip():
-                self.post_message(PromptSubmitted(self.text))
+                self.post_message(PromptSubmitted(self.sent_text))
         elif event.key in NEW_LINE_KEYS:
             self._take(event)
             self.insert("\n")
@@ -72,6 +94,57 @@ class Prompt(TextArea):
             self._recall(-1 if event.key == "up" else 1)
         else:
             await super()._on_key(event)
+
+    async def _on_paste(self, event: Paste) -> None:
+        text = event.text.replace("\r\n", "\n").replace("\r", "\n")
+        if not is_long(text):
+            return  # Textual calls the text area's own handler next
+        event.stop()
+        event.prevent_default()
+        self.attach(text)
+
+    def action_delete_left(self) -> None:
+        """Delete a character, or a whole chip."""
+        if not self._delete_chip("right"):
+            super().action_delete_left()
+
+    def action_delete_right(self) -> None:
+        """Delete a character, or a whole chip."""
+        if not self._delete_chip("left"):
+            super().action_delete_right()
+
+    def action_cursor_left(self, select: bool = False) -> None:
+        """Go back by a character, or over a chip."""
+        if not self._cross_chip("right", 0, select):
+            super().action_cursor_left(select)
+
+    def action_cursor_right(self, select: bool = False) -> None:
+        """Go on by a character, or over a chip."""
+        if not self._cross_chip("left", 1, select):
+            super().action_cursor_right(select)
+
+    def leave_chip(self) -> None:
+        """Put a cursor that a click or another key brought into a chip behind it: chips change as a whole."""
+        row, column = self.cursor_location
+        span = self.attachments.span_at(self.document.get_line(row), column)
+        if span is not None and self.selection.is_empty:
+            self.move_cursor((row, span[1]))
+
+    def _delete_chip(self, edge: str) -> bool:
+        row, column = self.cursor_location
+        span = self.attachments.span_at(self.document.get_line(row), column, is_edge_inside=edge)
+        if span is None or not self.selection.is_empty:
+            return False
+        self.replace("", (row, span[0]), (row, span[1]))
+        return True
+
+    def _cross_chip(self, edge: str, side: int, select: bool) -> bool:
+        row, column = self.cursor_location
+        span = self.attachments.span_at(self.document.get_line(row), column, is_edge_inside=edge)
+        if span is None:
+            return False
+        self.move_cursor((row, span[side]), select=select)
+        return True
 
     def _take(self, event: Key) -> None:
         event.stop()
