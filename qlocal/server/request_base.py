@@ -27,6 +27,18 @@ UNSUPPORTED = {
     "chat_template_kwargs": "template arguments in a request",
     "best_of": "choosing the best of several completions",
     "prompt_embeds": "prompts as embeddings",
+    **dict.fromkeys(
+        (
+            "guided_json",
+            "guided_regex",
+            "guided_choice",
+            "guided_grammar",
+            "structured_outputs",
+            "grammar",
+            "json_schema",
+        ),
+        "formats of answers, other than by response_format,",
+    ),
 }
 """Known fields that are refused unless empty, with what they would mean."""
 

@@ -159,6 +159,9 @@ class CompletionRequest(Options):
 
     @model_validator(mode="after")
     def _something_to_do(self) -> CompletionRequest:
+        for name in ("response_format", "tools", "tool_choice"):
+            if (self.model_extra or {}).get(name):
+                raise RequestError(f"{name} belongs to /v1/chat/completions, not to raw texts", param=name)
         if self.max_tokens == 0 and not self.echo:
             raise RequestError("max_tokens is 0, expected at least 1 unless echo is true", param="max_tokens")
         if self.suffix:

@@ -55,6 +55,9 @@ def test_stream_is_the_same_text(server: Running) -> None:
     ("body", "param"),
     [
         ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format"),
+        ({"prompt": "a", "tools": [{"type": "function"}]}, "tools"),
+        ({"prompt": "a", "guided_json": {"type": "object"}}, "guided_json"),
         ({"prompt": "a", "suffix": "b", "echo": True}, "suffix"),
         ({"prompt": [1], "suffix": "b"}, "suffix"),
         ({"prompt": "a", "best_of": 3}, "best_of"),
