@@ -225,13 +225,4 @@ TEXTS: dict[str, str] = {
     "↓ 1 new line · Ctrl+End follows": "↓ 1 行新内容 · Ctrl+End 跟随",
     "↓ {count:,} new lines · Ctrl+End follows": "↓ {count:,} 行新内容 · Ctrl+End 跟随",
     "■ stopped": "■ 已停止",
-    "Export": "导出",
-    "FILE": "文件",
-    "Import": "导入",
-    "Read conversations: qlocal's JSON, ChatGPT's, oterm's database": "读取对话：qlocal 的 JSON、ChatGPT 的导出、oterm 的数据库",
-    "The file holds no conversation with words in it.": "文件里没有任何有文字的对话。",
-    "Write the conversation to a file: .md, .html, or .json with all branches": "把对话写入文件：.md、.html，或含全部分支的 .json",
-    "Write the file behind it: /import-file FILE": "请在后面写上文件：/import-file 文件",
-    "Written to {path}.": "已写入 {path}。",
-    "{count:,} conversations were imported; this is the last one.": "已导入 {count:,} 个对话；这是最后一个。",
 }
