@@ -9,10 +9,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, Usage
+from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, ToolRound, Usage
 from qlocal.chat.logprobs import TokenLogprobs, pack
 from qlocal.chat.store.records import MessageState
 from qlocal.chat.store.threaded import Store
+from qlocal.chat.tools.base import Round
+from qlocal.errors import QLocalError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -43,6 +45,7 @@ class Answer:
         self._about = dict(about or {})
         self._parts: list[str] = [begun.text] if begun else []
         self._tokens: list[TokenLogprobs] = list(begun.tokens) if begun else []
+        self._rounds: list[Round] = []
         self._num_deltas = 0
         self._begun_at = time.monotonic()
         self._first_at: float | None = None
@@ -65,7 +68,8 @@ class Answer:
         return (tokens - 1) / (self._last_at - self._first_at)
 
     async def receive(self, events: AsyncGenerator[AnswerEvent, None], on_event: Callable[[AnswerEvent], None]) -> None:
-        """Read the answer to its end and hand every event on. Cancelled, it is kept as stopped."""
+        """Read the answer to its end and hand every event on. Cancelled, it is kept as stopped; what is raised for the
+        user on the way is its failure."""
         try:
             async with aclosing(events):
                 async for event in events:
@@ -74,6 +78,8 @@ class Answer:
         except asyncio.CancelledError:
             self._finish(MessageState.STOPPED)
             raise
+        except QLocalError as error:
+            self.failure = Failure(str(error))
         self._finish(MessageState.FAILED if self.failure is not None else MessageState.COMPLETE)
 
     def _take(self, event: AnswerEvent) -> None:
@@ -82,6 +88,9 @@ class Answer:
                 self._count()
                 self._parts.append(text)
                 self._save_soon()
+            case ToolRound(one):
+                self._rounds.append(one)
+                self._keep_rounds()
             case Logprobs(tokens):
                 self._tokens += tokens
             case Usage():
@@ -106,6 +115,11 @@ class Answer:
         message_id, text = self.message_id, self.text
         self._store.submit(lambda history: history.save_partial(message_id, text))
 
+    def _keep_rounds(self) -> None:
+        """What a tool did is kept at once: it may have changed something."""
+        message_id, text, meta = self.message_id, self.text, self._meta()
+        self._store.submit(lambda history: history.save_partial(message_id, text, meta))
+
     def _finish(self, state: MessageState) -> None:
         """Queue the last word; the store does it before anything that is asked of it later."""
         if self._save_timer is not None:
@@ -129,6 +143,7 @@ class Answer:
             "drafted_tokens": usage.drafted_tokens if usage else None,
             "accepted_tokens": usage.accepted_tokens if usage else None,
             "finish_reason": self.finish_reason,
+            "tools": [one.to_json() for one in self._rounds] or None,
             "error": self.failure.message if self.failure else None,
         }
         return self._about | {name: value for name, value in meta.items() if value is not None}

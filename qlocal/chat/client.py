@@ -27,8 +27,8 @@ REPLY_TIMEOUT_S = 30.0
 # A status event or a ping comes at least every 10 s; three missed ones mean that the server hangs.
 EVENTS_TIMEOUT_S = 35.0
 
-ChatMessage = dict[str, str]
-"""`{"role": ..., "content": ...}` as OpenAI's API has it."""
+ChatMessage = dict[str, Any]
+"""`{"role": ..., "content": ...}` as OpenAI's API has it, with its tool calls where there are any."""
 
 
 @dataclass(frozen=True)

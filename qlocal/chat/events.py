@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qlocal.chat.logprobs import TokenLogprobs
+from qlocal.chat.tools.base import Round
 from qlocal.schema import PromptProgress
 
 
@@ -30,6 +31,23 @@ class Logprobs:
     """What the model gave the tokens of the text that comes with it, or came before."""
 
     tokens: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """A part of the index-th tool call of an answer: its name comes once, its arguments in pieces of JSON."""
+
+    index: int
+    arguments: str = ""
+    call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class ToolRound:
+    """Tools were called in the middle of the answer, and it goes on behind their results."""
+
+    round: Round
 
 
 @dataclass(frozen=True)
@@ -80,4 +98,4 @@ class TokenCount:
     cached_tokens: int | None = None
 
 
-AnswerEvent = TextDelta | ThinkingDelta | Logprobs | PromptProgress | Usage | Done | Failure
+AnswerEvent = TextDelta | ThinkingDelta | Logprobs | ToolCallDelta | ToolRound | PromptProgress | Usage | Done | Failure

@@ -75,13 +75,13 @@ class ShownPlan:
 class OwnServer(Protocol):
     """What our own server can do beside OpenAI's API. QLocalError."""
 
-    async def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
+    async def tokenize(self, messages: list[dict[str, Any]]) -> list[int]:
         """Return the ids of a conversation, ready for its answer."""
         ...
 
     async def score(
         self,
-        prompt: list[dict[str, str]] | list[int],
+        prompt: list[dict[str, Any]] | list[int],
         answer: str | list[int],
         top: int,
         *,
@@ -118,11 +118,11 @@ class Link(Protocol):
         QLocalError says why it cannot be loaded."""
         ...
 
-    async def count(self, messages: list[dict[str, str]]) -> TokenCount | None:
+    async def count(self, messages: list[dict[str, Any]]) -> TokenCount | None:
         """Return the size of a conversation; None where the server has no way to tell. QLocalError."""
         ...
 
-    def answer(self, messages: list[dict[str, str]], options: dict[str, Any] | None = None) -> AnswerStream:
+    def answer(self, messages: list[dict[str, Any]], options: dict[str, Any] | None = None) -> AnswerStream:
         """Return the events of an answer; cancelling their reader stops the server's work."""
         ...
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qlocal.chat.store.records import Message, Role
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.thinking import answer_of
+from qlocal.chat.tools.shown import rounds_of
 
 if TYPE_CHECKING:
     from qlocal.chat.client import ChatMessage
@@ -125,9 +126,10 @@ class Session:
         if prompt_id is None and (prompt := self.last_prompt()) is not None:
             prompt_id = prompt.message_id
         for message in self.branch:
-            content = answer_of(message.content) if message.role is Role.ASSISTANT else message.content
-            if content:
-                _join(messages, message.role.value, content)
+            if message.role is Role.ASSISTANT:
+                _add_answer(messages, message)
+            elif message.content:
+                _join(messages, message.role.value, message.content)
             if message.message_id == prompt_id:
                 break
         return messages
@@ -138,8 +140,18 @@ class Session:
         self.branch = await self._store.run(lambda history: history.branch(conversation_id))
 
 
+def _add_answer(messages: list[ChatMessage], message: Message) -> None:
+    """Add an answer with its tool calls and their results where they happened."""
+    before = 0
+    for one in rounds_of(message.meta):
+        messages += one.messages(answer_of(message.content[before : one.at]))
+        before = one.at
+    if content := answer_of(message.content[before:]):
+        _join(messages, message.role.value, content)
+
+
 def _join(messages: list[ChatMessage], role: str, content: str) -> None:
-    if messages and messages[-1]["role"] == role:
+    if messages and messages[-1]["role"] == role and "tool_calls" not in messages[-1]:
         messages[-1]["content"] += "\n\n" + content
     else:
         messages.append({"role": role, "content": content})

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, ThinkingDelta, Usage
+from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, ThinkingDelta, ToolCallDelta, Usage
 from qlocal.chat.link_state import ShownPlan, Variant
 from qlocal.chat.logprobs import Candidate, Scored, TokenLogprobs
 from qlocal.chat.sse import OWN_COMMENT
@@ -102,6 +102,11 @@ def _parse_choice(choice: dict[str, Any]) -> Iterator[AnswerEvent]:
         yield ThinkingDelta(thinking)
     if text := as_text(delta.get("content")):
         yield TextDelta(text)
+    calls = delta.get("tool_calls")
+    for call in map(as_object, calls if isinstance(calls, list) else []):
+        function = as_object(call.get("function"))
+        index, arguments = as_int(call.get("index")), as_text(function.get("arguments"))
+        yield ToolCallDelta(index or 0, arguments or "", as_text(call.get("id")), as_text(function.get("name")))
     if tokens := parse_tokens(as_object(choice.get("logprobs")).get("content")):
         yield Logprobs(tokens)
     if reason := as_text(choice.get("finish_reason")):

@@ -14,6 +14,7 @@ from qlocal.chat.replay import Replay, ReplayedToken
 from qlocal.chat.store.history import title_of
 from qlocal.chat.store.records import Message, MessageState, Role
 from qlocal.chat.thinking import answer_of
+from qlocal.chat.tools.shown import rounds_of, woven
 
 WELCOME = """qlocal
 
@@ -136,6 +137,15 @@ REPORT = "Quantization report"
 NO_REPORT = "This checkpoint has no quantization report: `quantize` writes one, `quantize verify` adds what it cost."
 NO_LOG = "The log is where that server runs."
 
+HAS_TOOLS = "This answer called tools: its tokens are those of several answers, and cannot be walked or read as one."
+TOOLS = "Tools that the model may call"
+TOOLS_KEYS = "Space marks · Enter takes · Esc goes back"
+APPROVAL = "May the model do this?"
+APPROVAL_KEYS = "Y once · A this tool in this conversation · N or Esc no · X never in this conversation"
+OWN_TOOL = "a tool of qlocal"
+TOOL_NEW = "a new tool of this server; a yes pins its description"
+TOOL_CHANGED = "this tool has CHANGED since you agreed to it; a yes pins the new description"
+
 
 NO_ATTACHMENT = "The message has no paste or file in it; @ takes a file along."
 NAME_A_FILE = "Name the file behind it: /file PATH"
@@ -213,7 +223,7 @@ def entry_of(message: Message) -> Entry:
     return Entry(
         entry_id=message.message_id,
         is_user=is_user,
-        text=message.content,
+        text=message.content if is_user else woven(message.content, rounds_of(message.meta)),
         head=t("You") if is_user else message.model or t("Answer"),
         detail=_detail(message),
         note=_note(message),
@@ -292,3 +302,22 @@ def replayed_token(idx: int, count: int, token: ReplayedToken, threshold: float,
 def compare_count(most: int) -> str:
     """Say how many models can be compared."""
     return t("Mark two to {most} models with the space bar.").format(most=most)
+
+
+def wants_to_call(tool: str, where: str) -> str:
+    """Say which tool of whom is to be called."""
+    return f"{tool} ({where})"
+
+
+def tools_hint(folders: Sequence[Path]) -> str:
+    """Say which folders tools may look into, and where more is set."""
+    if not folders:
+        return t("config.toml: [chat] tool_folders = [...] allows searching in files.")
+    return t("Folders: {folders}").format(folders=", ".join(str(folder) for folder in folders))
+
+
+def tools_now(names: Sequence[str]) -> str:
+    """Say which tools are offered from now on."""
+    if not names:
+        return t("The model may call no tools.")
+    return t("The model may call: {tools}.").format(tools=", ".join(names))

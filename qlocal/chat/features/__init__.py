@@ -23,6 +23,7 @@ from qlocal.chat.features.models import Models
 from qlocal.chat.features.program import Program
 from qlocal.chat.features.reading import Reading
 from qlocal.chat.features.replay import Replays
+from qlocal.chat.features.tools import Tools
 from qlocal.chat.features.turns import Turns
 
 FEATURES: tuple[type[Feature], ...] = (
@@ -38,6 +39,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Compare,
     Knowing,
     Drafting,
+    Tools,
     Commands,
     Completion,
     Drafts,

@@ -27,6 +27,8 @@ class Alternatives(Feature):
             self.desk.say(words.STILL_BUSY)
         elif message is None or message.parent_id is None or not message.content:
             self.desk.say(words.NO_ANSWER_YET)
+        elif message.meta.get("tools"):
+            self.desk.say(words.HAS_TOOLS)
         else:
             self.desk.start(self._look(message, message.parent_id), "choose")
 

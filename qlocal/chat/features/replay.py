@@ -40,6 +40,8 @@ class Replays(Feature):
             desk.say(words.STILL_BUSY)
         elif message is None or message.parent_id is None or not message.content:
             desk.say(words.NO_ANSWER_YET)
+        elif message.meta.get("tools"):
+            desk.say(words.HAS_TOOLS)
         elif desk.link is None or desk.link.own is None or not desk.is_ready:
             desk.say(words.NEEDS_OWN_SERVER)
         else:

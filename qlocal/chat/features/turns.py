@@ -10,15 +10,17 @@ from typing import Any, ClassVar
 
 from textual.worker import Worker
 
-from qlocal.chat import thinking, words
+from qlocal.chat import words
 from qlocal.chat.actions import Action
 from qlocal.chat.answer import Answer, Begun
 from qlocal.chat.desk import Desk
-from qlocal.chat.events import AnswerEvent, TextDelta
+from qlocal.chat.events import AnswerEvent, TextDelta, ToolRound
 from qlocal.chat.features.base import Feature
+from qlocal.chat.features.tools import Tools
 from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.logprobs import token_ids
 from qlocal.chat.store.records import Message
+from qlocal.chat.tools.shown import block
 from qlocal.schema import PromptProgress
 
 SPEED_S = 0.5
@@ -151,7 +153,8 @@ class Turns(Feature):
         self.desk.update_status(tokens_per_s=None, acceptance=None)
         ticker = self.desk.screen.set_interval(SPEED_S, lambda: self._show_speed(answer))
         try:
-            await answer.receive(thinking.as_text(self.desk.link.answer(request, options)), self._show_event)
+            events = self.desk.feature(Tools).answer(self.desk.link, request, options, begun)
+            await answer.receive(events, self._show_event)
         finally:
             ticker.stop()
             self.desk.transcript.flush()
@@ -164,6 +167,8 @@ class Turns(Feature):
                     self._is_reading = False
                     self.desk.notice.clear()
                 self.desk.transcript.append_text(text)
+            case ToolRound(one):
+                self.desk.transcript.append_text(block(one))
             case PromptProgress():
                 self._is_reading = True
                 self.desk.say(event.sentence)
@@ -198,7 +203,7 @@ def new_seed() -> int:
     return secrets.randbelow(1 << 31)
 
 
-def _going_on(request: list[dict[str, str]], begun: Begun) -> dict[str, Any]:
+def _going_on(request: list[dict[str, Any]], begun: Begun) -> dict[str, Any]:
     """Return the options for going on with an answer: by its very tokens where they are known, else by its text, which
     is added to the request as the last message."""
     if begun.tokens and (ids := token_ids(begun.tokens)) is not None:

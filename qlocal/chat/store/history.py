@@ -64,10 +64,12 @@ class History:
         """Add the empty message that an answer will fill, as leaf."""
         return self._insert(conversation_id, parent_id, Role.ASSISTANT, "", MessageState.STREAMING, model)
 
-    def save_partial(self, message_id: int, content: str) -> None:
-        """Keep what has been written of an answer so far."""
+    def save_partial(self, message_id: int, content: str, meta: dict[str, Any] | None = None) -> None:
+        """Keep what has been written of an answer so far, and what is known of it where that is told."""
         with transaction(self._db):
             self._db.execute("UPDATE message SET content = ? WHERE id = ?", (content, message_id))
+            if meta is not None:
+                self._db.execute("UPDATE message SET meta = ? WHERE id = ?", (json.dumps(meta), message_id))
 
     def finish_answer(self, message_id: int, content: str, state: MessageState, meta: dict[str, Any]) -> None:
         """Write the last word on an answer: its text, how it ended and what is known of it."""
