@@ -10,11 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from qlocal.errors import CheckpointError
 from qlocal.ggml_types import GgmlType
 from qlocal.models.base import Architecture, ModelConfig, TensorSpec
 
 if TYPE_CHECKING:
     from qlocal.weights import Weight
+
+
+MAX_PROBLEMS = 1000
+"""Tensors that are missing or misshapen, after which a checkpoint is refused without a look at the rest."""
+
+
+def too_many_problems(name: str, config: ModelConfig, problems: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{name}: more than {MAX_PROBLEMS} tensors do not match the {config.model_type} table",
+        problems,
+        hint="It is incomplete, or its configuration belongs to another model.",
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from qlocal.errors import CheckpointError
 from qlocal.formats import gguf_metadata
-from qlocal.formats.base import WHOLE, GenerationDefaults, Region, StoredTensor, TokenizerData
+from qlocal.formats.base import (
+    MAX_PROBLEMS,
+    WHOLE,
+    GenerationDefaults,
+    Region,
+    StoredTensor,
+    TokenizerData,
+    too_many_problems,
+)
 from qlocal.formats.gguf_reader import GgufHeader, GgufTensor, read_gguf
 from qlocal.ggml_types import FLOAT_TYPES, GgmlType, row_bytes
 from qlocal.models.base import Architecture, ModelConfig, TensorSpec
@@ -38,8 +46,7 @@ class GgufCheckpoint:
     def open(cls, path: Path) -> GgufCheckpoint:
         header = read_gguf(path)
         architecture, config = gguf_metadata.read_config(header)
-        specs = list(architecture.tensors(config))
-        _check_against_table(header, specs, config)
+        specs = _check_against_table(header, architecture, config)
         tensors = {spec.name: _stored(spec, header.tensors[spec.gguf_name]) for spec in specs}
         return cls(path, architecture, config, tensors, header.files, header)
 
@@ -80,22 +87,32 @@ def stacked_shape(spec: TensorSpec, config: ModelConfig) -> tuple[int, ...]:
     return spec.shape if spec.expert is None else (config.num_experts, *spec.shape)
 
 
-def _check_against_table(header: GgufHeader, specs: list[TensorSpec], config: ModelConfig) -> None:
-    expected = {spec.gguf_name: spec for spec in specs}
-    problems = [f"{name} is missing" for name in expected if name not in header.tensors]
+def _check_against_table(header: GgufHeader, architecture: Architecture, config: ModelConfig) -> list[TensorSpec]:
+    """Return the architecture's tensors; CheckpointError lists what does not fit."""
+    specs: list[TensorSpec] = []
+    expected: dict[str, TensorSpec] = {}
+    problems: list[str] = []
+    for spec in architecture.tensors(config):
+        specs.append(spec)
+        if spec.gguf_name not in header.tensors and spec.gguf_name not in expected:
+            problems.append(f"{spec.gguf_name} is missing")
+        if len(problems) > MAX_PROBLEMS:  # the keys may speak of a million tensors that are not there
+            raise too_many_problems(header.path.name, config, problems)
+        expected[spec.gguf_name] = spec
     for name, tensor in header.tensors.items():
-        spec = expected.get(name)
-        if spec is None:
+        wanted = expected.get(name)
+        if wanted is None:
             if name != gguf_metadata.ROPE_FREQS:
                 problems.append(f"{name} is not part of a {config.model_type} model")
-        elif tensor.shape != stacked_shape(spec, config):
-            problems.append(f"{name} has shape {tensor.shape}, expected {stacked_shape(spec, config)}")
-        elif len(spec.shape) == 1 and tensor.ggml_type not in FLOAT_TYPES:
+        elif tensor.shape != stacked_shape(wanted, config):
+            problems.append(f"{name} has shape {tensor.shape}, expected {stacked_shape(wanted, config)}")
+        elif len(wanted.shape) == 1 and tensor.ggml_type not in FLOAT_TYPES:
             problems.append(f"{name} is {tensor.ggml_type.name}, expected F32, F16 or BF16")
     if problems:
         raise CheckpointError(
             f"{header.path.name}: {len(problems)} tensors do not match the {config.model_type} table", problems
         )
+    return specs
 
 
 def _float_tensor(tensor: GgufTensor, spec: TensorSpec) -> torch.Tensor:

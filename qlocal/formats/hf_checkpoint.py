@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 
 from qlocal.errors import CheckpointError
 from qlocal.formats import hf_folder
-from qlocal.formats.base import WHOLE, GenerationDefaults, Region, StoredTensor, TokenizerData
+from qlocal.formats.base import (
+    MAX_PROBLEMS,
+    WHOLE,
+    GenerationDefaults,
+    Region,
+    StoredTensor,
+    TokenizerData,
+    too_many_problems,
+)
 from qlocal.formats.mapped_file import MappedFile
 from qlocal.formats.quantization_config import QuantizationConfig, parse_quantization_config
 from qlocal.formats.safetensors_file import TensorInfo
@@ -147,6 +155,8 @@ class _Inventory:
             found = self._locate(spec)
             if found is not None:
                 parts[spec.name] = found
+            if len(self._problems) > MAX_PROBLEMS:  # a config.json may speak of a million tensors that are not there
+                raise too_many_problems(folder.name, self._config, self._problems)
         self._problems += [
             f"{name} is not part of a {self._config.model_type} model" for name in self._found if self._is_extra(name)
         ]

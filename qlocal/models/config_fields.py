@@ -17,6 +17,7 @@ MAX_LAYERS = 1024
 MAX_WIDTH = 1 << 20
 MAX_VOCAB = 1 << 22
 MAX_POSITIONS = 1 << 24
+MAX_HEAD_DIM = 1024
 
 
 class Fields:
@@ -84,9 +85,9 @@ def parse_config(raw: Mapping[str, Any], architecture: Architecture, where: str)
         raise ConfigError(
             f"{where}: head_dim is missing and hidden_size {hidden_size} is no multiple of {num_heads} heads"
         )
-    head_dim = fields.integer("head_dim", 2, 1024, default=hidden_size // num_heads)
-    if head_dim % 2:
-        raise ConfigError(f"{where}: head_dim is {head_dim}, expected an even number")
+    head_dim = fields.integer("head_dim", 2, MAX_HEAD_DIM, default=hidden_size // num_heads)
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:  # what follows from other fields has not been held against the limit
+        raise ConfigError(f"{where}: head_dim is {head_dim}, expected an even number up to {MAX_HEAD_DIM}")
     vocab_size = fields.integer("vocab_size", 2, MAX_VOCAB)
     num_experts = fields.integer("num_local_experts", 1, 256, default=8) if architecture.is_moe else 0
     rope = _rope_values(raw)
@@ -133,8 +134,8 @@ def _rope_scaling(values: Mapping[str, Any], max_positions: int, where: str) -> 
     fields = Fields(values, f"{where}: rope_scaling")
     if kind == "linear":
         return RopeScaling("linear", fields.number("factor", 1.0, 1024.0))
-    if kind == "factors":  # from a GGUF file's rope_freqs.weight
-        return RopeScaling("factors", factors=tuple(values["factors"]))
+    if kind == "factors" and isinstance(values.get("factors"), tuple):  # a GGUF file's rope_freqs.weight, checked there
+        return RopeScaling("factors", factors=values["factors"])
     original = fields.integer("original_max_position_embeddings", 1, MAX_POSITIONS, default=max_positions)
     if kind == "llama3":
         return RopeScaling(

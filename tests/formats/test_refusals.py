@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qlocal.errors import ConfigError, FormatError, QLocalError, TokenizerError
+from qlocal.errors import CheckpointError, ConfigError, FormatError, QLocalError, TokenizerError
 from qlocal.formats import gguf_metadata, hf_folder, mapped_file
 from qlocal.formats.base import TokenizerData
 from qlocal.formats.checkpoint import open_checkpoint
@@ -330,3 +331,23 @@ def test_a_folder_without_any_vocabulary_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         open_checkpoint(folder).tokenizer()
+
+
+def test_a_configuration_that_speaks_of_a_million_tensors_is_refused_in_little_memory(tmp_path: Path) -> None:
+    many = {"num_hidden_layers": 1024, "num_local_experts": 256}
+    folder = tiny.write_checkpoint(tmp_path / "m", "mixtral")
+    edit(folder / "config.json", **many)
+    paths, _ = gguf_files.write_tiny_gguf(tmp_path / "m.gguf", "mixtral")
+    content = paths[0].read_bytes()
+    for name, found in ((b"llama.block_count", 2), (b"llama.expert_count", 4)):
+        before = string(name) + struct.pack("<II", 4, found)
+        assert content.count(before) == 1
+        content = content.replace(before, string(name) + struct.pack("<II", 4, 1024 if found == 2 else 256))
+    paths[0].write_bytes(content)
+    for path in (folder, paths[0]):
+        tracemalloc.start()
+        with pytest.raises(CheckpointError, match="more than 1000 tensors do not match"):
+            open_checkpoint(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 64 << 20

@@ -27,7 +27,7 @@ NAMES = (
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 3, 1 << 31, 1 << 70, -(1 << 70), 0.0, -0.5, 1e-300, 1e300, "", "4", "\x1b[2J",
     "silu", "yarn", "llama3", "linear", [], [0], [[]], [None] * 3, {}, {"type": "yarn", "factor": 4.0},
-    {"rope_type": "linear"},
+    {"rope_type": "linear"}, {"rope_type": "factors"}, {"rope_type": "factors", "factors": ["x"]},
     {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0}, {"a": {"b": 1}}, "qwen2", "awq", "gptq", 4, 32, 128,
 )  # fmt: skip
 

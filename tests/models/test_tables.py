@@ -83,6 +83,8 @@ def test_a_missing_field_is_named(field: str) -> None:
         ("head_dim", 33),
         ("tie_word_embeddings", "yes"),
         ("rope_scaling", {"type": "dynamic", "factor": 2.0}),
+        ("rope_scaling", {"rope_type": "factors"}),
+        ("rope_scaling", {"rope_type": "factors", "factors": [1.0]}),
         ("use_sliding_window", True),
         ("hidden_act", "gelu"),
     ],
@@ -90,6 +92,12 @@ def test_a_missing_field_is_named(field: str) -> None:
 def test_a_field_out_of_range_is_refused_by_name(field: str, value: object) -> None:
     raw = tiny.raw_config("qwen2") | {field: value}
     with pytest.raises(ConfigError, match=field):
+        parse_config(raw, ARCHITECTURES["qwen2"], "config.json")
+
+
+def test_a_width_of_heads_that_follows_from_others_has_the_same_limit() -> None:
+    raw = tiny.raw_config("qwen2") | {"hidden_size": 1 << 20, "num_attention_heads": 2, "num_key_value_heads": 2}
+    with pytest.raises(ConfigError, match="head_dim is 524288, expected an even number up to 1024"):
         parse_config(raw, ARCHITECTURES["qwen2"], "config.json")
 
 
