@@ -136,9 +136,10 @@ class Cancel(Message):
 
 @dataclass(frozen=True)
 class Ping(Message):
-    """Ask whether the step loop is alive."""
+    """Ask whether the step loop is alive; input_ids: and how much of such a prompt is in the cache."""
 
     nonce: int
+    input_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -299,13 +300,14 @@ class Failed(Message):
 
 @dataclass(frozen=True)
 class Pong(Message):
-    """Answer to Ping, with what is in use now."""
+    """Answer to Ping, with what is in use now. cached_tokens: of the prompt that Ping has, None where it has none."""
 
     nonce: int
     running: int
     waiting: int
     free_blocks: int
     total_blocks: int
+    cached_tokens: int | None = None
 
 
 _NESTED: dict[str, Any] = {

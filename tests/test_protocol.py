@@ -18,7 +18,7 @@ MESSAGES = [
     Started("r1", 3, 2, 0.1, [TokenLogprobs(1, -0.5, [1, 2], [-0.5, -1.0])]),
     Tokens("r1", [4], [TokenLogprobs(4, -0.1)]),
     Finished("r1", "stop", 1, 0.2),
-    Pong(3, 1, 0, 5, 8),
+    Pong(3, 1, 0, 5, 8, 2),
 ]
 
 

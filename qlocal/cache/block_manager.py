@@ -84,6 +84,22 @@ class BlockManager:
         num_cached = len(table.blocks) * self.block_size
         return table, num_cached + self._copy_tail(table, usable[num_cached:])
 
+    def held(self, token_ids: Sequence[int]) -> int:
+        """Return how many tokens of a prompt `admit` would find computed, and change nothing.
+
+        Of blocks beside the pool only whole ones are counted: for a part of one their files would have to be opened.
+        """
+        usable = token_ids[: len(token_ids) - 1]
+        shared, digests = self._full_blocks_of(usable)
+        parent, num_held = (digests or [self._root])[-1], len(shared) * self.block_size
+        while self._tier is not None and num_held + self.block_size <= len(usable):
+            content = content_after(parent, usable[num_held : num_held + self.block_size])
+            if not self._tier.holds(content):
+                break
+            parent, num_held = content.digest, num_held + self.block_size
+        found = self._pool.find_longest(parent, usable[num_held : num_held + self.block_size])
+        return num_held + (found[1] if found is not None else 0)
+
     def unsaved(self, is_saved: Callable[[Content], bool], min_tokens: int) -> Iterator[tuple[int, Content]]:
         """Yield free blocks with content that `is_saved` denies, the most recently used first; none of a context that
         has fewer than `min_tokens`, which is computed again as quickly. Nothing may change meanwhile."""

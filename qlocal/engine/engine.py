@@ -161,6 +161,10 @@ class Engine:
         scheduler, blocks = self._scheduler, self._blocks
         return Usage(len(scheduler.running), len(scheduler.waiting), blocks.num_free, blocks.num_blocks)
 
+    def cached_tokens(self, input_ids: list[int]) -> int:
+        """Return how many tokens of a prompt would not be computed again if it came now."""
+        return self._blocks.held(input_ids)
+
     def submit(self, request: Submit) -> None:
         """Queue a request. One that cannot be run is answered by a `Finished` with reason `error`."""
         message = refusal(request, self._max_context, self.vocab_size)

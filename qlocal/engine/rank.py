@@ -114,7 +114,10 @@ def _handle(message: Message, engine: Engine, connection: Connection) -> None:
         engine.cancel(message.request_id)
     elif isinstance(message, Ping):
         usage = engine.usage()
-        connection.send(Pong(message.nonce, usage.running, usage.waiting, usage.free_blocks, usage.total_blocks))
+        cached = None if message.input_ids is None else engine.cached_tokens(message.input_ids)
+        connection.send(
+            Pong(message.nonce, usage.running, usage.waiting, usage.free_blocks, usage.total_blocks, cached)
+        )
 
 
 def _failure(error: Exception) -> Failed:

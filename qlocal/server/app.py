@@ -133,7 +133,8 @@ class Routes:
         body = validate(CountRequest, await _json(request))
         prompts = self._prompts(self._service.model(None))
         ids = await unless_gone(prompts.encode_chat(body.messages), request)
-        return JSONResponse({"prompt_tokens": len(ids), "max_context": prompts.max_context})
+        cached = await unless_gone(self._service.cached_tokens(ids), request)
+        return JSONResponse({"prompt_tokens": len(ids), "max_context": prompts.max_context, "cached_tokens": cached})
 
     async def tokenize(self, request: Request) -> Response:
         body = validate(TokenizeRequest, await _json(request))

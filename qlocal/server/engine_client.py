@@ -144,12 +144,13 @@ class EngineClient:
                     rank.send(Cancel(request_id))
             self._count()
 
-    async def usage(self, timeout_s: float) -> Pong | None:
-        """Ask the rank what is in use; None where it does not say so in time."""
+    async def usage(self, timeout_s: float, input_ids: list[int] | None = None) -> Pong | None:
+        """Ask the rank what is in use, and how much of a prompt is in its cache; None where it does not say so in
+        time."""
         rank, nonce = self._ready_rank(), next(self._nonces)
         waiting = self._pongs[nonce] = asyncio.get_running_loop().create_future()
         try:
-            rank.send(Ping(nonce))
+            rank.send(Ping(nonce, input_ids))
             return await asyncio.wait_for(waiting, timeout_s)
         except TimeoutError:
             return None

@@ -147,7 +147,7 @@ RESPONSES: dict[str, Json] = {
     "Completion": _envelope("text_completion", _choice(FINISH, TEXT_LOGPROBS, text=TEXT), usage=USAGE),
     "CompletionChunk": _envelope("text_completion", _choice(_or_null(FINISH), TEXT_LOGPROBS, text=TEXT), IN_STREAM),
     "Status": STATUS,
-    "Count": _object(prompt_tokens=INTEGER, max_context=INTEGER),
+    "Count": _object(prompt_tokens=INTEGER, max_context=INTEGER, cached_tokens=_or_null(INTEGER)),
     "Tokens": _object(model=TEXT, token_ids=_list(INTEGER), tokens=_list(TOKEN)),
     "Scores": _object(
         {"reference": TEXT},

@@ -166,7 +166,12 @@ class Service:
         pong = await self.engine.usage(USAGE_TIMEOUT_S)
         if pong is None:
             return None
-        return {name: value for name, value in asdict(pong).items() if name != "nonce"}
+        return {name: value for name, value in asdict(pong).items() if name not in ("nonce", "cached_tokens")}
+
+    async def cached_tokens(self, input_ids: list[int]) -> int | None:
+        """Return how many tokens of a prompt are in the cache; None while a long step keeps the engine from telling."""
+        pong = await self.engine.usage(USAGE_TIMEOUT_S, input_ids)
+        return None if pong is None else pong.cached_tokens
 
     async def _one_token(self, model: ModelText) -> None:
         request_id = f"health-{next(self._health_ids)}"

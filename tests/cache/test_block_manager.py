@@ -39,9 +39,11 @@ def manager_of(num_blocks: int) -> tuple[BlockManager, TokenStorage]:
 
 def run(manager: BlockManager, storage: TokenStorage, token_ids: list[int], prompt_length: int) -> int:
     """Let one sequence live from admission to release; return how many tokens it did not compute."""
+    told = manager.held(token_ids[:prompt_length])
     admitted = manager.admit(token_ids[:prompt_length], len(token_ids) - prompt_length)
     assert admitted is not None
     table, num_cached = admitted
+    assert told == num_cached, "what is told before is what is found"
     assert storage.contents(table, num_cached) == token_ids[:num_cached]
     num_computed = max(prompt_length, len(token_ids) - 1)  # the last generated token is never an input
     manager.reach(table, num_computed)

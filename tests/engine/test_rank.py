@@ -105,6 +105,10 @@ def test_a_rank_loads_answers_and_ends_with_the_socket(rank: Rank, folder: Path)
     rank.send(Ping(7))
     pong = rank.until(Pong)[-1]
     assert isinstance(pong, Pong) and (pong.nonce, pong.running, pong.waiting) == (7, 0, 0)
+    assert pong.cached_tokens is None
+    rank.send(Ping(8, random_ids(VOCAB, 9)))
+    told = rank.until(Pong)[-1]
+    assert isinstance(told, Pong) and told.cached_tokens == 8, "all but the last, whose logits are needed"
     assert pong.free_blocks == pong.total_blocks
     rank.socket.close()
     assert rank.process.wait(timeout=30) == 0

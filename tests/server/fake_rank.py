@@ -81,7 +81,8 @@ class FakeRank:
                 if message.request_id in self.running:
                     self.finish(message.request_id, "cancelled", 0)
             case Ping():
-                self.send(Pong(message.nonce, len(self.running), 0, 1, 1))
+                cached = None if message.input_ids is None else len(message.input_ids) // 2
+                self.send(Pong(message.nonce, len(self.running), 0, 1, 1, cached))
             case Shutdown():
                 return False
         return True

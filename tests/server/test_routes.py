@@ -152,7 +152,11 @@ def test_two_loads_at_once_end_with_one_model(server: Running) -> None:
 
 def test_count_gives_prompt_and_context(server: Running) -> None:
     with server.client() as client:
-        assert client.post("/qlocal/count", json={"messages": [HI]}).json() == {"prompt_tokens": 2, "max_context": 200}
+        assert client.post("/qlocal/count", json={"messages": [HI]}).json() == {
+            "prompt_tokens": 2,
+            "max_context": 200,
+            "cached_tokens": 1,
+        }
 
 
 def test_health_is_a_real_token(server: Running) -> None:
