@@ -131,12 +131,12 @@ class Running:
         client.event_hooks["response"].append(check_response)
         return client
 
-    def wait_for(self, state: EngineState) -> None:
+    def wait_for(self, state: EngineState, timeout_s: float = 20.0) -> None:
         def is_so() -> bool:
             status = fetch_status(self.address)
             return status is not None and status.state is state
 
-        eventually(is_so, lambda: f"the server is not {state.value} but {fetch_status(self.address)}")
+        eventually(is_so, lambda: f"the server is not {state.value} but {fetch_status(self.address)}", timeout_s)
 
 
 Start = Callable[..., Running]

@@ -22,6 +22,8 @@ from qlocal.server.service import Service
 from qlocal.server.status import StatusBoard
 from tests.server.conftest import Running
 
+LOAD_TIMEOUT_S = 120.0
+"""Torch is imported by a process of its own, on a machine that may be busy."""
 TOOL_TEMPLATE = (
     "{% if tools %}<|im_start|>system\n<tool_call> {% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n"
     "{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -50,5 +52,5 @@ def real_server(folder: Path, path: Path, **options: Any) -> Iterator[Running]:
         stack.callback(thread.join, 30)
         stack.callback(stop, address)
         running = Running(address, service)
-        running.wait_for(EngineState.READY)
+        running.wait_for(EngineState.READY, LOAD_TIMEOUT_S)
         yield running

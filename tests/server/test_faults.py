@@ -138,14 +138,14 @@ def test_a_model_file_that_shrinks_is_an_error_and_the_server_lives(tmp_path: Pa
             while chunk := connection.recv(65536):
                 rest += chunk
         assert b'"error"' in rest and b"SIGBUS" in rest and b"[DONE]" not in rest
-        server.wait_for(EngineState.FAILED)
+        server.wait_for(EngineState.FAILED, 120.0)
         status = fetch_status(server.address)
         assert status is not None and "model.safetensors" in (status.error or "")
         file.write_bytes(content)
         with server.client() as client:
             assert client.post(URL, json=ask("a")).status_code in (404, 503)
             assert client.post("/qlocal/load", json={"model": str(path)}).status_code == 202
-            server.wait_for(EngineState.READY)
+            server.wait_for(EngineState.READY, 120.0)
             answer = client.post(URL, json={"messages": [{"role": "user", "content": "a"}], "max_tokens": 2})
             assert answer.status_code == 200
 

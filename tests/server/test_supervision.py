@@ -26,7 +26,7 @@ def kill_rank(server: Running) -> int:
 
 def wait_for_other_rank(server: Running, pid: int) -> None:
     eventually(lambda: server.service.engine.pid not in (None, pid))
-    server.wait_for(EngineState.READY)
+    server.wait_for(EngineState.READY, 120.0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
