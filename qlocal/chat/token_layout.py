@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 
 from qlocal.clean import clean_line
 
@@ -94,10 +94,9 @@ def _cut(text: str, room: int, width: int) -> list[str]:
     """Cut what is wider than a line."""
     if cell_len(text) <= max(room, width):
         return [text] if text else []
-    cuts = []
-    while text:
-        cut = set_cell_size(text, width).rstrip() or text[0]
-        cut = text[: max(1, len(cut))]
-        cuts.append(cut)
-        text = text[len(cut) :]
+    cuts = [""]
+    for char in text:
+        if cuts[-1] and cell_len(cuts[-1] + char) > width:
+            cuts.append("")
+        cuts[-1] += char
     return cuts

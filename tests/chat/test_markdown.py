@@ -75,7 +75,7 @@ def test_no_line_is_wider_than_the_screen(source: str, width: int) -> None:
 @settings(max_examples=100, deadline=None)
 @given(SOURCES)
 def test_nested_blocks_stay_inside_the_screen(source: str) -> None:
-    # The parser nests at most twenty deep, which takes less than this width; narrower, eight cells of text remain.
+    # The parser nests at most twenty deep, which takes less than this width; narrower, four cells of text remain.
     assert all(line_width(line) <= 120 for line in render_markdown(source, 120, PLAIN)[0])
 
 

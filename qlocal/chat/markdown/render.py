@@ -17,7 +17,8 @@ from qlocal.chat.markdown.table import Cell, table_lines
 from qlocal.chat.markdown.wrap import Line, Ornament, line_width, wrap
 
 # However deep things are nested, this much room stays for the text.
-MIN_CELLS = 8
+MIN_CELLS = 4
+RULE_IN_LIST = 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def _block(node: Node, frame: Frame) -> list[Line]:
         case "math_block":
             return _formula(node, frame)
         case "hr":
-            return [[Segment("─" * frame.width, frame.palette.marker)]]
+            # In a list the frame may claim more cells than there are.
+            return [[Segment("─" * (RULE_IN_LIST if frame.depth else frame.width), frame.palette.marker)]]
         case _:
             return wrap(inline_spans(blocks.inline_tokens(node), frame.palette, frame.style), frame.width)
 
