@@ -25,6 +25,7 @@ COMMANDS = {
     "models": "list, show or remove models",
     "plan": "show what a model takes, and the context that fits",
     "pull": "fetch a model from the hub",
+    "template": "show a model's chat template",
     "eval": "measure perplexity and the distance to a reference",
     "bench": "measure the speed of kernels and engine",
     "doctor": "show devices, memory, kernels and settings",

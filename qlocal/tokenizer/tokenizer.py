@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,6 +13,7 @@ from qlocal.guard.client import Guard, LoadedVocabulary
 from qlocal.protocol import Vocabulary
 from qlocal.tokenizer.decoder import StreamDecoder
 from qlocal.tokenizer.fill_in import FillIn, find
+from qlocal.tokenizer.known_templates import sha256
 from qlocal.tokenizer.tool_calls import OPEN, ToolFormat, format_of
 
 Message = Mapping[str, Any]
@@ -53,7 +53,7 @@ class Tokenizer:
     @cached_property
     def template_sha256(self) -> str | None:
         """The hash that tells templates apart; None where there is no template."""
-        return hashlib.sha256(self._template.encode("utf-8", "replace")).hexdigest() if self._template else None
+        return sha256(self._template) if self._template else None
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:
