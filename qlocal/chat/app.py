@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import select
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,6 +17,7 @@ from textual.screen import Screen
 
 from qlocal import config
 from qlocal.chat.features import ACTIONS
+from qlocal.chat.hangup import HANGUP, end_with_terminal
 from qlocal.chat.languages import speak, t
 from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.markdown import code
@@ -34,9 +34,6 @@ ESCAPE_DELAY_S = 0.025
 
 WARM_UP_S = 0.5
 """After the first paint."""
-HANGUP_CHECK_S = 1.0
-HANGUP = 129
-"""Exit code as a shell would give it: 128 and the number of SIGHUP."""
 
 LinkFactory = Callable[[ChatOptions], Link]
 
@@ -81,7 +78,8 @@ class ChatApp(App[int]):
         self.call_after_refresh(self._follow_link)
         if not self.is_headless:
             self.call_after_refresh(self._warm_up)
-            self.set_interval(HANGUP_CHECK_S, self._leave_dead_terminal)
+            loop, leave = asyncio.get_running_loop(), partial(self.exit, HANGUP)
+            end_with_terminal(sys.stdin.fileno(), loop, leave, self._store.close_now)
 
     @work(group="warm up")
     async def _warm_up(self) -> None:
@@ -90,11 +88,6 @@ class ChatApp(App[int]):
         # All that is there now stays: looking through it for garbage would hold up a key by 30 ms, again and again.
         gc.collect()
         gc.freeze()
-
-    def _leave_dead_terminal(self) -> None:
-        # Textual reads the end of a terminal that has gone as fast as it can, for ever.
-        if _has_hung_up(sys.stdin.fileno()):
-            self.exit(HANGUP)
 
     def _write_terminal(self, sequence: str) -> bool:
         """Write a control sequence to the terminal; False where there is none."""
@@ -139,13 +132,6 @@ class ChatApp(App[int]):
                 self.chat.show_link(state)
         except QLocalError as error:
             self.chat.show_link(LinkState(Phase.FAILED, error=str(error)))
-
-
-def _has_hung_up(descriptor: int) -> bool:
-    """Return whether nobody holds the other end of a terminal any more."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLHUP)
-    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def run_chat(options: ChatOptions) -> int:

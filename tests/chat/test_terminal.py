@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chat.driving import stored
 from tests.chat.fake_server import Handler, fake_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +86,20 @@ def test_the_program_answers_in_a_terminal_and_quits_cleanly(url: str, tmp_path:
     terminal.until(b"to hello.")
     terminal.press(b"\x11")
     assert terminal.close() == 0
+
+
+@pytest.mark.parametrize("does", ["waits", "writes an answer"])
+def test_a_chat_ends_with_its_terminal_and_keeps_what_came(url: str, tmp_path: Path, does: str) -> None:
+    """Textual's own writer dies with the terminal, and would hold up everything for ever."""
+    terminal = Terminal(url, tmp_path)
+    terminal.until(b"fake-model")
+    if does == "writes an answer":
+        terminal.press(b"slow\r")
+        terminal.until(b"word20")
+    os.close(terminal.master)
+    assert terminal.process.wait(timeout=WAIT_S) == 129
+    if does == "writes an answer":
+        assert "word10 " in stored(tmp_path).branch(1)[1].content
 
 
 @pytest.mark.slow
