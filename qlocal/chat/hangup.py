@@ -22,8 +22,8 @@ GRACE_S = 2.0
 def end_with_terminal(
     descriptor: int, loop: asyncio.AbstractEventLoop, leave: Callable[[], object], last_words: Callable[[], object]
 ) -> None:
-    """Watch a terminal from a thread. When nobody holds its other end any more, `leave` in the loop; if that does not end
-    the process within GRACE_S, do `last_words` and end it."""
+    """Watch a terminal from a thread. When nobody holds its other end any more, `leave` in the loop; if that does not
+    end the process within GRACE_S, do `last_words` and end it."""
 
     def watch() -> None:
         poll = select.poll()
