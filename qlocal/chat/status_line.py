@@ -22,6 +22,8 @@ class StatusLine:
     max_context: int | None = None
     price: str = ""
     """What the message would cost that is being written."""
+    form: str = ""
+    """Whether the answer keeps to its form, while it is written."""
     acceptance: float | None = None
     others: int = 0
     """Answers of other clients that the server writes or that wait there."""
@@ -31,7 +33,7 @@ class StatusLine:
         parts = [self.model or t("no model"), self._progress(), self._speed(), self._context()]
         if self.others:
             parts.insert(2, t("{count} of others in the queue").format(count=self.others))
-        return " · ".join(parts + [self.price] * bool(self.price))
+        return " · ".join(parts + [part for part in (self.form, self.price) if part])
 
     def _progress(self) -> str:
         if self.fraction is None:

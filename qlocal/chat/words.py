@@ -167,6 +167,11 @@ def price(count: TokenCount, tokens_per_s: float | None) -> str:
     return text + t(", about {seconds} s").format(seconds=f"{max(1, round(new / tokens_per_s)):,}")
 
 
+SCHEMAS = "Hold answers to a JSON schema"
+NO_SCHEMA = "No schema: answers are free"
+SCHEMA_OFF = "Answers are free again."
+
+
 def waiting_for(state: LinkState) -> str:
     """Say why a message has not been sent yet."""
     match state.phase:
@@ -321,3 +326,13 @@ def tools_now(names: Sequence[str]) -> str:
     if not names:
         return t("The model may call no tools.")
     return t("The model may call: {tools}.").format(tools=", ".join(names))
+
+
+def schemas_in(folder: Path) -> str:
+    """Say where schemas are looked for."""
+    return t("files *.json in {folder}").format(folder=folder)
+
+
+def schema_on(name: str) -> str:
+    """Say that answers are held to a schema from now on."""
+    return t("Answers are held to the schema {name}; /schema changes it.").format(name=name)

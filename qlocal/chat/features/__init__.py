@@ -23,6 +23,7 @@ from qlocal.chat.features.models import Models
 from qlocal.chat.features.program import Program
 from qlocal.chat.features.reading import Reading
 from qlocal.chat.features.replay import Replays
+from qlocal.chat.features.structured import Structured
 from qlocal.chat.features.tools import Tools
 from qlocal.chat.features.turns import Turns
 
@@ -40,6 +41,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Knowing,
     Drafting,
     Tools,
+    Structured,
     Commands,
     Completion,
     Drafts,

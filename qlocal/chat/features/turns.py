@@ -16,6 +16,7 @@ from qlocal.chat.answer import Answer, Begun
 from qlocal.chat.desk import Desk
 from qlocal.chat.events import AnswerEvent, TextDelta, ToolRound
 from qlocal.chat.features.base import Feature
+from qlocal.chat.features.structured import Structured
 from qlocal.chat.features.tools import Tools
 from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.logprobs import token_ids
@@ -144,7 +145,9 @@ class Turns(Feature):
         message = await self.desk.session.begin_answer(self.desk.link_state.model, prompt_id)
         self.desk.show_branch()
         asked = asked or {**self.desk.session.sampling, "seed": self.desk.session.sampling.get("seed", new_seed())}
-        options: dict[str, Any] = dict(asked)
+        structured = self.desk.feature(Structured)
+        structured.begin()
+        options: dict[str, Any] = {**asked, **structured.options}
         if begun is not None:
             self.desk.transcript.append_text(begun.text)
             options |= _going_on(request, begun)
@@ -167,6 +170,7 @@ class Turns(Feature):
                     self._is_reading = False
                     self.desk.notice.clear()
                 self.desk.transcript.append_text(text)
+                self.desk.feature(Structured).take(text)
             case ToolRound(one):
                 self.desk.transcript.append_text(block(one))
             case PromptProgress():
