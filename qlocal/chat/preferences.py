@@ -39,7 +39,8 @@ class Preferences:
 def load_preferences(actions: Sequence[Action]) -> Preferences:
     """Return what config.toml says. ConfigError names the file, the key, and what is wrong with it."""
     path, table = config_folder() / "config.toml", chat_table()
-    known = ("language", "theme", "keys")
+    # Those of tools are read where tools are chosen: a folder that is gone must not keep the chat from opening.
+    known = ("language", "theme", "keys", "tool_folders", "mcp")
     if unknown := sorted(table.keys() - set(known)):
         raise ConfigError(f"{path}: unknown key 'chat.{unknown[0]}'", hint=closest(unknown[0], known))
     language = table.get("language", AUTO)

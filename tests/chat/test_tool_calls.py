@@ -333,3 +333,10 @@ def test_a_server_that_does_not_start_is_said(tmp_path: Path, config_file: Path)
         await chat.until(lambda: "■ the MCP server" in chat.shown)
 
     run_chat(tmp_path, ScriptedLink([answer_of("x")]), use)
+
+
+def test_settings_of_tools_do_not_keep_the_chat_from_opening(config_file: Path) -> None:
+    from qlocal.chat.preferences import load_preferences
+
+    config_file.write_text('[chat]\ntool_folders = ["/gone"]\n[chat.mcp.srv]\ncommand = ["x"]\n')
+    assert load_preferences([]).theme == "dark"
