@@ -30,6 +30,11 @@ def clean_line(text: str) -> str:
     return _UNSAFE_LINE.sub(_visible, text)
 
 
+def blotted(text: str) -> str:
+    """Return `text` with a blot for every unsafe character; the very same text where there is none."""
+    return text if _UNSAFE_LINE.search(text) is None else _UNSAFE_LINE.sub("\ufffd", text)
+
+
 def _visible(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code < 0x100:

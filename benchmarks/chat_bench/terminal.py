@@ -1,7 +1,7 @@
 """A program at a pty, timed from the key that goes in to the bytes that come out.
 
 The kernel tells how long a process waited for a processor while it could have run (`/proc/PID/schedstat`). Times
-are given with and without it, so that a busy machine does not look like a slow program.
+are given with and without it, never less than it ran, so that a busy machine does not look like a slow program.
 """
 
 from __future__ import annotations
@@ -94,19 +94,19 @@ class Terminal:
         """Type a letter that was never there, behind `before`, and wait until the program has drawn it."""
         mark = chr(self._next_mark)
         self._next_mark += 1
-        start, waited = len(self.output), self._waited_ms()
+        start, before_all = len(self.output), self._scheduled()
         began = time.perf_counter()
         self.press(before + mark.encode())
         self.until(mark, start)
-        return self._took(began, waited)
+        return self._took(began, before_all)
 
     def reaction(self, keys: bytes, text: str) -> Took:
         """Type, and wait until the program has drawn `text`."""
-        start, waited = len(self.output), self._waited_ms()
+        start, before_all = len(self.output), self._scheduled()
         began = time.perf_counter()
         self.press(keys)
         self.until(text, start)
-        return self._took(began, waited)
+        return self._took(began, before_all)
 
     def resize(self, columns: int, rows: int) -> None:
         """Change the size as a window manager does."""
@@ -124,7 +124,7 @@ class Terminal:
     def first_paint(self, text: str) -> Took:
         """Wait until the program has drawn `text` for the first time since it was started."""
         self.until(text)
-        return self._took(self.started, 0.0)
+        return self._took(self.started, (0.0, 0.0))
 
     def close(self) -> None:
         """End the program."""
@@ -136,19 +136,21 @@ class Terminal:
         self.process.wait()
         os.close(self.master)
 
-    def _took(self, began: float, waited_ms: float) -> Took:
+    def _took(self, began: float, before: tuple[float, float]) -> Took:
         wall_ms = (time.perf_counter() - began) * 1e3
-        return Took(wall_ms, max(0.0, wall_ms - (self._waited_ms() - waited_ms)))
+        ran_ms, waited_ms = self._scheduled()
+        return Took(wall_ms, max(ran_ms - before[0], wall_ms - (waited_ms - before[1])))
 
-    def _waited_ms(self) -> float:
-        """Return how long the program's threads have waited for a processor."""
-        waited = 0
+    def _scheduled(self) -> tuple[float, float]:
+        """Return how long the program's threads have run, and how long they have waited for a processor, in ms."""
+        ran = waited = 0
         for task in Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
             try:
-                waited += int(task.read_text().split()[1])
-            except (OSError, IndexError):
+                run, wait, _ = task.read_text().split()
+            except (OSError, ValueError):
                 continue
-        return waited / 1e6
+            ran, waited = ran + int(run), waited + int(wait)
+        return ran / 1e6, waited / 1e6
 
     @staticmethod
     def _size(descriptor: int, columns: int, rows: int) -> None:

@@ -6,16 +6,18 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 from textual import constants, work
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 
 from qlocal import config
+from qlocal.chat.clean_filter import CleanFilter
 from qlocal.chat.features import ACTIONS
 from qlocal.chat.hangup import HANGUP, end_with_terminal
 from qlocal.chat.languages import speak, t
@@ -59,6 +61,7 @@ class ChatApp(App[int]):
         self._store = store
         self._make_link = make_link or _make_link
         self._link: Link | None = None
+        self._clean = CleanFilter()
         self.chat = ChatScreen(
             store,
             options.system,
@@ -88,6 +91,9 @@ class ChatApp(App[int]):
         # All that is there now stays: looking through it for garbage would hold up a key by 30 ms, again and again.
         gc.collect()
         gc.freeze()
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), self._clean]
 
     def _write_terminal(self, sequence: str) -> bool:
         """Write a control sequence to the terminal; False where there is none."""

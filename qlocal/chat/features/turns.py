@@ -44,7 +44,7 @@ class Turns(Feature):
     @property
     def is_busy(self) -> bool:
         """Whether a turn is going on."""
-        return self._turn is not None and self._turn.is_running
+        return self._turn is not None and not self._turn.is_finished
 
     def on_link(self, before: LinkState, state: LinkState) -> None:
         if state.phase is Phase.READY:
