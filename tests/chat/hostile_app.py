@@ -21,6 +21,7 @@ from qlocal.chat.link_state import Choice, LinkState, Phase, ShownPlan, Variant
 from qlocal.chat.logprobs import Candidate, TokenLogprobs
 from qlocal.chat.preferences import Preferences
 from qlocal.chat.store.threaded import Store
+from qlocal.chat.widgets.transcript import Transcript
 from qlocal.config import ChatOptions
 from qlocal.schema import EngineState, Status
 from tests.chat.scripted import ScriptedLink
@@ -85,7 +86,9 @@ def link_of(payload: str, folder: Path) -> ScriptedLink:
 async def walk(app: ChatApp, payload: str) -> None:
     """Ask, then do everything that can be done, and look at what opens."""
     desk = app.chat.desk
-    await asyncio.sleep(1.0)
+    while not (app.chat.is_mounted and app.chat.query(Transcript) and desk.link is not None):
+        await asyncio.sleep(LOOK_S)
+    await asyncio.sleep(2 * LOOK_S)
     await _back_to(app, app.chat)
     for text in (payload + " one", payload + " two"):
         desk.prompt.text = text

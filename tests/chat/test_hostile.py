@@ -99,7 +99,7 @@ def walked(payload: str, folder: Path) -> str:
             break
     process.kill()
     os.close(master)
-    assert process.wait() == 0, written[-3000:].decode("utf-8", "replace")
+    assert process.wait() == 0, _OWN.sub("", written[-20_000:].decode("utf-8", "replace"))[-3000:]
     return written.decode("utf-8", "replace")
 
 
