@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.worker import Worker
 
@@ -108,6 +109,10 @@ class Desk:
             await work
         except QLocalError as error:
             self.warn(str(error))
+        except NoMatches:
+            # What ends because the chat ends finds its screen empty: there is nobody to show anything to.
+            if self.screen.query(Transcript):
+                raise
 
     # Features.
 

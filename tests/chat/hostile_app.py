@@ -27,7 +27,7 @@ from qlocal.schema import EngineState, Status
 from tests.chat.scripted import ScriptedLink
 
 LOOK_S = 0.12
-CLOSE_S = 20.0
+CLOSE_S = 60.0
 WALKED = [action.name for action in ACTIONS if action.name not in ("quit", "suspend")]
 
 
@@ -99,7 +99,9 @@ async def walk(app: ChatApp, payload: str) -> None:
     for name in WALKED:
         app.chat.do(name)
         await asyncio.sleep(LOOK_S)
-        for key in ("down", "enter") if app.screen is not app.chat else ():
+        # Of the palette any command could be the second one, quitting too.
+        keys = ("down",) if name == "palette" else ("down", "enter")
+        for key in keys if app.screen is not app.chat else ():
             app.simulate_key(key)
             await asyncio.sleep(LOOK_S)
         await _back_to(app, app.chat)

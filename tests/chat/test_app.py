@@ -337,3 +337,15 @@ def test_no_character_is_lost_under_the_scrollbar(tmp_path: Path, width: int) ->
 
     # More than a screen, so that there is a scrollbar; no blanks, so that lines are filled to their last column.
     run_chat(tmp_path, ScriptedLink([answer_of("above\n\n" * 40 + "X" * 400 + " the-end")]), use, size=(width, 40))
+
+
+def test_leaving_while_an_answer_is_written_ends_well_and_keeps_it(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.say("go")
+        await chat.until_shown("begun")
+        await chat.pilot.press("ctrl+q")
+
+    app = run_chat(tmp_path, ScriptedLink([[TextDelta("begun"), asyncio.Event()]]), use)
+    assert app.return_value == 0
+    history = stored(tmp_path)
+    assert history.branch(history.conversations()[0].conversation_id)[-1].content == "begun"
