@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,19 @@ class LocalLink:
         """Return the model folder's checkpoints, then what the catalogue could fetch."""
         return await asyncio.to_thread(_local_choices)
 
-    async def select(self, model: str) -> None:
+    async def select(self, model: str, max_context: int | None = None) -> None:
         """See `Link.select`."""
         self._model = _absolute(model)
+        if max_context is not None:
+            self._engine = replace(self._engine, max_context=max_context)
         self._is_wanted.set()
         if self._client is not None:
             await self._client.load(self._model, **self._wanted)
 
-    async def plan(self, model: str) -> ShownPlan | None:
+    async def plan(self, model: str, max_context: int | None = None) -> ShownPlan | None:
         """See `Link.plan`."""
-        return None if self._client is None else await self._client.plan(_absolute(model), **self._wanted)
+        wanted = self._wanted | ({} if max_context is None else {"max_context": max_context})
+        return None if self._client is None else await self._client.plan(_absolute(model), **wanted)
 
     @property
     def _wanted(self) -> dict[str, Any]:
@@ -166,12 +170,12 @@ class EndpointLink:
         """Return what the server says it has."""
         return [Choice(model.name) for model in await self._client.models()]
 
-    async def select(self, model: str) -> None:
+    async def select(self, model: str, max_context: int | None = None) -> None:
         """See `Link.select`."""
         self._model = model
         self._changed.set()
 
-    async def plan(self, model: str) -> ShownPlan | None:
+    async def plan(self, model: str, max_context: int | None = None) -> ShownPlan | None:
         """None: what it takes there is not told."""
         return None
 

@@ -109,11 +109,11 @@ class Link(Protocol):
         """Return the models that can be chosen. QLocalError."""
         ...
 
-    async def select(self, model: str) -> None:
+    async def select(self, model: str, max_context: int | None = None) -> None:
         """Use another model; `states` tells how that goes. QLocalError if it is refused at once."""
         ...
 
-    async def plan(self, model: str) -> ShownPlan | None:
+    async def plan(self, model: str, max_context: int | None = None) -> ShownPlan | None:
         """Return what selecting a model would take in place of what is loaded; None where the server does not tell.
         QLocalError says why it cannot be loaded."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class Session:
         if self.conversation_id is None:
             system = self.system
             self.conversation_id = await self._store.run(lambda h: h.new_conversation(text, model, system))
+            await self.change_sampling(self.sampling)
         conversation_id = self.conversation_id
         parent_id = self.branch[-1].message_id if self.branch else None
         if beside is not None:
@@ -116,9 +118,9 @@ class Session:
         """Return the last message if it is an answer."""
         return self.branch[-1] if self.branch and self.branch[-1].role is Role.ASSISTANT else None
 
-    def request(self, prompt_id: int | None = None) -> list[ChatMessage]:
+    def request(self, prompt_id: int | None = None, without: Container[int] = ()) -> list[ChatMessage]:
         """Return the conversation up to a prompt, the last one if none is named, as it is sent. Nothing is left out but
-        empty answers and thoughts: models that get those back mix them into what they say.
+        what the user chose to, empty answers, and thoughts: models that get those back mix them into what they say.
 
         Two prompts in a row (the first one's answer failed) become one: many templates refuse them otherwise.
         """
@@ -126,6 +128,8 @@ class Session:
         if prompt_id is None and (prompt := self.last_prompt()) is not None:
             prompt_id = prompt.message_id
         for message in self.branch:
+            if message.is_left_out or message.message_id in without:
+                continue
             if message.role is Role.ASSISTANT:
                 _add_answer(messages, message)
             elif message.content:
@@ -133,6 +137,29 @@ class Session:
             if message.message_id == prompt_id:
                 break
         return messages
+
+    def request_with(self, draft: str) -> list[ChatMessage]:
+        """Return what would be sent if a text were sent now."""
+        messages = self.request(self.branch[-1].message_id) if self.branch else self.request()
+        _join(messages, Role.USER.value, draft)
+        return messages
+
+    async def leave_out(self, message_ids: Sequence[int], is_left_out: bool = True) -> None:
+        """Send these no more, or again; they stay in the history."""
+        await self._store.run(lambda history: history.leave_out(message_ids, is_left_out))
+        await self._reload()
+
+    async def change_system(self, system: str | None) -> None:
+        """Give the conversation another system message."""
+        self.system = system
+        if (conversation_id := self.conversation_id) is not None:
+            await self._store.run(lambda history: history.set_system(conversation_id, system))
+
+    async def change_sampling(self, sampling: dict[str, Any]) -> None:
+        """Give the conversation other fields of its requests; a new one keeps them from its first message on."""
+        self.sampling = sampling
+        if (conversation_id := self.conversation_id) is not None:
+            await self._store.run(lambda history: history.set_sampling(conversation_id, sampling))
 
     async def _reload(self) -> None:
         assert self.conversation_id is not None, "only a stored conversation is read again"

@@ -170,6 +170,35 @@ def price(count: TokenCount, tokens_per_s: float | None) -> str:
 SCHEMAS = "Hold answers to a JSON schema"
 NO_SCHEMA = "No schema: answers are free"
 SCHEMA_OFF = "Answers are free again."
+ROOM = "The conversation does not fit"
+CANCEL = "Send nothing"
+ALL_SENT = "Every message is sent again."
+NOTHING_LEFT_OUT = "No message is left out."
+SYSTEM_CHANGED = "The system message of this conversation is changed."
+SYSTEM_NONE = "This conversation has no system message: /system TEXT gives it one."
+
+
+def leave_out_turns(count: int) -> str:
+    """Offer not to send the oldest turns any more."""
+    return t("Leave out the {count:,} oldest turns; they stay in the history").format(count=count)
+
+
+def left_room(tokens: int) -> str:
+    """Say what a conversation would have then."""
+    return t("leaves {tokens:,} tokens").format(tokens=tokens)
+
+
+def larger_context(tokens: int) -> str:
+    """Offer to load the model with more context."""
+    return t("Load the model with a context of {tokens:,} tokens").format(tokens=tokens)
+
+
+def sampling_is(fields: dict[str, object]) -> str:
+    """Say with which fields a conversation asks."""
+    if not fields:
+        return t("This conversation is sampled as the model's makers recommend.")
+    text = ", ".join(f"{name} {value}" for name, value in fields.items())
+    return t("This conversation is sampled with {fields}.").format(fields=text)
 
 
 def waiting_for(state: LinkState) -> str:
@@ -238,6 +267,8 @@ def entry_of(message: Message) -> Entry:
 
 def _detail(message: Message) -> str:
     parts: list[str] = []
+    if message.is_left_out:
+        parts.append(t("no longer sent"))
     if isinstance(tokens := message.meta.get("completion_tokens"), int):
         parts.append(t("{tokens:,} tokens").format(tokens=tokens))
     if isinstance(speed := message.meta.get("tokens_per_s"), float):

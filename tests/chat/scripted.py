@@ -48,6 +48,9 @@ class ScriptedLink:
     first_states: list[LinkState] = field(default_factory=lambda: [READY])
     models: list[Choice] = field(default_factory=lambda: [Choice("tiny-model"), Choice("other-model")])
     counted: TokenCount | None = None
+    per_message: int | None = None
+    """So many tokens has every message, if it is told."""
+    max_context: int = 4096
     requests: list[list[dict[str, str]]] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
     scores: tuple[list[TokenLogprobs], ...] = ()
@@ -75,9 +78,10 @@ class ScriptedLink:
     async def choices(self) -> list[Choice]:
         return self.models
 
-    async def select(self, model: str) -> None:
+    async def select(self, model: str, max_context: int | None = None) -> None:
         self.selected.append(model)
-        self.push(LinkState(Phase.READY, model, max_context=4096))
+        self.max_context = max_context or 4096
+        self.push(LinkState(Phase.READY, model, max_context=self.max_context))
 
     @property
     def own(self) -> ScriptedLink | None:
@@ -87,7 +91,7 @@ class ScriptedLink:
     def log_path(self) -> Path | None:
         return self.log
 
-    async def plan(self, model: str) -> ShownPlan | None:
+    async def plan(self, model: str, max_context: int | None = None) -> ShownPlan | None:
         return self.plans.get(model)
 
     async def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
@@ -111,6 +115,8 @@ class ScriptedLink:
         return Scored(self.scores[0], "kept" if keep else None)
 
     async def count(self, messages: list[dict[str, str]]) -> TokenCount | None:
+        if self.per_message is not None:
+            return TokenCount(self.per_message * len(messages), self.max_context)
         return self.counted
 
     def answer(self, messages: list[dict[str, str]], options: dict[str, Any] | None = None) -> AnswerStream:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from qlocal.chat.actions import Action
 from qlocal.chat.features.alternatives import Alternatives
 from qlocal.chat.features.appearance import Appearance
+from qlocal.chat.features.asking import Asking
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.commands import Commands
 from qlocal.chat.features.compare import Compare
@@ -23,6 +24,7 @@ from qlocal.chat.features.models import Models
 from qlocal.chat.features.program import Program
 from qlocal.chat.features.reading import Reading
 from qlocal.chat.features.replay import Replays
+from qlocal.chat.features.room import Room
 from qlocal.chat.features.structured import Structured
 from qlocal.chat.features.tools import Tools
 from qlocal.chat.features.turns import Turns
@@ -40,6 +42,8 @@ FEATURES: tuple[type[Feature], ...] = (
     Compare,
     Knowing,
     Drafting,
+    Asking,
+    Room,
     Tools,
     Structured,
     Commands,

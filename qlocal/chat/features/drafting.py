@@ -109,7 +109,7 @@ class Drafting(Feature):
         if not text.strip() or text.startswith("/"):
             self.desk.show_price("")
             return
-        messages = [*self.desk.session.request(), {"role": "user", "content": self.desk.prompt.sent_text}]
+        messages = self.desk.session.request_with(self.desk.prompt.sent_text)
         try:
             count = await self.desk.link.count(messages)
         except QLocalError:

@@ -16,6 +16,7 @@ from qlocal.chat.answer import Answer, Begun
 from qlocal.chat.desk import Desk
 from qlocal.chat.events import AnswerEvent, TextDelta, ToolRound
 from qlocal.chat.features.base import Feature
+from qlocal.chat.features.room import Room
 from qlocal.chat.features.structured import Structured
 from qlocal.chat.features.tools import Tools
 from qlocal.chat.link_state import LinkState, Phase
@@ -126,7 +127,7 @@ class Turns(Feature):
         self.desk.notice.clear()
 
     async def _fits(self) -> bool:
-        """Whether the conversation fits into the context; if not, both numbers are said and nothing is sent."""
+        """Whether the conversation fits into the context; if not, both numbers are said and the user decides."""
         assert self.desk.link is not None, "a link that is ready exists"
         count = await self.desk.link.count(self.desk.session.request())
         if count is None:
@@ -134,8 +135,7 @@ class Turns(Feature):
         self.desk.update_status(context_used=count.prompt_tokens)
         if count.prompt_tokens < count.max_context:
             return True
-        self.desk.warn(words.too_long(count))
-        return False
+        return await self.desk.feature(Room).make_room(count) and await self._fits()
 
     async def _receive_answer(
         self, prompt_id: int | None = None, begun: Begun | None = None, asked: dict[str, Any] | None = None

@@ -116,6 +116,14 @@ class History:
         """Give a conversation another system message."""
         self._set(conversation_id, "system", system)
 
+    def leave_out(self, message_ids: Sequence[int], is_left_out: bool) -> None:
+        """Mark messages as no longer sent to a model, or as sent again."""
+        with transaction(self._db):
+            self._db.executemany(
+                "UPDATE message SET meta = json_set(meta, '$.left_out', json(?)) WHERE id = ?",
+                [(json.dumps(is_left_out), message_id) for message_id in message_ids],
+            )
+
     def set_sampling(self, conversation_id: int, sampling: Mapping[str, Any]) -> None:
         """Remember with which fields a conversation asks."""
         self._set(conversation_id, "sampling", json.dumps(dict(sampling)))

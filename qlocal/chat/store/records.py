@@ -42,6 +42,11 @@ class Message:
     siblings: int = 1
     sibling_idx: int = 0
 
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the user chose that it is not sent any more."""
+        return self.meta.get("left_out") is True
+
 
 @dataclass(frozen=True)
 class Conversation:

@@ -1,0 +1,140 @@
+"""Nothing is ever dropped in silence: what is offered where a conversation does not fit, and how one asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual.widgets import OptionList
+
+from qlocal.chat.features.asking import parse_sampling
+from qlocal.chat.link_state import LinkState, Phase, ShownPlan
+from qlocal.chat.screens.facts import FactsScreen
+from qlocal.chat.screens.picker import Picker
+from qlocal.errors import UsageError
+from tests.chat.driving import Chat, run_chat, stored
+from tests.chat.scripted import ScriptedLink, answer_of
+
+
+async def talk(chat: Chat, *texts: str) -> None:
+    for text in texts:
+        await chat.say(text)
+        await chat.until_shown(f"▌ {text}")
+        await chat.until_idle()
+
+
+def asked(chat: Chat) -> bool:
+    return isinstance(chat.app.screen, Picker)
+
+
+def offers(chat: Chat) -> list[str]:
+    shown = chat.app.screen.query_one(OptionList)
+    return [str(shown.get_option_at_index(i).prompt) for i in range(shown.option_count)]
+
+
+def full_link() -> ScriptedLink:
+    """Every message has 1,000 tokens, and 4,096 fit: one turn goes, the second's message does, the third's not."""
+    ready = LinkState(Phase.READY, "tiny-model", max_context=4096, path="/models/tiny")
+    plans = {"/models/tiny": ShownPlan(["cache  1.00 GiB"], [])}
+    return ScriptedLink([answer_of("Yes.")], first_states=[ready], per_message=1000, plans=plans)
+
+
+async def overfill(chat: Chat) -> None:
+    await talk(chat, "one", "two")
+    await chat.say("three")
+    await chat.until(lambda: asked(chat))
+    assert len(chat.link.requests) == 2
+
+
+def run(tmp_path: Path, use: Callable[[Chat], object], size: tuple[int, int] = (80, 30)) -> ScriptedLink:
+    link = full_link()
+    run_chat(tmp_path, link, use, size=size)  # type: ignore[arg-type]
+    return link
+
+
+def test_nothing_is_sent_and_nothing_dropped_where_nothing_was_chosen(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await overfill(chat)
+        assert offers(chat)[-1] == "Send nothing"
+        await chat.pilot.press("escape")
+        await chat.until_idle()
+        assert len(chat.link.requests) == 2
+        assert "5,000" in chat.notice and "4,096" in chat.notice
+
+    run(tmp_path, use, size=(60, 15))
+    history = stored(tmp_path)
+    branch = history.branch(history.conversations()[0].conversation_id)
+    assert [m.content for m in branch] == ["one", "Yes.", "two", "Yes.", "three"]
+    assert not any(m.is_left_out for m in branch)
+
+
+def test_turns_that_are_left_out_stay_in_the_history_and_can_be_sent_again(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await overfill(chat)
+        assert offers(chat)[0] == "Leave out the 1 oldest turns; they stay in the history  leaves 3,000 tokens"
+        await chat.pilot.press("enter")
+        await chat.until(lambda: len(chat.link.requests) == 3)
+        await chat.until_idle()
+        assert [m["content"] for m in chat.link.requests[2]] == ["two", "Yes.", "three"]
+        branch = chat.app.chat.desk.session.branch
+        assert [m.content for m in branch if m.is_left_out] == ["one", "Yes."] and len(branch) == 6
+        await chat.say("/send-all")
+        await chat.until(lambda: "sent again" in chat.notice)
+        assert len(chat.app.chat.desk.session.request()) == 5
+
+    run(tmp_path, use)
+
+
+def test_the_limit_is_raised_after_its_price_was_shown(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await overfill(chat)
+        assert offers(chat)[1] == "Load the model with a context of 8,192 tokens"
+        await chat.pilot.press("down", "enter")
+        await chat.until(lambda: isinstance(chat.app.screen, FactsScreen))
+        await chat.pilot.press("enter")
+        await chat.until(lambda: len(chat.link.requests) == 3)
+        assert len(chat.link.requests[2]) == 5 and chat.link.selected == ["/models/tiny"]
+
+    run(tmp_path, use)
+
+
+def test_a_message_that_is_too_long_by_itself_is_never_cut(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        chat.link.per_message = 9000
+        await chat.say("long")
+        await chat.until(lambda: asked(chat))
+        assert not any("oldest turns" in offer for offer in offers(chat))
+
+    run(tmp_path, use)
+
+
+def test_system_message_and_sampling_are_the_conversations_own(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.say("/system Be brief.")
+        await chat.until(lambda: "is changed" in chat.notice)
+        await chat.say("/sampling temperature=0.2 seed=7")
+        await chat.until(lambda: "temperature 0.2, seed 7" in chat.notice)
+        await talk(chat, "one")
+        assert chat.link.requests[0][0] == {"role": "system", "content": "Be brief."}
+        assert chat.link.options[0] == {"temperature": 0.2, "seed": 7}
+        await chat.say("/system")
+        assert chat.notice == "Be brief."
+        await chat.say("/sampling recommended")
+        await chat.until(lambda: "recommend" in chat.notice)
+        await chat.say("/system -")
+        await chat.until(lambda: "no system message" in chat.notice)
+        await talk(chat, "two")
+        assert chat.link.requests[1][0]["role"] == "user" and "temperature" not in chat.link.options[1]
+        await chat.pilot.press("ctrl+n")
+        assert chat.app.chat.desk.session.sampling == {}
+
+    run_chat(tmp_path, ScriptedLink([answer_of("Yes.")]), use)
+    conversation = stored(tmp_path).conversations()[0]
+    assert conversation.system is None and conversation.sampling == {}
+
+
+@pytest.mark.parametrize("text", ["temperatur=1", "temperature", "temperature=9", "top_k=x", "seed=nan"])
+def test_sampling_that_is_none_is_refused_by_name(text: str) -> None:
+    with pytest.raises(UsageError, match=text.partition("=")[0]):
+        parse_sampling(text)
