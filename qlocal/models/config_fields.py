@@ -134,7 +134,8 @@ def _rope_scaling(values: Mapping[str, Any], max_positions: int, where: str) -> 
     fields = Fields(values, f"{where}: rope_scaling")
     if kind == "linear":
         return RopeScaling("linear", fields.number("factor", 1.0, 1024.0))
-    if kind == "factors" and isinstance(values.get("factors"), tuple):  # a GGUF file's rope_freqs.weight, checked there
+    # What a GGUF file's rope_freqs.weight holds, checked there. JSON has no tuples, so no config.json can say this.
+    if kind == "factors" and isinstance(values.get("factors"), tuple):
         return RopeScaling("factors", factors=values["factors"])
     original = fields.integer("original_max_position_embeddings", 1, MAX_POSITIONS, default=max_positions)
     if kind == "llama3":

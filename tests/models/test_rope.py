@@ -46,7 +46,7 @@ def test_llama3_divisors_reproduce_its_frequencies() -> None:
     vector, config = load(next(p for p in VECTORS if p.stem == "llama3.1"))
     divisors = rope.llama3_divisors(config)
     raw = tiny.raw_config("qwen2", {"head_dim": config.head_dim, "rope_theta": config.rope_theta})
-    raw["rope_scaling"] = {"rope_type": "factors", "factors": divisors}
+    raw["rope_scaling"] = {"rope_type": "factors", "factors": tuple(divisors)}
     from_factors = parse_config(raw, ARCHITECTURE, "config.json")
     assert rope.inverse_frequencies(from_factors) == pytest.approx(vector["inv_freq_float64"], rel=1e-12)
     assert divisors[0] == 1.0 and divisors[-1] == pytest.approx(8.0)
