@@ -30,6 +30,7 @@ async def begin(chat: Chat, *down: int, prompt: str = "Which is best?") -> Compa
     await chat.until(lambda: isinstance(chat.app.screen, CompareScreen))
     screen = chat.app.screen
     assert isinstance(screen, CompareScreen)
+    await chat.until(screen.is_drawn.is_set)
     return screen
 
 

@@ -229,6 +229,8 @@ def test_results_cannot_close_the_fence_they_are_shown_in() -> None:
     one = Round(2, [ToolCall("c", "f", "{}")], [ToolResult("c", "f", "```\n# head\n````\n" + "line\n" * 30)])
     shown = block(one)
     assert shown.startswith("\n\n`````tool\n") and shown.rstrip().endswith("\n`````") and "more lines" in shown
+    flood = Round(0, [ToolCall("c", "f", "{}")], [ToolResult("c", "f", "x" * 1_000_000)])
+    assert len(block(flood)) < 1000 and "more" in block(flood)
     assert woven("abcd", [one]) == f"ab{shown}cd"
     assert rounds_of({"tools": "x"}) == [] and rounds_of({"tools": [{"at": 1}]}) == []
 

@@ -61,6 +61,7 @@ class Compare(Feature):
 
         await desk.screen.app.push_screen(screen, keep)
         try:
+            await screen.is_drawn.wait()
             for idx, model in enumerate(models):
                 answers[idx] = await self._answer(link, screen, idx, model, prompt.message_id)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -84,6 +85,8 @@ class CompareScreen(Screen[int | None]):
         super().__init__()
         self._prompt, self._models, self._stop = prompt, list(models), stop
         self._is_running = True
+        self.is_drawn = asyncio.Event()
+        """Set once there are columns to write into."""
         self._answered: set[int] = set()
 
     def compose(self) -> ComposeResult:
@@ -99,6 +102,7 @@ class CompareScreen(Screen[int | None]):
             column.styles.min_width = LEAST_COLUMN_CELLS
             column.show([Entry(idx, False, "", model, t(words.COMPARE_WAITS))])
         self._column(0).focus()
+        self.is_drawn.set()
 
     def begin(self, idx: int, entry: Entry) -> None:
         """A model is being loaded, or begins to answer."""

@@ -9,6 +9,8 @@ from typing import Any
 from qlocal.chat.tools.base import Round
 
 MAX_LINES = 12
+MAX_LINE_CHARS = 300
+"""Of a result, as it is shown; the model gets all of it."""
 _FENCES = re.compile(r"`{3,}")
 
 
@@ -29,11 +31,15 @@ def block(one: Round) -> str:
         result = results.get(call.call_id)
         if result is not None:
             shown = result.text.splitlines()
-            lines += [f"{'✗' if result.is_error else '→'} {line}" for line in shown[:MAX_LINES]]
+            lines += [f"{'✗' if result.is_error else '→'} {_short(line)}" for line in shown[:MAX_LINES]]
             lines += [f"  … {len(shown) - MAX_LINES:,} more lines"] if len(shown) > MAX_LINES else []
     text = "\n".join(lines)
     fence = "`" * (1 + max([2, *(len(found) for found in _FENCES.findall(text))]))
     return f"\n\n{fence}tool\n{text}\n{fence}\n\n"
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= MAX_LINE_CHARS else f"{line[:MAX_LINE_CHARS]} … {len(line) - MAX_LINE_CHARS:,} more"
 
 
 def woven(content: str, rounds: Sequence[Round]) -> str:
