@@ -356,5 +356,5 @@ def test_a_configuration_that_speaks_of_a_million_tensors_is_refused_in_little_m
 @pytest.mark.parametrize("entry", [3, None, "x", ["x"]])
 def test_an_added_token_that_is_no_object_is_refused(entry: Any) -> None:
     raw = json.loads(tiny.tiny_tokenizer().to_str()) | {"added_tokens": [entry]}
-    with pytest.raises(TokenizerError, match="added_tokens holds .*, expected an object"):
+    with pytest.raises(TokenizerError, match=r"added_tokens holds .*, expected an object"):
         vocabulary_for_gguf(TokenizerData(tokenizer_json=json.dumps(raw).encode()), tiny.tiny_config("qwen2"), ())
