@@ -46,17 +46,22 @@ class Placing:
 
     def is_done(self) -> bool:
         """Whether an earlier call with these arguments has placed everything and was stopped while tidying up."""
-        marker = self._work / MARKER
-        if not marker.exists() or json.loads(marker.read_text(encoding="utf-8")) != self._key:
+        if not self._has_begun():
             return False
         return all(target.path.exists() for target in self._targets) and not (self._partial / "result").exists()
+
+    def _has_begun(self) -> bool:
+        """Whether an earlier call with these arguments has written everything and begun to move it into place."""
+        marker = self._work / MARKER
+        return marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == self._key
 
     def check(self, overwrite: bool) -> None:
         """Raise UsageError when a place is taken, or cannot be."""
         if not self._out.parent.is_dir():
             raise UsageError(f"--out {self._out}: the folder {self._out.parent} does not exist")
         for target in self._targets:
-            if not target.path.exists():
+            is_moved = self._has_begun() and not (self._partial / "result" / target.path.name).exists()
+            if not target.path.exists() or is_moved:
                 continue
             if not overwrite:
                 raise UsageError(f"{target.path} exists already", hint="Choose another --out, or add --overwrite.")
