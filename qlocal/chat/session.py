@@ -141,7 +141,8 @@ class Session:
     def request_with(self, draft: str) -> list[ChatMessage]:
         """Return what would be sent if a text were sent now."""
         messages = self.request(self.branch[-1].message_id) if self.branch else self.request()
-        _join(messages, Role.USER.value, draft)
+        if draft.strip():
+            _join(messages, Role.USER.value, draft)
         return messages
 
     async def leave_out(self, message_ids: Sequence[int], is_left_out: bool = True) -> None:

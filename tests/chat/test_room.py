@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from textual.widgets import OptionList
+from textual.widgets import OptionList, Static
 
 from qlocal.chat.features.asking import parse_sampling
 from qlocal.chat.link_state import LinkState, Phase, ShownPlan
@@ -138,3 +138,15 @@ def test_system_message_and_sampling_are_the_conversations_own(tmp_path: Path) -
 def test_sampling_that_is_none_is_refused_by_name(text: str) -> None:
     with pytest.raises(UsageError, match=text.partition("=")[0]):
         parse_sampling(text)
+
+
+def test_the_ledger_tells_what_every_message_takes_and_what_is_free(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await talk(chat, "one")
+        await chat.say("/ledger")
+        await chat.until(lambda: isinstance(chat.app.screen, FactsScreen))
+        shown = str(chat.app.screen.query_one("#rows", Static).content)
+        assert "user: one" in shown and "assistant: Yes." in shown
+        assert "2,000" in shown and "together, of 4,096" in shown and "2,096" in shown
+
+    run(tmp_path, use)

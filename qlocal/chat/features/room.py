@@ -12,7 +12,7 @@ from qlocal.chat.events import TokenCount
 from qlocal.chat.facts import Section
 from qlocal.chat.features.base import Feature
 from qlocal.chat.languages import t
-from qlocal.chat.link_state import LinkState, Phase
+from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.screens.facts import FactsScreen
 from qlocal.chat.screens.picker import Line, Picker
 from qlocal.chat.store.records import Role
@@ -26,6 +26,9 @@ class Room(Feature):
     """Leaves turns out, or has the model loaded with more context."""
 
     ACTIONS: ClassVar = (
+        Action(
+            "ledger", "", "Ledger", "What fills the context: system, history, draft, and what is free", is_shown=False
+        ),
         Action("send_all", "", "Send all", "Send messages again that were left out for room", is_shown=False),
     )
 
@@ -36,8 +39,32 @@ class Room(Feature):
     def on_link(self, before: LinkState, state: LinkState) -> None:
         self._link_changed.set()
 
+    def ledger(self) -> None:
+        if self.desk.link is None or not self.desk.is_ready:
+            self.desk.say(words.NO_LINK_YET)
+        else:
+            self.desk.start(self._show_ledger(self.desk.link), "choose")
+
     def send_all(self) -> None:
         self.desk.start(self._send_all(), "history")
+
+    async def _show_ledger(self, link: Link) -> None:
+        """Count the conversation as it grows, message by message: what each adds is its own."""
+        messages = self.desk.session.request_with(self.desk.prompt.sent_text)
+        rows: list[tuple[str, str]] = []
+        before, most = 0, 0
+        for idx, message in enumerate(messages):
+            count = await link.count(messages[: idx + 1])
+            if count is None:
+                self.desk.say(words.NEEDS_OWN_SERVER)
+                return
+            own, before, most = count.prompt_tokens - before, count.prompt_tokens, count.max_context
+            rows.append((f"{own:,}", f"{message['role']}: {words.first_line(message['content'])}"))
+        left_out = sum(message.is_left_out for message in self.desk.session.branch)
+        rows.append((f"{before:,}", t("together, of {most:,}").format(most=most)))
+        rows.append((f"{max(0, most - before):,}", t("free for the answer")))
+        rows.append((f"{left_out:,}", t("messages are left out")))
+        await self.desk.ask(FactsScreen(t("Ledger"), [Section(t("Tokens"), rows)]))
 
     async def make_room(self, count: TokenCount) -> bool:
         """Ask what to do; return whether something was done, so that it is worth counting again."""
