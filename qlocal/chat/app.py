@@ -119,7 +119,7 @@ class ChatApp(App[int]):
     @work(group="history")
     async def _open_history(self) -> None:
         try:
-            notice = await self._store.open()
+            notice = await self._store.open(self.chat.go_on_in_memory)
             await self.chat.use_history()
         except QLocalError as error:
             # Without a history everything that is said would be lost in silence.

@@ -25,6 +25,8 @@ class StatusLine:
     form: str = ""
     """Whether the answer keeps to its form, while it is written."""
     acceptance: float | None = None
+    warning: str = ""
+    """What the user has to know as long as it is so; stands first."""
     others: int = 0
     """Answers of other clients that the server writes or that wait there."""
 
@@ -33,6 +35,8 @@ class StatusLine:
         parts = [self.model or t("no model"), self._progress(), self._speed(), self._context()]
         if self.others:
             parts.insert(2, t("{count} of others in the queue").format(count=self.others))
+        if self.warning:
+            parts.insert(0, f"■ {self.warning}")
         return " · ".join(parts + [part for part in (self.form, self.price) if part])
 
     def _progress(self) -> str:

@@ -23,6 +23,8 @@ Ask something below.
 Enter sends · Ctrl+J is a new line
 / lists the commands · @ takes a file along"""
 STILL_BUSY = "An answer is being written: Esc stops it. Your text stays here."
+GO_ON_OFFERED = "The server is back: Alt+G lets the answer go on where it ended."
+IN_MEMORY = "history in memory only"
 NOTHING_TO_REPEAT = "There is no message to answer again."
 NOTHING_TO_COPY = "There is no answer to copy."
 NO_BLOCK_TO_COPY = "There is no code to copy; Alt+Up puts a cursor on a block."
@@ -209,6 +211,20 @@ def waiting_for(state: LinkState) -> str:
             return why + t("Your message waits: choose a model with F2, Esc takes it back from the queue.")
         case _:
             return t("Your message will be sent when the model is ready; Esc takes it back from the queue.")
+
+
+def waiting(texts: Sequence[str]) -> str:
+    """Say what is sent after the answer that is being written."""
+    sentence = t("{count} waiting: {text} · Esc takes it back")
+    return sentence.format(count=len(texts), text=title_of(texts[-1]))
+
+
+def not_on_disk(why: str) -> str:
+    """Say that nothing more is kept, and what helps."""
+    return t(
+        "The disk takes nothing more ({why}): from here on the history is in memory alone and ends with the chat. "
+        "/export writes a conversation elsewhere; with room on the disk, start the chat again."
+    ).format(why=why)
 
 
 def too_long(count: TokenCount) -> str:

@@ -16,7 +16,7 @@ from qlocal.chat.store.database import open_database
 from qlocal.chat.store.records import MessageState, Role
 from qlocal.config import ChatOptions
 from tests.chat.driving import Chat, run_chat, stored
-from tests.chat.scripted import ScriptedLink, answer_of
+from tests.chat.scripted import READY, ScriptedLink, answer_of
 
 
 def test_a_question_is_answered_and_both_are_kept(tmp_path: Path) -> None:
@@ -107,16 +107,79 @@ def test_a_message_sent_while_the_model_loads_waits_and_says_so(tmp_path: Path) 
     run_chat(tmp_path, ScriptedLink([answer_of("Now.")], first_states=[loading]), use)
 
 
-def test_what_is_typed_during_an_answer_stays_in_the_editor(tmp_path: Path) -> None:
+def test_what_is_sent_during_an_answer_waits_for_its_end(tmp_path: Path) -> None:
+    rest = asyncio.Event()
+
     async def use(chat: Chat) -> None:
         await chat.say("one")
         await chat.until_shown("begun")
         await chat.say("two")
-        await chat.until(lambda: "Esc stops it" in chat.notice)
-        assert chat.prompt.text == "two"
+        await chat.say("three")
+        await chat.until(lambda: chat.prompt.border_title == "2 waiting: three · Esc takes it back")
+        await chat.until(lambda: stored(tmp_path).draft(1) == "two\n\nthree")
         await chat.pilot.press("escape")
+        assert chat.prompt.text == "three" and "1 waiting: two" in str(chat.prompt.border_title)
+        assert chat.link.num_cancelled == 0
+        rest.set()
+        await chat.until_shown("the second")
+        await chat.until(lambda: stored(tmp_path).draft(1) == "three")
+        assert [m.content for m in stored(tmp_path).branch(1)] == ["one", "begun, done", "two", "the second"]
+        assert chat.prompt.border_title == "" and len(chat.link.requests) == 2
 
-    run_chat(tmp_path, ScriptedLink([[TextDelta("begun"), asyncio.Event()]]), use)
+    first = [TextDelta("begun"), rest, TextDelta(", done"), Done("stop")]
+    run_chat(tmp_path, ScriptedLink([first, answer_of("the second")]), use)
+
+
+@pytest.mark.parametrize("how", ["fails", "is stopped"])
+def test_what_waits_comes_back_when_the_answer_does_not_end_well(tmp_path: Path, how: str) -> None:
+    rest = asyncio.Event()
+
+    async def use(chat: Chat) -> None:
+        await chat.say("one")
+        await chat.until_shown("begun")
+        await chat.say("two")
+        await chat.until(lambda: "1 waiting" in str(chat.prompt.border_title))
+        if how == "fails":
+            rest.set()
+        else:
+            await chat.pilot.press("escape", "escape")
+        await chat.until(lambda: chat.prompt.text == "two")
+        await chat.until_shown("■")
+        assert len(chat.link.requests) == 1
+
+    run_chat(tmp_path, ScriptedLink([[TextDelta("begun"), rest, Failure("gone")]]), use)
+
+
+def test_when_the_server_is_back_the_answer_it_cut_can_go_on(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.say("one")
+        await chat.until_shown("■ gone")
+        chat.link.push(LinkState(Phase.LOST, error="gone"), READY)
+        await chat.until(lambda: "Alt+G" in chat.notice)
+        await chat.pilot.press("alt+g")
+        await chat.until_shown("half and whole")
+        assert chat.link.requests[1][-1] == {"role": "assistant", "content": "half"}
+
+    link = ScriptedLink([[TextDelta("half"), Failure("gone")], answer_of(" and whole")])
+    run_chat(tmp_path, link, use)
+
+
+def test_on_a_full_disk_the_chat_goes_on_in_memory_and_says_so(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.say("kept")
+        await chat.until_shown("fine")
+        await chat.until_idle()
+        store = chat.app._store
+        await store.run(lambda history: history._db.execute("PRAGMA max_page_count = 1"))
+        await chat.say("large " * 20_000)
+        await chat.until(lambda: "disk is full" in chat.notice and "/export" in chat.notice)
+        await chat.until(lambda: "history in memory only" in chat.status)
+        await chat.until(lambda: len(chat.link.requests) == 2)
+        branch = await store.run(lambda history: history.branch(1))
+        assert [m.content[:5] for m in branch][:3] == ["kept", "fine", "large"]
+
+    run_chat(tmp_path, ScriptedLink([answer_of("fine")]), use)
+    assert [m.content for m in stored(tmp_path).branch(1)] == ["kept", "fine"]
 
 
 def test_a_prompt_over_the_context_is_refused_with_both_numbers(tmp_path: Path) -> None:

@@ -23,5 +23,8 @@ class Feature:
     def on_link(self, before: LinkState, state: LinkState) -> None:
         """The state of server and model changed."""
 
+    def on_waiting(self) -> None:
+        """What is sent after the answer that is being written changed."""
+
     def on_conversation(self) -> None:
         """Another conversation, or another branch of it, is shown."""

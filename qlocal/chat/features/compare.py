@@ -53,7 +53,7 @@ class Compare(Feature):
             await session.add_prompt(text, desk.link_state.model)
         prompt = session.last_prompt()
         assert prompt is not None, "there is a prompt, or one was just written"
-        screen = CompareScreen(prompt.content, models, desk.feature(Turns).stop)
+        screen = CompareScreen(prompt.content, models, desk.feature(Turns).end)
         answers: list[int | None] = [None] * len(models)
 
         def keep(column: int | None) -> None:

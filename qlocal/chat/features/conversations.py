@@ -40,13 +40,13 @@ class Conversations(Feature):
         self.desk.start(self._step_branch(1), "history")
 
     def new_conversation(self) -> None:
-        self.desk.feature(Turns).stop()
+        self.desk.feature(Turns).end()
         self.desk.session.clear()
         self.desk.notice.clear()
         self.show()
 
     def open_conversation(self) -> None:
-        self.desk.feature(Turns).stop()
+        self.desk.feature(Turns).end()
         self.desk.start(self._choose(), "choose")
 
     async def _choose(self) -> None:

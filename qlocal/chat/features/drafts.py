@@ -6,6 +6,7 @@ from textual.timer import Timer
 
 from qlocal.chat.desk import Desk
 from qlocal.chat.features.base import Feature
+from qlocal.chat.features.turns import Turns
 
 SAVE_S = 0.4
 
@@ -25,8 +26,11 @@ class Drafts(Feature):
         if self.desk.session.conversation_id != self._of:  # which has got its number with its first message
             self._store("")
             self._of = self.desk.session.conversation_id
-        if self._timer is None and self.desk.prompt.sent_text != self._saved:
+        if self._timer is None and self._text() != self._saved:
             self._timer = self.desk.screen.set_timer(SAVE_S, self._save)
+
+    def on_waiting(self) -> None:
+        self.on_typed()
 
     def on_conversation(self) -> None:
         """Keep the text with the conversation that is left, and bring that of the one that is shown."""
@@ -47,8 +51,12 @@ class Drafts(Feature):
         if self._timer is not None:
             self._timer.stop()
             self._timer = None
-        # Chips stand for texts of this run alone: a draft keeps those themselves.
-        self._store(self.desk.prompt.sent_text)
+        self._store(self._text())
+
+    def _text(self) -> str:
+        """Return all that was written and is no message yet. Chips stand for texts of this run alone: a draft keeps
+        those themselves."""
+        return "\n\n".join([*self.desk.feature(Turns).waiting, self.desk.prompt.sent_text]).strip()
 
     def _store(self, text: str) -> None:
         conversation_id = self._of

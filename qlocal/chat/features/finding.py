@@ -43,7 +43,7 @@ class Finding(Feature):
 
     def open(self, conversation_id: int) -> None:
         """Open what was chosen in the sidebar."""
-        self.desk.feature(Turns).stop()
+        self.desk.feature(Turns).end()
         self.desk.start(self.desk.feature(Conversations).open(conversation_id), "choose")
 
     def rename(self, title: str) -> None:
@@ -74,7 +74,7 @@ class Finding(Feature):
 
         hit = await self.desk.ask(SearchScreen(self.desk.store))
         if hit is not None:
-            self.desk.feature(Turns).stop()
+            self.desk.feature(Turns).end()
             await self.desk.feature(Conversations).open(hit.conversation_id, hit.message_id)
 
     async def _rename(self, conversation_id: int, title: str) -> None:
@@ -96,7 +96,7 @@ class Finding(Feature):
         title = "" if conversation is None else conversation.title
         lines = [Line(t(words.DELETE_IT), title, True), Line(t(words.KEEP_IT), "", False)]
         if await self.desk.ask(Picker(t(words.DELETE_CONVERSATION), lines, "")):
-            self.desk.feature(Turns).stop()
+            self.desk.feature(Turns).end()
             await self.desk.store.run(lambda history: history.delete(conversation_id))
             self.desk.feature(Conversations).new_conversation()
 

@@ -83,7 +83,7 @@ class Knowing(Feature):
             Section(t(words.NOTES), [("", note) for note in told.notes]),
         ]
         if await self.desk.ask(FactsScreen(chosen, sections, enter=t(words.LOADS_IT))):
-            self.desk.feature(Turns).stop()
+            self.desk.feature(Turns).end()
             await link.select(chosen)
 
     async def _report(self, path: Path) -> None:

@@ -52,5 +52,5 @@ class Models(Feature):
     async def _choose(self, link: Link) -> None:
         chosen = await self.desk.ask(ModelScreen(await link.choices(), self.desk.link_state.model))
         if chosen is not None:
-            self.desk.feature(Turns).stop()
+            self.desk.feature(Turns).end()
             await link.select(chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Coroutine
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 from textual.worker import Worker
@@ -21,7 +21,7 @@ from qlocal.chat.features.structured import Structured
 from qlocal.chat.features.tools import Tools
 from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.logprobs import token_ids
-from qlocal.chat.store.records import Message
+from qlocal.chat.store.records import Message, MessageState
 from qlocal.chat.tools.shown import block
 from qlocal.schema import PromptProgress
 
@@ -29,7 +29,8 @@ SPEED_S = 0.5
 
 
 class Turns(Feature):
-    """One turn at a time. A message that is sent early waits for the model."""
+    """One turn at a time. A message that is sent early waits for the model, one that is sent during an answer for its
+    end."""
 
     ACTIONS: ClassVar = (
         Action("stop", "escape", "Stop", "Stop the answer; what was written stays", is_shown=False),
@@ -41,6 +42,9 @@ class Turns(Feature):
         self._ready = asyncio.Event()
         self._turn: Worker[None] | None = None
         self._is_reading = False
+        self._shown: Worker[None] | None = None
+        self.waiting: list[str] = []
+        """What was sent during the turn that goes on; the next turns."""
 
     @property
     def is_busy(self) -> bool:
@@ -50,16 +54,25 @@ class Turns(Feature):
     def on_link(self, before: LinkState, state: LinkState) -> None:
         if state.phase is Phase.READY:
             self._ready.set()
+            if before.phase is not Phase.READY:
+                # After the screen has cleared what it said of the server.
+                self.desk.screen.call_later(self._offer_to_go_on)
         else:
             self._ready.clear()
 
+    def _offer_to_go_on(self) -> None:
+        answer = self.desk.session.last_answer()
+        if answer is not None and answer.state is MessageState.FAILED and answer.content and not self.is_busy:
+            self.desk.say(words.GO_ON_OFFERED)
+
     def send(self, text: str) -> None:
-        """Begin a turn; while one is going on the text stays in the editor."""
-        if self.is_busy:
-            self.desk.say(words.STILL_BUSY)
-            return
+        """Begin a turn, after the one that is going on."""
         self.desk.prompt.accept()
-        self._turn = self.desk.start(self._run(text), "turn")
+        if self.is_busy:
+            self.waiting.append(text)
+            self._show_waiting()
+        else:
+            self.occupy(self._run(text))
 
     def send_edited(self, text: str, edited: Message) -> None:
         """Ask anew, with another text in the place of a message of the user."""
@@ -72,13 +85,21 @@ class Turns(Feature):
             work.close()
             self.desk.say(words.STILL_BUSY)
         else:
-            self._turn = self.desk.start(work, "turn")
+            self._turn = self.desk.start(self._with_those_that_wait(work), "turn")
 
     def stop(self) -> None:
-        if self._turn is not None and self.is_busy:
-            self._turn.cancel()
+        if self.waiting:
+            self._take_back(self.waiting[-1:])
+        elif self.is_busy:
+            self.end()
         else:
             self.desk.transcript.release()
+
+    def end(self) -> None:
+        """Stop the answer, and take back all that waits for its end."""
+        self._take_back(self.waiting[:])
+        if self._turn is not None and self.is_busy:
+            self._turn.cancel()
 
     def regenerate(self) -> None:
         if self.is_busy:
@@ -86,7 +107,7 @@ class Turns(Feature):
         elif self.desk.session.last_prompt() is None:
             self.desk.say(words.NOTHING_TO_REPEAT)
         else:
-            self._turn = self.desk.start(self._run(None), "turn")
+            self.occupy(self._run(None))
 
     def go_on(self, prompt_id: int, begun: Begun) -> None:
         """Have a prompt answered anew by an answer that is begun already; the old one stays as a branch."""
@@ -109,6 +130,33 @@ class Turns(Feature):
         again = self.desk.session.last_answer()
         is_same = again is not None and again.content == answer.content
         self.desk.say(words.repeated(is_same, answer.model, self.desk.link_state.model))
+
+    async def _with_those_that_wait(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do a turn, then those that were asked for meanwhile; what goes wrong gives their texts back to the editor."""
+        try:
+            await work
+            while self.waiting:
+                if self._shown is not None:
+                    await self._shown.wait()  # else it would draw the answer before over the next
+                text = self.waiting.pop(0)
+                self._show_waiting()
+                await self._run(text)
+        finally:
+            self._take_back(self.waiting[:])
+
+    def _take_back(self, texts: list[str]) -> None:
+        """Put the last of what waits into the editor again, before what is written there."""
+        if texts:
+            del self.waiting[-len(texts) :]
+            prompt = self.desk.prompt
+            prompt.text = "\n\n".join([*texts, prompt.text] if prompt.text else texts)
+            prompt.move_cursor(prompt.document.end)
+            self._show_waiting()
+
+    def _show_waiting(self) -> None:
+        self.desk.prompt.border_title = words.waiting(self.waiting) if self.waiting else ""
+        for feature in self.desk.features:
+            feature.on_waiting()
 
     async def _run(self, text: str | None, edited: Message | None = None) -> None:
         """Store the prompt (None: the last one again), wait for the model, receive the answer. edited: the message in
@@ -135,7 +183,10 @@ class Turns(Feature):
         self.desk.update_status(context_used=count.prompt_tokens)
         if count.prompt_tokens < count.max_context:
             return True
-        return await self.desk.feature(Room).make_room(count) and await self._fits()
+        if await self.desk.feature(Room).make_room(count):
+            return await self._fits()
+        self._take_back(self.waiting[:])
+        return False
 
     async def _receive_answer(
         self, prompt_id: int | None = None, begun: Begun | None = None, asked: dict[str, Any] | None = None
@@ -151,7 +202,7 @@ class Turns(Feature):
         if begun is not None:
             self.desk.transcript.append_text(begun.text)
             options |= _going_on(request, begun)
-        answer = Answer(self.desk.store, message.message_id, begun, {"asked": asked})
+        answer = Answer(self.desk.store, message.message_id, begun, {"asked": asked, "made_by": self._made_by()})
         self._is_reading = False
         self.desk.update_status(tokens_per_s=None, acceptance=None)
         ticker = self.desk.screen.set_interval(SPEED_S, lambda: self._show_speed(answer))
@@ -162,6 +213,20 @@ class Turns(Feature):
             ticker.stop()
             self.desk.transcript.flush()
             self._after_answer(answer)
+
+    def _made_by(self) -> dict[str, Any]:
+        """Return what is known of the model and the engine, beside the model's name."""
+        status = self.desk.link_state.status
+        if status is None:
+            return {}
+        plan, head = status.plan or {}, status.held_head
+        return {
+            "version": status.version,
+            "path": status.path,
+            "head": None if head is None else asdict(head),
+            "key_type": plan.get("key_type"),
+            "value_type": plan.get("value_type"),
+        }
 
     def _show_event(self, event: AnswerEvent) -> None:
         match event:
@@ -186,6 +251,7 @@ class Turns(Feature):
         desk.notice.clear()
         if answer.failure is not None:
             desk.warn(answer.failure.message)
+            self._take_back(self.waiting[:])
         elif answer.finish_reason == "length":
             desk.warn(words.cut_at_limit(answer.usage))
         self._show_speed(answer)
@@ -194,7 +260,7 @@ class Turns(Feature):
             if usage.max_context is not None:
                 desk.link_state = replace(desk.link_state, max_context=usage.max_context)
                 desk.update_status(max_context=usage.max_context)
-        desk.start(self._refresh_branch(), "history", exclusive=False)
+        self._shown = desk.start(self._refresh_branch(), "history", exclusive=False)
 
     async def _refresh_branch(self) -> None:
         await self.desk.session.refresh()

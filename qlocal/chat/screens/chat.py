@@ -112,6 +112,11 @@ class ChatScreen(Screen[None]):
             others=0 if state.status is None else max(0, state.status.in_flight - is_busy),
         )
 
+    def go_on_in_memory(self, why: str) -> None:
+        """Say, and go on saying, that nothing more reaches the disk."""
+        self.desk.notice.keep(words.not_on_disk(why))
+        self.desk.update_status(warning=t(words.IN_MEMORY))
+
     def say(self, sentence: str) -> None:
         """Show a sentence beside the prompt."""
         self.desk.say(sentence)

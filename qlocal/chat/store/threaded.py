@@ -1,6 +1,6 @@
 """The history for an event loop: one thread owns the connection, so that no disk ever holds up a key.
 
-Calls are done in the order in which they were made.
+Calls are done in the order in which they were made. Where the disk is full or fails, the history goes on in memory.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from qlocal.chat.store.database import open_database
+from qlocal.chat.store.database import connect, open_database
 from qlocal.chat.store.history import History
 from qlocal.errors import HistoryError
 
 T = TypeVar("T")
+
+_PRIMARY = 0xFF
+"""SQLite's extended codes say more in the bits above."""
+_DISK_ERRORS = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
 
 
 class Store:
@@ -27,9 +31,15 @@ class Store:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="history")
         self._connection: sqlite3.Connection | None = None
         self._history: History | None = None
+        self._is_in_memory = False
+        self._tell: Callable[[str], object] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def open(self) -> str | None:
-        """Open or make the file; returns a sentence for the user if a damaged one was put aside. HistoryError."""
+    async def open(self, tell: Callable[[str], object] | None = None) -> str | None:
+        """Open or make the file; returns a sentence for the user if a damaged one was put aside. HistoryError.
+
+        tell: is given a sentence, in the event loop, when nothing more can be written to the disk."""
+        self._tell, self._loop = tell, asyncio.get_running_loop()
         return await asyncio.wrap_future(self._thread.submit(self._open))
 
     async def run(self, job: Callable[[History], T]) -> T:
@@ -63,4 +73,22 @@ class Store:
         try:
             return job(self._history)
         except sqlite3.Error as error:
-            raise HistoryError(f"{self.path}: {error}") from error
+            if error.sqlite_errorcode & _PRIMARY not in _DISK_ERRORS or not self._go_on_in_memory(error):
+                raise HistoryError(f"{self.path}: {error}") from error
+            return self._run(job)
+
+    def _go_on_in_memory(self, error: sqlite3.Error) -> bool:
+        """Copy the history into memory, where all that follows is kept; False if it is there already or unreadable."""
+        if self._connection is None or self._is_in_memory:
+            return False
+        memory = connect(":memory:")
+        try:
+            self._connection.backup(memory)
+        except sqlite3.Error:
+            memory.close()
+            return False
+        self._connection.close()
+        self._connection, self._history, self._is_in_memory = memory, History(memory), True
+        if self._tell is not None and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._tell, f"{self.path}: {error}")
+        return True

@@ -9,9 +9,16 @@ from qlocal.clean import clean
 
 
 class Notice(Static):
-    """`say` for information, `warn` for errors, `clear` when it is no longer true."""
+    """`say` for information, `warn` for errors, `clear` when it is no longer true; `keep` for what stays true."""
+
+    _kept = ""
 
     def on_mount(self) -> None:
+        self.clear()
+
+    def keep(self, sentence: str) -> None:
+        """Show an error, and again whenever there is nothing else to show."""
+        self._kept = sentence
         self.clear()
 
     def say(self, sentence: str) -> None:
@@ -23,8 +30,10 @@ class Notice(Static):
         self._show(sentence, is_error=True)
 
     def clear(self) -> None:
-        """Show nothing and take no room."""
+        """Show nothing and take no room, but for what is kept."""
         self.display = False
+        if self._kept:
+            self.warn(self._kept)
 
     def _show(self, sentence: str, *, is_error: bool) -> None:
         self.set_class(is_error, "error")
