@@ -154,6 +154,9 @@ def run_chat(options: ChatOptions) -> int:
         code = app.run()
     finally:
         store.close_now()
+    if code == HANGUP:
+        # Nothing can be flushed to a terminal that is gone: ending as usual, the interpreter would fail over it (120).
+        os._exit(HANGUP)
     if app.failure is not None:
         raise app.failure
     return code or 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -51,6 +51,7 @@ def rendered(source: str, width: int = 40) -> list[str]:
 
 @settings(max_examples=400, deadline=None)
 @given(SOURCES, st.lists(st.integers(1, 12), min_size=1))
+@example("para \n| a | b |\n---|--|--|\n", [1])
 def test_text_in_pieces_gives_the_same_lines_as_at_once(source: str, sizes: list[int]) -> None:
     stream = MarkdownStream(30, PLAIN)
     start, i = 0, 0

@@ -44,6 +44,7 @@ def main(model: str, store: str, rank: int, ranks: int) -> None:
     torch.set_num_threads(1)
     from qlocal.kernels import dispatch
     from qlocal.layers import card_decoder
+    from qlocal.parallel.rendezvous import leave
     from tests.engine.ranks import one_device, run_greedily
 
     path = Path(model)
@@ -66,6 +67,8 @@ def main(model: str, store: str, rank: int, ranks: int) -> None:
             "exchanges": int(exchange.mailbox.turns[0]) - first_turn,
         }
         print(json.dumps(seen))
+    # A process group that is still there when the interpreter ends may abort it: its threads run on.
+    leave()
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from qlocal.engine.engine import Engine
+from qlocal.engine.model_runner import Between
 from qlocal.engine.speculation.speculator import Speculator
 from qlocal.layers.paged_attention import TokenRun
 from tests.engine.running import engine_of, request, run
@@ -30,9 +31,9 @@ class Conversation:
     def __post_init__(self) -> None:
         forward = self.engine._runner.forward
 
-        def counted(input_ids: Sequence[int], runs: Sequence[TokenRun]) -> Tensor:
+        def counted(input_ids: Sequence[int], runs: Sequence[TokenRun], between: Between | None = None) -> Tensor:
             self.computed += len(input_ids)
-            return forward(input_ids, runs)
+            return forward(input_ids, runs, between)
 
         self.engine._runner.forward = counted  # type: ignore[method-assign]
 

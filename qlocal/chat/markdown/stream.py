@@ -80,14 +80,15 @@ class MarkdownStream:
     def _freeze(self, units: list[Unit]) -> list[Unit]:
         """Draw for good what no further text can change, and return the units that stay open.
 
-        That is all but the last unit, and but the last two where the last one is half a line, which may still join
-        the one above: `#` is a heading of its own, while `#tag` goes on with the paragraph.
+        That is all but the last unit, and but the last two where half a line makes it one, and may still join it to
+        the one above: `#` is a heading of its own, while `#tag` goes on with the paragraph; `|--` under `| a |` makes
+        that a table, while `|--|--|` does not.
         """
         if not units:
             return units
         lines = self._tail.split("\n")
-        is_half_a_line = units[-1].first_line == len(lines) - 1
-        num_open = 2 if is_half_a_line else 1
+        made_by = units[-1].first_line + (units[-1].node.kind == "table")
+        num_open = 2 if made_by == len(lines) - 1 else 1
         done, still_open = units[:-num_open], units[-num_open:]
         if done:
             start = sum(len(line) + 1 for line in lines[: still_open[0].first_line])
