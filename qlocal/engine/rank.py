@@ -12,12 +12,12 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qlocal.devices import keep_threads_calm
+from qlocal.endings import leave_process
 from qlocal.engine.connection import Closed, Connection
 from qlocal.errors import QLocalError
 from qlocal.protocol import Cancel, Failed, Join, Load, Message, Ping, Pong, Shutdown, Submit, Vocabulary
@@ -158,4 +158,4 @@ def _report(error: Exception, connection: Connection) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_process(main())

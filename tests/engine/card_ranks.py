@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from qlocal.endings import leave_process
+
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 NUM_TOKENS = 5
 CHOICES = {"dtype": "float32", "block_size": 32, "slots": 1, "kv": "f16", "max_context": 256}
@@ -44,7 +46,6 @@ def main(model: str, store: str, rank: int, ranks: int) -> None:
     torch.set_num_threads(1)
     from qlocal.kernels import dispatch
     from qlocal.layers import card_decoder
-    from qlocal.parallel.rendezvous import leave
     from tests.engine.ranks import one_device, run_greedily
 
     path = Path(model)
@@ -67,8 +68,6 @@ def main(model: str, store: str, rank: int, ranks: int) -> None:
             "exchanges": int(exchange.mailbox.turns[0]) - first_turn,
         }
         print(json.dumps(seen))
-    # A process group that is still there when the interpreter ends may abort it: its threads run on.
-    leave()
 
 
 @torch.inference_mode()
@@ -102,3 +101,4 @@ def _part(path: Path, store: str, rank: int, ranks: int) -> Any:
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    leave_process(0)
