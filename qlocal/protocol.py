@@ -15,6 +15,7 @@ import msgpack
 from qlocal.config import CARD_RESERVE, FROM_CONTEXT, PREFILL_CHUNK, STORED, Nodes
 from qlocal.errors import EngineError
 from qlocal.schema import HeldHead
+from qlocal.schema import Sampling as Sampling
 
 MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct("<I")
@@ -26,23 +27,6 @@ GRAMMAR_LIMITS: dict[str, Any] = {"max_items_in_row": 20_000, "verbose_errors": 
 messages that do not hold the whole schema. The guard and the engine compile alike."""
 GRAMMAR_HEAD = '%llguidance {"no_forcing": true}\n'
 """Put before every grammar: where only one text can follow, the model still chooses the tokens that it is made of."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy. Absent limits are None."""
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    top_logprobs: int | None = None
-    """None: no logprobs; 0: of the chosen token alone; k: of the k best too."""
 
 
 @dataclass(frozen=True)

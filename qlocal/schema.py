@@ -37,6 +37,23 @@ class LoadProgress:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. `temperature` 0 is greedy. Absent limits are None."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    top_logprobs: int | None = None
+    """None: no logprobs; 0: of the chosen token alone; k: of the k best too."""
+
+
+@dataclass(frozen=True)
 class HeldHead:
     """An output head that was quantized at load. type: `q8_0` or `q6_k`. loss: ‖W - Q‖² / ‖W‖². Bytes of the head as
     it is stored, and as it is held."""

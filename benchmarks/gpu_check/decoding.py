@@ -11,8 +11,11 @@ from benchmarks.gpu_check.place import Place
 from benchmarks.gpu_check.results import Cell, Table
 from qlocal.cache.storage import KVStorage
 from qlocal.engine.model_runner import ModelRunner
+from qlocal.layers.adjustment import Adjustment
+from qlocal.layers.card_draws import Draws, RowDraw
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.paged_attention import TokenRun
+from qlocal.schema import Sampling
 
 _LAYER_BYTES, _RESERVE_BYTES = 475 << 20, 8 << 30
 _BLOCK = 256
@@ -25,6 +28,7 @@ class _Case:
     context: int
     sequences: int = 1
     tokens: int = 1
+    sampling: Sampling | None = None
 
 
 def run(place: Place) -> Table:
@@ -38,7 +42,7 @@ def run(place: Place) -> Table:
         cache = storage(model, longest + 4 * _BLOCK, _BLOCK, kinds)
         runner = ModelRunner(model, cache, _BLOCK)
         for case in _cases(place, longest):
-            seconds = _seconds_of_step(place, runner, case)
+            seconds = _seconds_of_step(place, runner, case, config.vocab_size)
             read = weight_bytes + case.sequences * case.context * _token_bytes(cache)
             share = read / seconds / 1e9 / place.read_gb_per_s
             per_second = case.sequences * case.tokens / seconds
@@ -51,20 +55,31 @@ def run(place: Place) -> Table:
 
 def _cases(place: Place, longest: int) -> list[_Case]:
     if place.is_rehearsal:
-        return [_Case("one token", 40), _Case("prompt", 0, tokens=20)]
+        return [
+            _Case("one token", 40),
+            _Case("drawn", 40, sampling=Sampling(top_k=20, presence_penalty=0.1)),
+            _Case("prompt", 0, tokens=20),
+        ]
     contexts = [_Case("one token", context) for context in (16, 8192, longest)]
-    few = [_Case("8 sequences", 512, sequences=8), _Case("draft of 5", 8192, tokens=5)]
+    drawn = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
+    few = [_Case("one token, drawn", 16, sampling=drawn), _Case("8 drawn", 512, sequences=8, sampling=drawn)]
+    few += [_Case("8 sequences", 512, sequences=8), _Case("draft of 5", 8192, tokens=5)]
     return [*contexts, *few, _Case("prompt of 2,048", 0, tokens=2048)]
 
 
-def _seconds_of_step(place: Place, runner: ModelRunner, case: _Case) -> float:
+def _seconds_of_step(place: Place, runner: ModelRunner, case: _Case, vocab: int) -> float:
     blocks = -(-(case.context + case.tokens) // _BLOCK)
     # Sequences share blocks: what they write there is of no consequence.
     runs = [TokenRun(case.tokens, case.context, list(range(blocks))) for _ in range(case.sequences)]
     ids = [i % 100 for i in range(case.sequences * case.tokens)]
 
+    draws = None
+    if case.sampling is not None:
+        rows = [RowDraw(Adjustment(case.sampling, vocab, [1, 2]), 0.5) for _ in range(case.sequences)]
+        draws = Draws(vocab, rows)
+
     def step() -> None:
-        runner.forward(ids, runs)
+        runner.forward(ids, runs, draws=draws)
         runner.row_sums()  # the copy to the host that ends a step
 
     for _ in range(3):

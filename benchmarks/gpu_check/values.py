@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 
 from benchmarks.gpu_check.made_up import SMALL, MadeUp, decoder, storage
@@ -9,8 +11,11 @@ from benchmarks.gpu_check.place import Place
 from benchmarks.gpu_check.results import Cell, Table
 from qlocal.ggml_types import GgmlType
 from qlocal.kernels import dispatch, reference
+from qlocal.layers.adjustment import Adjustment
 from qlocal.layers.card_decoder import card_decoder
+from qlocal.layers.card_draws import DrawInputs, Draws, RowDraw, TokenTable, draw, draw_sizes
 from qlocal.layers.paged_attention import PagedAttention, TokenRun
+from qlocal.schema import Sampling
 
 BLOCK_TYPES = (GgmlType.Q4_0, GgmlType.Q8_0, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K)
 CACHES = (("f16", "f16"), ("q8", "q8"), ("q8", "q4"), ("q4", "q4"))
@@ -19,10 +24,15 @@ WITHIN = 6e-3
 _WITHIN_OF_STEPS = {"f16": 3e-2, "q8": 3e-2, "q4": 6e-2}
 """By the type of the keys: a number between two codes may fall to either side, and codes of 4 bits are far apart."""
 _BLOCK = 64
+DRAWN = {
+    "unfiltered": Sampling(temperature=0.8, seed=1),
+    "top-p": Sampling(temperature=0.7, top_p=0.9, min_p=0.01, seed=2),
+    "top-k, penalties": Sampling(temperature=1.0, top_k=40, repetition_penalty=1.1, frequency_penalty=0.3, seed=3),
+}
 
 
 def run(place: Place) -> Table:
-    rows = [*_products(place), *_steps(place)]
+    rows = [*_products(place), *_steps(place), *_draws(place)]
     failed = tuple(f"{what} of {tokens} tokens is {error:.1e} off" for what, tokens, error, ok in rows if not ok)
     return Table("Values, against plain torch", ("what", "tokens", "relative error", "is right"), rows, (), failed)
 
@@ -60,6 +70,33 @@ def _steps(place: Place) -> list[tuple[Cell, ...]]:
             found.append(_row(f"layer, cache {','.join(kinds)}", tokens, result, expected, _WITHIN_OF_STEPS[kinds[0]]))
             past += tokens
     return found
+
+
+def _draws(place: Place) -> list[tuple[Cell, ...]]:
+    """Draw with the same numbers on the card and on the host, whose draws are the sampler's by a test; the share of
+    other tokens stands for an error. A number may fall between sums that are added in another order, which a few
+    hundred draws hardly ever see."""
+    vocab, steps = place.size(152064, 1500), place.size(200, 10)
+    found: list[tuple[Cell, ...]] = []
+    for what, wanted in DRAWN.items():
+        adjustment, uniforms, others = Adjustment(wanted, vocab, [1, 2, 3]), random.Random(0), 0
+        tables = [TokenTable(vocab, device) for device in (place.device, torch.device("cpu"))]
+        for step in range(steps):
+            logits = 3 * torch.randn(1, vocab, generator=torch.Generator().manual_seed(step))
+            draws = Draws(vocab, [RowDraw(adjustment, uniforms.random())])
+            there, here = (_token(logits, draws, table) for table in tables)
+            others += there != here
+            adjustment.note(max(here, 0))
+        found.append((f"draws, {what}", steps, others / steps, others <= steps // 100))
+    return found
+
+
+def _token(logits: torch.Tensor, draws: Draws, table: TokenTable) -> int:
+    sizes = draw_sizes(1)
+    host = DrawInputs(torch.empty(sizes["settings"]), torch.empty(sizes["numbers"], dtype=torch.int32))
+    host.write(draws, table)
+    inputs = DrawInputs(host.settings.to(table.device), host.numbers.to(table.device))
+    return int(draw(logits.to(table.device), inputs, draws.drawing, table))
 
 
 def _row(what: str, tokens: int, found: torch.Tensor, expected: torch.Tensor, within: float) -> tuple[Cell, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from qlocal.cache.block_manager import BlockManager
 from qlocal.engine.assembly import lead
 from qlocal.engine.constraint import Constraint, Grammars
+from qlocal.engine.drawing import choices_of, draws_of
 from qlocal.engine.keeping import Keeper, made_by
 from qlocal.engine.memory import out_of_memory_in_words
 from qlocal.engine.model_runner import Between, ModelRunner
@@ -33,6 +34,7 @@ from qlocal.errors import GrammarError
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
+from qlocal.layers.card_draws import Draws
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.kv_conditioning import storage_for
 from qlocal.layers.loader import OnProgress, load_model
@@ -88,6 +90,8 @@ class Engine:
         self._scheduler = Scheduler(self._blocks, plan.slots, plan.prefill_chunk, self._speculator)
         self.vocab_size = config.vocab_size
         self._max_context = plan.max_context
+        self._draws: Draws | None = None
+        """How the device draws the tokens of the step, None where it does not."""
         self._outbox: list[Message] = []
         self._grammars: Grammars | None = None
         self.ready = ready
@@ -235,7 +239,9 @@ class Engine:
         for run in batch:
             assert run.sequence.table is not None, "the scheduler gave it blocks"
             runs.append(TokenRun(run.length, run.start, run.sequence.table.blocks))
-        self._runner.forward([i for run in batch for i in run.token_ids], runs, between)
+        input_ids = [i for run in batch for i in run.token_ids]
+        self._draws = draws_of(batch) if self._runner.can_draw(len(input_ids)) else None
+        self._runner.forward(input_ids, runs, between, self._draws)
         row_sums = self._runner.row_sums()  # (T,) f32
         ends = accumulate(run.length for run in batch)
         placed = [(run, end - run.length) for run, end in zip(batch, ends, strict=True)]
@@ -279,11 +285,16 @@ class Engine:
         if not sampled:
             return []
         counts = [1 + len(run.guess) for run in sampled]
-        chosen = self._likeliest(sampled, rows, counts)
+        chosen = self._drawn(sampled, rows) if self._draws else self._likeliest(sampled, rows, counts)
         if chosen is None:
             of_runs = torch.split(self._runner.logits(rows), counts)  # (1 + guessed, V) f32 each
             chosen = [sample_run(x, r.sequence.sampling, r.guess) for r, x in zip(sampled, of_runs, strict=True)]
         return list(zip(sampled, chosen, strict=True))
+
+    def _drawn(self, sampled: list[ScheduledRun], rows: list[int]) -> list[list[Choice | None]] | None:
+        """Take the tokens that the device has drawn, None where it left one open."""
+        token_ids = self._runner.drawn(rows)
+        return None if token_ids is None else choices_of(sampled, token_ids)
 
     def _likeliest(
         self, sampled: list[ScheduledRun], rows: list[int], counts: list[int]

@@ -17,6 +17,7 @@ from qlocal.layers.paged_attention import PagedAttention, TokenRun
 
 if TYPE_CHECKING:
     from qlocal.layers.card_decoder import CardDecoder
+    from qlocal.layers.card_draws import Draws
     from qlocal.layers.card_tail import Reported
 
 
@@ -37,15 +38,22 @@ class ModelRunner:
         self._reported: Reported | None = None
         self._is_reported = False
 
-    def forward(self, input_ids: Sequence[int], runs: Sequence[TokenRun], between: Between | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Sequence[int],
+        runs: Sequence[TokenRun],
+        between: Between | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
         """Run all layers over the tokens of `runs`, which stand one after another. Returns (T, D) f32.
 
         between: is called before a layer where the processor computes it, and may end the step by an exception.
+        draws: how `drawn` is to have the next tokens, where `can_draw` says so.
         """
         attention, ids = PagedAttention(runs, self._storage, self._block_size), torch.tensor(input_ids)
         self._is_reported = False
         if self._card is not None:
-            self._hidden_states = self._card.forward(ids, attention.positions, runs)
+            self._hidden_states = self._card.forward(ids, attention.positions, runs, draws)
         elif self._native is not None and self._native.takes(len(ids)):
             self._hidden_states = self._native.forward(ids, attention.positions, runs, between)
         else:
@@ -73,6 +81,18 @@ class ModelRunner:
         is_known = self._card.choose_among(num_tokens)
         report = self._report() if is_known else None
         return None if report is None else [report.best[row] for row in rows]
+
+    def can_draw(self, num_rows: int) -> bool:
+        """Whether the device draws what comes after the tokens of a step of so many."""
+        return self._card is not None and self._card.can_draw(num_rows)
+
+    def drawn(self, rows: Sequence[int]) -> list[int | None] | None:
+        """Return what the device has drawn for some rows of the last `forward`, which was told how; None for a row
+        whose logits are not finite. None altogether where it left one open, and `logits` are the way."""
+        report = self._report()
+        if report is None or not report.undecided.isdisjoint(rows):
+            return None
+        return [report.best[row] for row in rows]
 
     def _report(self) -> Reported | None:
         """Return what a card has reported of the last `forward`, brought here once."""

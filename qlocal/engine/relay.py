@@ -10,6 +10,7 @@ from torch import Tensor
 from qlocal.engine.model_runner import Between, ModelRunner
 from qlocal.engine.team import LOST_CONTACT, Team, is_lost_contact
 from qlocal.errors import EngineError
+from qlocal.layers.card_draws import Draws
 from qlocal.layers.paged_attention import TokenRun
 from qlocal.parallel.collectives import Collectives
 from qlocal.protocol import HEADER, CopyBlock, Forward, Logits, Message, Shutdown, decode, encode
@@ -23,7 +24,13 @@ class LeadingRunner:
         self._collectives = collectives
         self._team = team
 
-    def forward(self, input_ids: Sequence[int], runs: Sequence[TokenRun], between: Between | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Sequence[int],
+        runs: Sequence[TokenRun],
+        between: Between | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
         """As ModelRunner's; a step that all ranks have begun is not ended half way."""
         with self._team.explaining():
             self._tell(Forward(list(input_ids), [[run.length, run.num_past, *run.blocks] for run in runs]))
@@ -39,6 +46,12 @@ class LeadingRunner:
 
     def most_likely(self, rows: Sequence[int], num_tokens: int) -> list[int | None] | None:
         return None  # every rank has a part of the logits
+
+    def can_draw(self, num_rows: int) -> bool:
+        return False
+
+    def drawn(self, rows: Sequence[int]) -> list[int | None] | None:
+        return None
 
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         with self._team.explaining():

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qlocal.engine.constraint import Constraint
+from qlocal.layers.adjustment import Adjustment
 from qlocal.protocol import Sampling, TokenLogprobs
 
 NUM_LIKELY = 1024
@@ -45,23 +48,23 @@ class SamplingState:
         self.is_stuck = False
         """Whether the constraint allows nothing: matching took more work than it may."""
         self.num_tokens = num_tokens
+        self.adjustment = Adjustment(sampling, num_tokens, prompt_ids)
         self._random = random.Random(sampling.seed)
-        self._seen: Tensor | None = None
-        self._counts: Tensor | None = None
-        if sampling.repetition_penalty != 1.0:
-            self._seen = torch.zeros(num_tokens, dtype=torch.bool)
-            self._seen[[token_id for token_id in prompt_ids if token_id < num_tokens]] = True
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            self._counts = torch.zeros(num_tokens)
-        bias = sorted(item for item in sampling.logit_bias.items() if item[0] < num_tokens)
-        self._bias_ids = torch.tensor([token_id for token_id, _ in bias], dtype=torch.int64)
-        self._bias = torch.tensor([value for _, value in bias])
+        self._drawn_ahead: deque[float] = deque()
 
     @property
     def takes_likeliest(self) -> bool:
         """Whether the token with the largest logit is taken as it is, and nothing else is asked of the logits."""
-        is_plain = self._constraint is None and self._seen is None and self._counts is None and not len(self._bias_ids)
-        return is_plain and self.sampling.temperature < MIN_TEMPERATURE and self.sampling.top_logprobs is None
+        return self.may_be_drawn_elsewhere and self.adjustment.is_none and self.is_greedy
+
+    @property
+    def may_be_drawn_elsewhere(self) -> bool:
+        """Whether a device may draw the token: nobody asks for log probabilities, and no grammar for every token."""
+        return self._constraint is None and self.sampling.top_logprobs is None
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.sampling.temperature < MIN_TEMPERATURE
 
     @property
     def is_complete(self) -> bool:
@@ -70,14 +73,17 @@ class SamplingState:
 
     def uniform(self) -> float:
         """Return the request's next random number in [0, 1)."""
-        return self._random.random()
+        return self._drawn_ahead.popleft() if self._drawn_ahead else self._random.random()
+
+    def next_uniforms(self, count: int) -> list[float]:
+        """Return what the next calls of `uniform` will, which stays so."""
+        while len(self._drawn_ahead) < count:
+            self._drawn_ahead.append(self._random.random())
+        return [*islice(self._drawn_ahead, count)]
 
     def note(self, token_id: int) -> None:
         """Count a generated token."""
-        if self._seen is not None:
-            self._seen[token_id] = True
-        if self._counts is not None:
-            self._counts[token_id] += 1
+        self.adjustment.note(token_id)
         if self._constraint is not None:
             self.is_stuck = not self._constraint.take(token_id)
 
@@ -88,23 +94,6 @@ class SamplingState:
         allowed = self._constraint.allowed()
         self.is_stuck = allowed is None
         return None if allowed is None else logits.masked_fill(torch.from_numpy(~allowed), float("-inf"))
-
-    def adjusted(self, logits: Tensor) -> Tensor:
-        """Apply penalties and bias to (num_tokens,) f32, without writing to it.
-
-        The repetition penalty counts prompt and answer, the other two the answer alone.
-        """
-        settings = self.sampling
-        if self._seen is not None:
-            penalty = settings.repetition_penalty
-            punished = torch.where(logits > 0, logits / penalty, logits * penalty)
-            logits = torch.where(self._seen, punished, logits)
-        if self._counts is not None:
-            present = (self._counts > 0).float()
-            logits = logits - settings.frequency_penalty * self._counts - settings.presence_penalty * present
-        if len(self._bias_ids):
-            logits = logits.index_add(0, self._bias_ids, self._bias)
-        return logits
 
 
 def sample_run(logits: Tensor, state: SamplingState, guess: Sequence[int]) -> list[Choice | None]:
@@ -129,6 +118,22 @@ def likeliest_run(token_ids: Sequence[int | None], guess: Sequence[int]) -> list
     return _until_wrong((None if i is None else Choice(i) for i in token_ids), guess)
 
 
+def drawn_run(token_ids: Sequence[int | None], state: SamplingState, guess: Sequence[int]) -> list[Choice | None]:
+    """Do what `sample_run` does where a device has drawn the tokens of all rows, with the request's next numbers."""
+    return _until_wrong(_noted(token_ids, state), guess)
+
+
+def _noted(token_ids: Sequence[int | None], state: SamplingState) -> Iterator[Choice | None]:
+    for token_id in token_ids:
+        if token_id is None:
+            yield None
+            return
+        if not state.is_greedy:
+            state.uniform()
+        state.note(token_id)
+        yield Choice(token_id)
+
+
 def _until_wrong(choices: Iterable[Choice | None], guess: Sequence[int]) -> list[Choice | None]:
     """Take choices up to the first that was not guessed, that one included, and ask for no more."""
     taken: list[Choice | None] = []
@@ -144,11 +149,10 @@ def _choose(logits: Tensor, state: SamplingState) -> Choice | None:
     values = logits.numpy()
     if not (math.isfinite(values.min()) and math.isfinite(values.max())):
         return None
-    adjusted = state.masked(state.adjusted(logits))
+    adjusted = state.masked(state.adjustment.adjusted(logits))
     if adjusted is None:
         return None
-    is_greedy = state.sampling.temperature < MIN_TEMPERATURE
-    token_id = int(adjusted.numpy().argmax()) if is_greedy else _draw(adjusted, state)
+    token_id = int(adjusted.numpy().argmax()) if state.is_greedy else _draw(adjusted, state)
     state.note(token_id)
     if state.is_stuck:
         return None

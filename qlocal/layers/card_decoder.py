@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qlocal.cache.storage import KVStorage
+from qlocal.layers.card_draws import Draws
 from qlocal.layers.card_span import CardSpan, spans
 from qlocal.layers.card_steps import CardSteps
 from qlocal.layers.card_tail import CardTail, Reported, StepResult, can_choose, read_report, rows_of
@@ -44,11 +45,16 @@ class CardDecoder:
         self._result = StepResult(torch.empty(0))
         self._set_tail()
 
-    def forward(self, input_ids: Tensor, positions: Tensor, runs: Sequence[TokenRun]) -> Tensor:
-        """input_ids and positions: (T,) int64 on the CPU; runs: stand one after another in T.
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, runs: Sequence[TokenRun], draws: Draws | None = None
+    ) -> Tensor:
+        """input_ids and positions: (T,) int64 on the CPU; runs: stand one after another in T. draws: how `report` is to
+        have the next tokens, None for the likeliest; ask `can_draw`.
 
         Returns the residual stream (T, D) f32, unnormalized, on the last layer's device; it holds until the next step.
         """
+        if draws is not None:
+            self.choose_among(draws.num_tokens)
         hidden_states, rotation = self._decoder.embedding(input_ids), self._decoder.rotary.at(positions)
         attention = PagedAttention(runs, self._storage, self._block_size)
         result, index, end = StepResult(hidden_states), 0, len(self._decoder.layers)
@@ -58,7 +64,8 @@ class CardDecoder:
         while index < end:
             steps = self._steps.get(index)
             if steps is not None:
-                result, index = steps.run(result.hidden_states, rotation, runs), steps.span.last
+                of_last = draws if steps is self._last else None
+                result, index = steps.run(result.hidden_states, rotation, runs, of_last), steps.span.last
             else:
                 last = min((first for first in self._steps if first > index), default=end)
                 after = self._decoder.run_layers(index, result.hidden_states, rotation, attention.of_layer, last)
@@ -76,6 +83,10 @@ class CardDecoder:
     def report(self) -> Reported | None:
         """Return what the last `forward` reports to the host, where it does: sums by row, and the likeliest tokens."""
         return None if self._result.report is None else read_report(self._result.report)
+
+    def can_draw(self, num_rows: int) -> bool:
+        """Whether a step of so many tokens draws what comes after them."""
+        return self._last.can_draw(num_rows)
 
     def choose_among(self, num_tokens: int) -> bool:
         """Let the likeliest tokens be among the first `num_tokens`, from the next step on. Return whether they were."""

@@ -9,23 +9,26 @@ import torch
 from torch import Tensor
 
 from qlocal.kernels.triton.attention import Pieces
+from qlocal.layers.card_draws import Drawing, DrawInputs, Draws, TokenTable, draw_sizes
 from qlocal.layers.paged_attention import TokenRun
 from qlocal.layers.rotary import Rotation
 
 _MIN_TABLE = 16
 _ALIGNMENT = 16
+_FLOATS = frozenset({"hidden_states", "cos", "sin", "settings"})
 
 
 @dataclass(frozen=True)
 class StepShape:
     """What a recorded step is recorded for: tokens, tokens of pieces, pieces, tokens of the longest one (a power of
-    two), and blocks that a table has room for."""
+    two), blocks that a table has room for, and what drawing tokens takes, None for the likeliest."""
 
     tokens: int
     short_tokens: int
     pieces: int
     longest: int
     table: int
+    drawing: Drawing | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class StepInputs:
     """Room for the numbers of steps of one shape, on the host and on a device; the latter's addresses never change.
 
     hidden_states: (T, D) f32, the residual stream before the first layer. cos, sin: (T, Dh / 2) f32. slots: (T,) int32,
-    block * block_size + place. pieces: as attention takes them."""
+    block * block_size + place. pieces: as attention takes them; draws: as drawing does, where tokens are drawn."""
 
     def __init__(self, shape: StepShape, hidden_size: int, head_dim: int, device: torch.device) -> None:
         tokens, half = shape.tokens, head_dim // 2
@@ -101,6 +104,7 @@ class StepInputs:
             "rows": (shape.short_tokens,),
             "extents": (shape.pieces, 3),
             "tables": (shape.pieces, shape.table),
+            **({} if shape.drawing is None else draw_sizes(tokens)),
         }
         # All are numbers of four bytes.
         total = sum(-(-_count(size) // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())
@@ -111,10 +115,21 @@ class StepInputs:
         self._sent = torch.cuda.Event() if self._is_card else None  # type: ignore[no-untyped-call]
         self.hidden_states, self.cos, self.sin = (views[name] for name in ("hidden_states", "cos", "sin"))
         self.slots = views["slots"]
+        self.draws, self._host_draws = (
+            None if shape.drawing is None else DrawInputs(of["settings"], of["numbers"]) for of in (views, self._hosts)
+        )
         self.pieces = Pieces(views["extents"], views["tables"], views["rows"], shape.longest)
 
-    def send(self, hidden_states: Tensor, rotation: Rotation, layout: StepLayout, slots: Sequence[int]) -> None:
-        """Bring the numbers of a step. hidden_states: (T, D) f32, on the host or on any card; rotation: on the host."""
+    def send(
+        self,
+        hidden_states: Tensor,
+        rotation: Rotation,
+        layout: StepLayout,
+        slots: Sequence[int],
+        draws: tuple[Draws, TokenTable] | None = None,
+    ) -> None:
+        """Bring the numbers of a step. hidden_states: (T, D) f32, on the host or on any card; rotation: on the host.
+        draws: with the table that their penalties are counted in."""
         if self._sent is not None:
             self._sent.synchronize()  # what was sent last must have left the host's side
         host = self._hosts
@@ -125,6 +140,9 @@ class StepInputs:
         for number, (first_row, length, past, blocks) in enumerate(layout.pieces):
             host["extents"][number] = torch.tensor((first_row, length, past), dtype=torch.int32)
             host["tables"][number, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
+        if draws is not None:
+            assert self._host_draws is not None, "made for a shape that draws"
+            self._host_draws.write(*draws)
         if hidden_states.device.type == "cpu":
             host["hidden_states"].copy_(hidden_states)
         if self._is_card:
@@ -142,11 +160,11 @@ def slots_of(runs: Sequence[TokenRun], block_size: int) -> list[int]:
 
 
 def _views(memory: Tensor, sizes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Cut memory (n,) int32 into one tensor a name; the first three are float32."""
+    """Cut memory (n,) int32 into one tensor a name."""
     views, first = {}, 0
-    for index, (name, size) in enumerate(sizes.items()):
+    for name, size in sizes.items():
         part = memory[first : first + _count(size)].view(size)
-        views[name] = part.view(torch.float32) if index < 3 else part
+        views[name] = part.view(torch.float32) if name in _FLOATS else part
         first += -(-_count(size) // _ALIGNMENT) * _ALIGNMENT
     return views
 

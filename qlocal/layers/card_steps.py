@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from qlocal.kernels.triton.gemv import MAX_TOKENS
+from qlocal.layers.card_draws import Drawing, Draws
 from qlocal.layers.card_inputs import StepInputs, StepLayout, StepShape, lay_out, slots_of
 from qlocal.layers.card_span import CardSpan
 from qlocal.layers.card_tail import CardTail, StepResult
@@ -50,27 +51,40 @@ class CardSteps:
         self._kept.clear()
         self._tail = tail
 
-    def run(self, hidden_states: Tensor, rotation: Rotation, runs: Sequence[TokenRun]) -> StepResult:
-        """hidden_states: (T, D) f32 before the first layer, on the host or a card; rotation: on the host. The result
-        holds until the next step."""
+    def run(
+        self, hidden_states: Tensor, rotation: Rotation, runs: Sequence[TokenRun], draws: Draws | None = None
+    ) -> StepResult:
+        """hidden_states: (T, D) f32 before the first layer, on the host or a card; rotation: on the host. draws: how
+        the tail is to draw. The result holds until the next step."""
         layout = lay_out(runs, self.span.longest_piece, MAX_TOKENS)
+        drawing = draws.drawing if draws is not None and self.can_draw(layout.tokens) else None
+        shape = replace(layout.shape, drawing=drawing)
         is_kept = layout.tokens <= MAX_RECORDED_TOKENS and not layout.long_runs and self._recorder is not None
-        kept = self._keep(layout.shape) if is_kept else _Kept(self._new_inputs(layout.shape))
+        kept = self._keep(shape) if is_kept else _Kept(self._new_inputs(shape))
         # Triton launches on the current card, whichever the tensors are on.
         with torch.cuda.device_of(kept.inputs.hidden_states):  # type: ignore[no-untyped-call]
-            kept.inputs.send(hidden_states, rotation, layout, slots_of(runs, self._block_size))
+            drawn = None
+            if draws is not None and drawing is not None and self._tail is not None:
+                drawn = draws, self._tail.table()
+            kept.inputs.send(hidden_states, rotation, layout, slots_of(runs, self._block_size), drawn)
             if kept.recorded is None and kept.has_run and self._recorder is not None:
-                kept.recorded = self._recorder.record(lambda: self._compute(kept.inputs, layout))
+                kept.recorded = self._recorder.record(lambda: self._compute(kept.inputs, layout, drawing))
             if kept.recorded is None:
                 kept.has_run = True
-                return self._compute(kept.inputs, layout)
+                return self._compute(kept.inputs, layout, drawing)
             kept.recorded.replay()
             return kept.recorded.result
 
-    def _compute(self, inputs: StepInputs, layout: StepLayout) -> StepResult:
-        stream = self.span.run(inputs, layout)
+    def can_draw(self, num_tokens: int) -> bool:
+        """Whether a step of so many tokens ends with their successors."""
         # A chunk of a prompt needs logits of its last token at most, which `Decoder.logits` makes.
-        return StepResult(stream) if self._tail is None or layout.tokens > MAX_TOKENS else self._tail.run(stream)
+        return self._tail is not None and num_tokens <= MAX_TOKENS
+
+    def _compute(self, inputs: StepInputs, layout: StepLayout, drawing: Drawing | None) -> StepResult:
+        stream = self.span.run(inputs, layout)
+        if self._tail is None or not self.can_draw(layout.tokens):
+            return StepResult(stream)
+        return self._tail.run(stream, inputs.draws, drawing)
 
     def _keep(self, shape: StepShape) -> _Kept:
         kept = self._kept.get(shape)

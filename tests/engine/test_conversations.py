@@ -11,6 +11,7 @@ from torch import Tensor
 from qlocal.engine.engine import Engine
 from qlocal.engine.model_runner import Between
 from qlocal.engine.speculation.speculator import Speculator
+from qlocal.layers.card_draws import Draws
 from qlocal.layers.paged_attention import TokenRun
 from tests.engine.running import engine_of, request, run
 from tests.memory_checkpoint import MemoryCheckpoint, random_ids
@@ -31,9 +32,14 @@ class Conversation:
     def __post_init__(self) -> None:
         forward = self.engine._runner.forward
 
-        def counted(input_ids: Sequence[int], runs: Sequence[TokenRun], between: Between | None = None) -> Tensor:
+        def counted(
+            input_ids: Sequence[int],
+            runs: Sequence[TokenRun],
+            between: Between | None = None,
+            draws: Draws | None = None,
+        ) -> Tensor:
             self.computed += len(input_ids)
-            return forward(input_ids, runs, between)
+            return forward(input_ids, runs, between, draws)
 
         self.engine._runner.forward = counted  # type: ignore[method-assign]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qlocal.engine.sampler import NUM_LIKELY, Choice, SamplingState, sample_run
+from qlocal.engine.sampler import NUM_LIKELY, Choice, SamplingState, drawn_run, sample_run
 from qlocal.protocol import Sampling
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0, -3.0])
@@ -79,18 +79,18 @@ def test_a_nucleus_wider_than_the_first_look_is_found() -> None:
 
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
     state = state_of(Sampling(temperature=0.0, repetition_penalty=4.0), prompt=[0, 3])
-    adjusted = state.adjusted(LOGITS)
+    adjusted = state.adjustment.adjusted(LOGITS)
     assert adjusted.tolist() == [0.5, 1.0, 0.0, -4.0, -2.0, -3.0]
     state.note(1)
-    assert state.adjusted(LOGITS).tolist() == [0.5, 0.25, 0.0, -4.0, -2.0, -3.0]
+    assert state.adjustment.adjusted(LOGITS).tolist() == [0.5, 0.25, 0.0, -4.0, -2.0, -3.0]
 
 
 def test_presence_and_frequency_penalties_count_the_answer_alone() -> None:
     state = state_of(Sampling(presence_penalty=0.5, frequency_penalty=0.25), prompt=[0, 3])
-    assert state.adjusted(LOGITS).tolist() == LOGITS.tolist()
+    assert state.adjustment.adjusted(LOGITS).tolist() == LOGITS.tolist()
     for token_id in (1, 1, 2):
         state.note(token_id)
-    assert state.adjusted(LOGITS).tolist() == [2.0, 0.0, -0.75, -1.0, -2.0, -3.0]
+    assert state.adjustment.adjusted(LOGITS).tolist() == [2.0, 0.0, -0.75, -1.0, -2.0, -3.0]
 
 
 def test_a_seed_fixes_the_draws_and_its_absence_does_not() -> None:
@@ -135,7 +135,7 @@ def test_rows_behind_a_wrong_guess_are_not_drawn_from() -> None:
     rows = torch.stack([LOGITS, LOGITS.flip(0), LOGITS])
     greedy = state_of(Sampling(temperature=0.0, frequency_penalty=1.0))
     assert sample_run(rows, greedy, [0, 3]) == [Choice(0), Choice(5)]
-    assert greedy.adjusted(LOGITS)[[0, 5]].tolist() == [1.0, -4.0]  # the third row has counted nothing
+    assert greedy.adjustment.adjusted(LOGITS)[[0, 5]].tolist() == [1.0, -4.0]  # the third row has counted nothing
 
 
 def test_guesses_change_neither_what_a_seed_draws_nor_its_later_draws() -> None:
@@ -153,3 +153,12 @@ def test_guesses_change_neither_what_a_seed_draws_nor_its_later_draws() -> None:
     plain = draws([])
     assert draws(plain) == plain
     assert draws([plain[0], (plain[1] + 1) % 6, plain[2]]) == plain
+
+
+def test_what_a_device_drew_counts_as_far_as_it_was_guessed_right() -> None:
+    """Two tokens are taken, so two random numbers are used, and the third row's token is not noted."""
+    here, there = (state_of(Sampling(seed=4, presence_penalty=1.0)) for _ in range(2))
+    assert drawn_run([2, 5, 1], here, [2, 3]) == [Choice(2), Choice(5)]
+    assert here.adjustment.noted == [2, 5]
+    assert [there.uniform() for _ in range(3)][2] == here.uniform()
+    assert drawn_run([None, 1], here, [2]) == [None]
