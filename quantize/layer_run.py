@@ -106,7 +106,7 @@ class LayerRun:
         """
         states = self._of(self._inputs, samples).requires_grad_(torch.is_grad_enabled())
         attend = causal([self._inputs.shape[1]] * len(samples))
-        change = layer.forward(states, self._rotation.first(len(states)), attend) - self._of(self._targets(), samples)
+        change = layer.forward(states, self._rotation.rows(0, len(states)), attend) - self._of(self._targets(), samples)
         mean_squares = self.mean_squares[Role.DOWN][list(samples)].flatten().to(self.device)
         return (change.square().mean(-1) / mean_squares.clamp(min=SMALLEST)).mean()
 
@@ -137,7 +137,7 @@ class LayerRun:
     def _attend(self, layer: DecoderLayer, samples: slice, states: Tensor, observe: Observe) -> Tensor:
         """Return the inputs of `o` (B * L, H * Dh)."""
         length, count = self._inputs.shape[1], samples.stop - samples.start
-        return layer.attended(states, self._rotation.first(len(states)), causal([length] * count), observe)
+        return layer.attended(states, self._rotation.rows(0, len(states)), causal([length] * count), observe)
 
     def _observer(self, recorder: Recorder, samples: slice) -> Observe:
         def observe(role: Role, expert: int | None, x_TK: Tensor, tokens: Tensor | None) -> bool:

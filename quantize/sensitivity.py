@@ -169,7 +169,7 @@ class _Run:
         """Run a layer over whole streams. states: (n * T, D) f32 on the device."""
         length = self._ids.shape[1]
         attend = causal([length] * (len(states) // length))
-        states = layer.attention_block(states, self._rotation.first(len(states)), attend, observe)
+        states = layer.attention_block(states, self._rotation.rows(0, len(states)), attend, observe)
         return layer.ffn_block(states, observe)
 
     def _begin(self, name: str, states: Tensor) -> None:

@@ -15,7 +15,8 @@ from qlocal.cache.storage import LayerCache
 from qlocal.kernels.native_step import Cache
 from qlocal.kernels.triton.attention import KeyAngles, attend
 from qlocal.kernels.triton.rotary_store import Heads, Queries, rotary_store
-from qlocal.layers.card_inputs import LongRun, StepInputs, StepLayout
+from qlocal.layers.card_inputs import StepInputs, StepLayout
+from qlocal.layers.paged_attention import TokenRun
 
 PIECE_TOKENS = 2048
 """Keys and values that are unpacked at a time, in whole blocks; what plan/scratch.py counts."""
@@ -44,7 +45,7 @@ class CardAttention:
         for long_run in layout.long_runs:
             first, last = long_run.first_row, long_run.first_row + long_run.run.length
             queries = self._store(parts, inputs, first, last, is_plain=True)
-            out[first:last] = self._attend_long(queries.values, long_run)
+            out[first:last] = self._attend_long(queries.values, long_run.run, inputs.table_of(long_run))
         return out
 
     @property
@@ -67,12 +68,11 @@ class CardAttention:
             out[first:last] = attended[row : row + last - first]
             row += last - first
 
-    def _attend_long(self, queries: Tensor, long_run: LongRun) -> Tensor:
-        """Return (t, H * Dh) f32 for rotated queries (t, H, Dh) f32, whose keys are in the cache already."""
-        run = long_run.run
+    def _attend_long(self, queries: Tensor, run: TokenRun, table: Tensor) -> Tensor:
+        """Return (t, H * Dh) f32 for rotated queries (t, H, Dh) f32, whose keys are in the cache already. table: the
+        run's blocks, on the card."""
         past, length, block_size = run.num_past, run.length, self.heads.block_size
         q = queries.transpose(0, 1).half()  # (H, t, Dh)
-        table = torch.tensor(run.blocks, dtype=torch.int64, device=queries.device)
         joined = _Joined(q.shape)
         step = max(block_size, PIECE_TOKENS // block_size * block_size)
         for first in range(0, past, step):

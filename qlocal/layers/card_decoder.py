@@ -1,6 +1,7 @@
 """A Decoder whose layers are, all or in part, on cards: those run by the card's kernels, others as `decoder.py` says.
 
-The residual stream goes from place to place once: from the host through its layers, then from card to card."""
+The residual stream goes from place to place once: from the host through its layers, then from card to card; that of a
+prompt in parts, so that no card waits for another to end."""
 
 from __future__ import annotations
 
@@ -16,9 +17,13 @@ from qlocal.layers.card_steps import CardSteps
 from qlocal.layers.card_tail import CardTail, Reported, StepResult, can_choose, read_report, rows_of
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.native_decoder import NativeDecoder
-from qlocal.layers.paged_attention import PagedAttention, TokenRun
+from qlocal.layers.paged_attention import PagedAttention, TokenRun, cut_runs
 from qlocal.layers.recording import CudaRecorder, Recorder
+from qlocal.layers.rotary import Rotation
 
+PART_TOKENS, MAX_PARTS = 128, 8
+"""Of a step that goes through several cards: parts of fewer tokens would leave a card's products half empty, and with
+eight parts on two cards eight ninths of the time both work."""
 MakeRecorder = Callable[[torch.device], "Recorder | None"]
 
 
@@ -42,6 +47,10 @@ class CardDecoder:
         self._num_tokens = decoder.head.out_features[0]
         self._steps = {span.first: CardSteps(span, block_size, make_recorder(span.device), None) for span in card_spans}
         self._last = self._steps[card_spans[-1].first]
+        # The host has no part in between: its own layers take long enough, and its questions wait for a card.
+        on_cards = sum(span.last - span.first for span in card_spans)
+        has_host_work = any(span.has_host_work for span in card_spans)
+        self._is_all_on_cards = on_cards == len(decoder.layers) and not has_host_work
         self._result = StepResult(torch.empty(0))
         self._set_tail()
 
@@ -56,9 +65,31 @@ class CardDecoder:
         if draws is not None:
             self.choose_among(draws.num_tokens)
         hidden_states, rotation = self._decoder.embedding(input_ids), self._decoder.rotary.at(positions)
+        parts = cut_runs(runs, self._num_parts(len(input_ids)))
+        if len(parts) == 1:
+            self._result = self._run(hidden_states, rotation, runs, draws)
+            return self._result.hidden_states
+        results, row = list[Tensor](), 0
+        for part in parts:
+            first, row = row, row + sum(run.length for run in part)
+            results.append(self._run(hidden_states[first:row], rotation.rows(first, row), part, None).hidden_states)
+        self._result = StepResult(torch.cat(results))
+        return self._result.hidden_states
+
+    def _num_parts(self, num_tokens: int) -> int:
+        """Return in how many parts a step goes through the cards. All are launched at once: while a card computes one,
+        the card before it computes the next."""
+        if len(self._steps) == 1 or not self._is_all_on_cards:
+            return 1
+        return max(1, min(MAX_PARTS, num_tokens // PART_TOKENS))
+
+    def _run(
+        self, hidden_states: Tensor, rotation: Rotation, runs: Sequence[TokenRun], draws: Draws | None
+    ) -> StepResult:
+        """Run all layers over a step or a part of one. hidden_states: (T, D) f32, embedded."""
         attention = PagedAttention(runs, self._storage, self._block_size)
         result, index, end = StepResult(hidden_states), 0, len(self._decoder.layers)
-        if self._native is not None and self._native.takes(len(input_ids)):
+        if self._native is not None and self._native.takes(len(hidden_states)):
             index = self._native.num_layers
             result = StepResult(self._native.run_first(hidden_states.contiguous(), rotation, runs))
         while index < end:
@@ -70,8 +101,7 @@ class CardDecoder:
                 last = min((first for first in self._steps if first > index), default=end)
                 after = self._decoder.run_layers(index, result.hidden_states, rotation, attention.of_layer, last)
                 result, index = StepResult(after), last
-        self._result = result
-        return result.hidden_states
+        return result
 
     def logits(self, rows: Sequence[int]) -> Tensor:
         """Return (t, V) f32 for t rows of the last `forward`; of a part that is not rank 0's, nothing to use."""

@@ -21,22 +21,25 @@ _FLOATS = frozenset({"hidden_states", "cos", "sin", "settings"})
 @dataclass(frozen=True)
 class StepShape:
     """What a recorded step is recorded for: tokens, tokens of pieces, pieces, tokens of the longest one (a power of
-    two), blocks that a table has room for, and what drawing tokens takes, None for the likeliest."""
+    two), blocks that a table has room for, blocks of long runs, and what drawing takes, None for the likeliest."""
 
     tokens: int
     short_tokens: int
     pieces: int
     longest: int
     table: int
+    long_blocks: int = 0
     drawing: Drawing | None = None
 
 
 @dataclass(frozen=True)
 class LongRun:
-    """A run whose keys are read back from the cache. first_row: of its tokens in the step."""
+    """A run whose keys are read back from the cache. first_row: of its tokens in the step; first_block: of its blocks
+    among those of all long runs."""
 
     first_row: int
     run: TokenRun
+    first_block: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,17 @@ class StepLayout:
         longest = max((length for _, length, _, _ in self.pieces), default=1)
         table = max((len(blocks) for *_, blocks in self.pieces), default=1)
         sizes = (self.tokens, len(self.piece_of_row), len(self.pieces))
-        return StepShape(*sizes, _power_of_two(longest), max(_MIN_TABLE, _power_of_two(table)))
+        long_blocks = sum(len(long_run.run.blocks) for long_run in self.long_runs)
+        return StepShape(*sizes, _power_of_two(longest), max(_MIN_TABLE, _power_of_two(table)), long_blocks)
 
 
 def lay_out(runs: Sequence[TokenRun], longest_piece: int, longest_run: int) -> StepLayout:
     """Cut runs of up to `longest_run` tokens into pieces; longer ones stay whole."""
-    layout, row = StepLayout(sum(run.length for run in runs), [], [], [], []), 0
+    layout, row, block = StepLayout(sum(run.length for run in runs), [], [], [], []), 0, 0
     for run in runs:
         if run.length > longest_run:
-            layout.long_runs.append(LongRun(row, run))
+            layout.long_runs.append(LongRun(row, run, block))
+            block += len(run.blocks)
         else:
             _add_short_rows(layout, row, run.length)
             _add_pieces(layout, run, longest_piece)
@@ -92,7 +97,8 @@ class StepInputs:
     """Room for the numbers of steps of one shape, on the host and on a device; the latter's addresses never change.
 
     hidden_states: (T, D) f32, the residual stream before the first layer. cos, sin: (T, Dh / 2) f32. slots: (T,) int32,
-    block * block_size + place. pieces: as attention takes them; draws: as drawing does, where tokens are drawn."""
+    block * block_size + place. long_tables: (n,) int32, the blocks of long runs. pieces: as attention takes them;
+    draws: as drawing does, where tokens are drawn."""
 
     def __init__(self, shape: StepShape, hidden_size: int, head_dim: int, device: torch.device) -> None:
         tokens, half = shape.tokens, head_dim // 2
@@ -104,6 +110,7 @@ class StepInputs:
             "rows": (shape.short_tokens,),
             "extents": (shape.pieces, 3),
             "tables": (shape.pieces, shape.table),
+            "long_tables": (shape.long_blocks,),
             **({} if shape.drawing is None else draw_sizes(tokens)),
         }
         # All are numbers of four bytes.
@@ -114,7 +121,7 @@ class StepInputs:
         self._hosts, views = _views(self._host, sizes), _views(self._memory, sizes)
         self._sent = torch.cuda.Event() if self._is_card else None  # type: ignore[no-untyped-call]
         self.hidden_states, self.cos, self.sin = (views[name] for name in ("hidden_states", "cos", "sin"))
-        self.slots = views["slots"]
+        self.slots, self._long_tables = views["slots"], views["long_tables"]
         self.draws, self._host_draws = (
             None if shape.drawing is None else DrawInputs(of["settings"], of["numbers"]) for of in (views, self._hosts)
         )
@@ -140,6 +147,8 @@ class StepInputs:
         for number, (first_row, length, past, blocks) in enumerate(layout.pieces):
             host["extents"][number] = torch.tensor((first_row, length, past), dtype=torch.int32)
             host["tables"][number, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
+        long_blocks = [block for long_run in layout.long_runs for block in long_run.run.blocks]
+        host["long_tables"].copy_(torch.tensor(long_blocks, dtype=torch.int32))
         if draws is not None:
             assert self._host_draws is not None, "made for a shape that draws"
             self._host_draws.write(*draws)
@@ -151,6 +160,10 @@ class StepInputs:
             self.hidden_states.copy_(hidden_states, non_blocking=True)
         if self._sent is not None:
             self._sent.record(torch.cuda.current_stream(self._memory.device))
+
+    def table_of(self, long_run: LongRun) -> Tensor:
+        """Return the blocks of a long run, (n,) int32, where the step is: asking the host would end what runs ahead."""
+        return self._long_tables[long_run.first_block : long_run.first_block + len(long_run.run.blocks)]
 
 
 def slots_of(runs: Sequence[TokenRun], block_size: int) -> list[int]:

@@ -21,6 +21,24 @@ class TokenRun:
     blocks: list[int]
 
 
+def cut_runs(runs: Sequence[TokenRun], count: int) -> list[list[TokenRun]]:
+    """Cut the tokens of a step into `count` parts of nearly the same length, in their order: computed one after another
+    they leave what the whole step leaves. Parts without a token are left out."""
+    num_tokens = sum(run.length for run in runs)
+    ends = [num_tokens * (part + 1) // count for part in range(count)]
+    parts: list[list[TokenRun]] = [[] for _ in ends]
+    row, part = 0, 0
+    for run in runs:
+        done = 0
+        while done < run.length:
+            while ends[part] <= row:
+                part += 1
+            length = min(run.length - done, ends[part] - row)
+            parts[part].append(TokenRun(length, run.num_past + done, run.blocks))
+            done, row = done + length, row + length
+    return [part for part in parts if part]
+
+
 @dataclass(frozen=True)
 class _Places:
     """Where the step's tokens are stored, on one device. blocks, offsets, positions: (T,) int64; tables: one a run."""

@@ -21,9 +21,9 @@ class Rotation:
     def to(self, device: torch.device) -> Rotation:
         return Rotation(self.cos.to(device), self.sin.to(device))
 
-    def first(self, tokens: int) -> Rotation:
-        """Return the angles of the first tokens."""
-        return Rotation(self.cos[:tokens], self.sin[:tokens])
+    def rows(self, first: int, last: int) -> Rotation:
+        """Return the angles of tokens `first` to `last`."""
+        return Rotation(self.cos[first:last], self.sin[first:last])
 
     def apply(self, x: Tensor) -> Tensor:
         """Rotate queries or keys. x: (T, H, Dh) f32; returns the same shape."""
