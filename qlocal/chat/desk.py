@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +15,9 @@ from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.session import Session
 from qlocal.chat.status_line import StatusLine
+from qlocal.chat.store.records import Message
 from qlocal.chat.store.threaded import Store
+from qlocal.chat.summaries import replaced_in
 from qlocal.chat.widgets.notice import Notice
 from qlocal.chat.widgets.prompt import Prompt
 from qlocal.chat.widgets.status_bar import StatusBar
@@ -81,10 +83,14 @@ class Desk:
 
     def show_branch(self) -> None:
         """Draw the conversation as the session has it now, at its end."""
-        has_messages = bool(self.session.branch)
-        self.screen.query_one("#welcome").display = not has_messages
-        self.transcript.display = has_messages
-        self.transcript.show(words.entry_of(message) for message in self.session.branch)
+        self.show_messages(self.session.branch)
+
+    def show_messages(self, messages: Sequence[Message]) -> None:
+        """Draw these messages as the conversation, at its end."""
+        self.screen.query_one("#welcome").display = not messages
+        self.transcript.display = bool(messages)
+        replaced = replaced_in(messages)
+        self.transcript.show(words.entry_of(message, message.message_id in replaced) for message in messages)
 
     @property
     def is_ready(self) -> bool:

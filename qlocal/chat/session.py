@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qlocal.chat.store.records import Message, Role
+from qlocal.chat.store.records import Message, MessageState, Role
 from qlocal.chat.store.threaded import Store
+from qlocal.chat.summaries import INSTRUCTION, INTRODUCTION, sent, turns_of
 from qlocal.chat.thinking import answer_of
 from qlocal.chat.tools.shown import rounds_of
 
@@ -65,6 +67,26 @@ class Session:
         await self._reload()
         return self.branch[-1]
 
+    async def begin_summary(self, message_ids: Sequence[int], model: str | None, prompt: Message | None) -> Message:
+        """Add an empty summary of messages, before a prompt that waits for its answer, or else at the end. The branch
+        stays as it is until `put_summary`."""
+        assert self.conversation_id is not None, "a message is of a conversation"
+        conversation_id = self.conversation_id
+        parent_id = prompt.parent_id if prompt is not None else self.branch[-1].message_id
+        summary_id = await self._store.run(
+            lambda history: history.begin_summary(conversation_id, parent_id, model, message_ids)
+        )
+        meta = {"summary_of": list(message_ids)}
+        streaming = MessageState.STREAMING
+        return Message(summary_id, parent_id, Role.ASSISTANT, "", streaming, model, time.time(), meta)
+
+    async def put_summary(self, summary: Message, prompt: Message | None) -> None:
+        """Go on behind a summary that is whole: with the prompt, where one waits. The branch without it stays."""
+        assert self.conversation_id is not None, "a message is of a conversation"
+        conversation_id, prompt_id = self.conversation_id, None if prompt is None else prompt.message_id
+        await self._store.run(lambda history: history.put_summary(conversation_id, summary.message_id, prompt_id))
+        await self._reload()
+
     async def refresh(self) -> None:
         """Read the branch again, after an answer was finished."""
         if self.conversation_id is not None:
@@ -116,9 +138,10 @@ class Session:
 
     def last_answer(self) -> Message | None:
         """Return the last message if it is an answer."""
-        return self.branch[-1] if self.branch and self.branch[-1].role is Role.ASSISTANT else None
+        last = self.branch[-1] if self.branch else None
+        return last if last is not None and last.role is Role.ASSISTANT and not last.is_summary else None
 
-    def request(self, prompt_id: int | None = None, without: Container[int] = ()) -> list[ChatMessage]:
+    def request(self, prompt_id: int | None = None, without: Collection[int] = ()) -> list[ChatMessage]:
         """Return the conversation up to a prompt, the last one if none is named, as it is sent. Nothing is left out but
         what the user chose to, empty answers, and thoughts: models that get those back mix them into what they say.
 
@@ -127,16 +150,27 @@ class Session:
         messages: list[ChatMessage] = [{"role": "system", "content": self.system}] if self.system else []
         if prompt_id is None and (prompt := self.last_prompt()) is not None:
             prompt_id = prompt.message_id
-        for message in self.branch:
-            if message.is_left_out or message.message_id in without:
-                continue
-            if message.role is Role.ASSISTANT:
+        ids = [message.message_id for message in self.branch]
+        path = self.branch[: ids.index(prompt_id) + 1] if prompt_id in ids else self.branch
+        for message in sent(path, without):
+            if message.is_summary:
+                _join(messages, Role.USER.value, f"{INTRODUCTION}\n\n{answer_of(message.content)}")
+            elif message.role is Role.ASSISTANT:
                 _add_answer(messages, message)
             elif message.content:
                 _join(messages, message.role.value, message.content)
-            if message.message_id == prompt_id:
-                break
         return messages
+
+    def request_for_summary(self, message_ids: Collection[int]) -> list[ChatMessage]:
+        """Return what asks for a summary of these messages, the first ones that are sent."""
+        others = {message.message_id for message in self.branch} - set(message_ids)
+        messages = self.request(self.branch[-1].message_id, others)
+        _join(messages, Role.USER.value, INSTRUCTION)
+        return messages
+
+    def turns(self) -> list[list[int]]:
+        """Return the messages of every turn that is sent, first to last."""
+        return turns_of(sent(self.branch))
 
     def request_with(self, draft: str) -> list[ChatMessage]:
         """Return what would be sent if a text were sent now."""

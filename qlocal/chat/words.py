@@ -176,6 +176,10 @@ ROOM = "The conversation does not fit"
 CANCEL = "Send nothing"
 ALL_SENT = "Every message is sent again."
 NOTHING_LEFT_OUT = "No message is left out."
+SUMMARIZING = "The model summarizes; Esc stops it, and nothing is changed then."
+NO_SUMMARY = "The model wrote no summary: nothing is changed."
+SUMMARY_CUT = "■ cut at the room that a summary has"
+SUMMARY_STAYS = "A summary is not edited: /send-all sends the messages again that it stands for."
 SYSTEM_CHANGED = "The system message of this conversation is changed."
 SYSTEM_NONE = "This conversation has no system message: /system TEXT gives it one."
 
@@ -183,6 +187,11 @@ SYSTEM_NONE = "This conversation has no system message: /system TEXT gives it on
 def leave_out_turns(count: int) -> str:
     """Offer not to send the oldest turns any more."""
     return t("Leave out the {count:,} oldest turns; they stay in the history").format(count=count)
+
+
+def summarize_turns(count: int) -> str:
+    """Offer to have the oldest turns summarized."""
+    return t("Have the model summarize the {count:,} oldest turns; they stay in the history").format(count=count)
 
 
 def left_room(tokens: int) -> str:
@@ -262,29 +271,42 @@ def thought_head(num_chars: int, *, is_open: bool, is_unfolded: bool) -> str:
 
 def known_context(branch: Sequence[Message]) -> int | None:
     """Return the tokens of a stored conversation as its last answer counted them."""
-    meta = branch[-1].meta if branch else {}
+    meta = branch[-1].meta if branch and not branch[-1].is_summary else {}
     prompt, completion = meta.get("prompt_tokens"), meta.get("completion_tokens")
     return prompt + completion if isinstance(prompt, int) and isinstance(completion, int) else None
 
 
-def entry_of(message: Message) -> Entry:
-    """Return a stored message as the transcript shows it."""
+def entry_of(message: Message, is_replaced: bool = False) -> Entry:
+    """Return a stored message as the transcript shows it. is_replaced: a summary is sent in its place."""
     is_user = message.role is Role.USER
     return Entry(
         entry_id=message.message_id,
         is_user=is_user,
         text=message.content if is_user else woven(message.content, rounds_of(message.meta)),
-        head=t("You") if is_user else message.model or t("Answer"),
-        detail=_detail(message),
+        head=speaker(message),
+        detail=_detail(message, is_replaced),
         note=_note(message),
         is_streaming=message.state is MessageState.STREAMING,
     )
 
 
-def _detail(message: Message) -> str:
+def speaker(message: Message) -> str:
+    """Say who wrote a message."""
+    if message.role is Role.USER:
+        return t("You")
+    if message.is_summary:
+        return t("Summary by {model}").format(model=message.model or t("Answer"))
+    return message.model or t("Answer")
+
+
+def _detail(message: Message, is_replaced: bool) -> str:
     parts: list[str] = []
     if message.is_left_out:
         parts.append(t("no longer sent"))
+    elif is_replaced:
+        parts.append(t("summarized below"))
+    if message.stands_for:
+        parts.append(t("sent in the place of {count:,} messages").format(count=len(message.stands_for)))
     if isinstance(tokens := message.meta.get("completion_tokens"), int):
         parts.append(t("{tokens:,} tokens").format(tokens=tokens))
     if isinstance(speed := message.meta.get("tokens_per_s"), float):
@@ -295,6 +317,8 @@ def _detail(message: Message) -> str:
 
 
 def _note(message: Message) -> str | None:
+    if message.is_summary and message.meta.get("finish_reason") == "length":
+        return t(SUMMARY_CUT)
     match message.state:
         case MessageState.STOPPED:
             return t(STOPPED)

@@ -22,7 +22,7 @@ from tests.chat.scripted import ScriptedLink
 
 OPTIONS = ChatOptions(model="tiny-model")
 ENGLISH = Preferences(language="en")
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class Chat:

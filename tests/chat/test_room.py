@@ -25,7 +25,8 @@ async def talk(chat: Chat, *texts: str) -> None:
 
 
 def asked(chat: Chat) -> bool:
-    return isinstance(chat.app.screen, Picker)
+    screen = chat.app.screen
+    return isinstance(screen, Picker) and any(shown.option_count for shown in screen.query(OptionList))
 
 
 def offers(chat: Chat) -> list[str]:
@@ -89,8 +90,8 @@ def test_turns_that_are_left_out_stay_in_the_history_and_can_be_sent_again(tmp_p
 def test_the_limit_is_raised_after_its_price_was_shown(tmp_path: Path) -> None:
     async def use(chat: Chat) -> None:
         await overfill(chat)
-        assert offers(chat)[1] == "Load the model with a context of 8,192 tokens"
-        await chat.pilot.press("down", "enter")
+        assert offers(chat)[2] == "Load the model with a context of 8,192 tokens"
+        await chat.pilot.press("down", "down", "enter")
         await chat.until(lambda: isinstance(chat.app.screen, FactsScreen))
         await chat.pilot.press("enter")
         await chat.until(lambda: len(chat.link.requests) == 3)

@@ -89,4 +89,5 @@ def _article(kind: str, who: str, text: str) -> str:
 
 def _who(message: Message) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(message.created_at))
-    return f"{'You' if message.role is Role.USER else clean_line(message.model or 'Answer')} · {when}"
+    writer = "You" if message.role is Role.USER else clean_line(message.model or "Answer")
+    return f"{'Summary by ' if message.is_summary else ''}{writer} · {when}"

@@ -26,6 +26,7 @@ from qlocal.chat.features.reading import Reading
 from qlocal.chat.features.replay import Replays
 from qlocal.chat.features.room import Room
 from qlocal.chat.features.structured import Structured
+from qlocal.chat.features.summaries import Summaries
 from qlocal.chat.features.tools import Tools
 from qlocal.chat.features.turns import Turns
 
@@ -44,6 +45,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Drafting,
     Asking,
     Room,
+    Summaries,
     Tools,
     Structured,
     Commands,

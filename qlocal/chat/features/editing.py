@@ -51,6 +51,9 @@ class Editing(Feature):
         if message is None:
             self.desk.say(words.NOTHING_TO_EDIT)
             return
+        if message.is_summary:
+            self.desk.say(words.SUMMARY_STAYS)
+            return
         self._edited = message
         prompt = self.desk.prompt
         prompt.text = message.content
@@ -175,7 +178,7 @@ def tree_lines(messages: list[Message], shown: set[int]) -> list[Line[int]]:
         message, depth = stack.pop()
         below = children.get(message.message_id, [])
         mark = "●" if message.message_id in shown else "○"
-        who = t("You") if message.role is Role.USER else message.model or t("Answer")
+        who = words.speaker(message)
         stopped = f" · {t(words.STOPPED)}" if message.state is MessageState.STOPPED else ""
         title = f"{'  ' * depth}{mark} {who}: {words.first_line(message.content)}"
         lines.append(Line(title, stopped, message.message_id))

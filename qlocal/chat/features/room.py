@@ -15,7 +15,7 @@ from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.screens.facts import FactsScreen
 from qlocal.chat.screens.picker import Line, Picker
-from qlocal.chat.store.records import Role
+from qlocal.chat.summarizing import write_summary
 from qlocal.errors import EngineError
 
 RESERVED_SHARE = 8
@@ -60,7 +60,7 @@ class Room(Feature):
                 return
             own, before, most = count.prompt_tokens - before, count.prompt_tokens, count.max_context
             rows.append((f"{own:,}", f"{message['role']}: {words.first_line(message['content'])}"))
-        left_out = sum(message.is_left_out for message in self.desk.session.branch)
+        left_out = sum(message.is_left_out and not message.is_summary for message in self.desk.session.branch)
         rows.append((f"{before:,}", t("together, of {most:,}").format(most=most)))
         rows.append((f"{max(0, most - before):,}", t("free for the answer")))
         rows.append((f"{left_out:,}", t("messages are left out")))
@@ -70,10 +70,13 @@ class Room(Feature):
         """Ask what to do; return whether something was done, so that it is worth counting again."""
         self.desk.warn(words.too_long(count))
         trimmed = await self._turns_to_leave_out(count)
+        summed = await self._turns_to_summarize(count)
         larger = 1 << (count.prompt_tokens + count.prompt_tokens // RESERVED_SHARE).bit_length()
         lines: list[Line[str]] = []
         if trimmed is not None:
             lines.append(Line(words.leave_out_turns(len(trimmed[0])), words.left_room(trimmed[1]), "trim"))
+        if summed is not None:
+            lines.append(Line(words.summarize_turns(len(summed)), "", "summarize"))
         if self.desk.link_state.path is not None:
             lines.append(Line(words.larger_context(larger), "", "raise"))
         lines.append(Line(t(words.CANCEL), "", "cancel"))
@@ -81,23 +84,41 @@ class Room(Feature):
         if chosen == "trim" and trimmed is not None:
             await self.desk.session.leave_out([message_id for turn in trimmed[0] for message_id in turn])
             self.desk.show_branch()
+        elif chosen == "summarize" and summed is not None:
+            ids = [message_id for turn in summed for message_id in turn]
+            most = count.max_context // RESERVED_SHARE
+            return await write_summary(self.desk, ids, most, self.desk.session.last_prompt())
         elif chosen != "raise" or not await self._raise(larger):
             return False
         self.desk.notice.clear()
         return True
 
-    async def _turns_to_leave_out(self, count: TokenCount) -> tuple[list[list[int]], int] | None:
-        """Return the fewest oldest turns without which there is room, and the tokens of the rest; None where even the
-        last message alone has too many."""
+    async def _turns_to_summarize(self, count: TokenCount) -> list[list[int]] | None:
+        """Return the turns whose place a summary would take; fewer where all of them do not fit into one request, so
+        that a second one may be needed. None where there are none."""
         assert self.desk.link is not None, "something was counted"
-        turns: list[list[int]] = []
-        for message in self.desk.session.branch:
-            if message.is_left_out:
-                continue
-            if message.role is Role.USER or not turns:
-                turns.append([])
-            turns[-1].append(message.message_id)
-        most = count.max_context - count.max_context // RESERVED_SHARE
+        most = count.max_context // RESERVED_SHARE
+        needed = await self._turns_to_leave_out(count, kept=most)
+        turns = self.desk.session.turns()[:-1] if needed is None else needed[0]
+        low, high = 0, len(turns)
+        while low < high:  # the most of them that can be read at once
+            middle = (low + high + 1) // 2
+            ids = [message_id for turn in turns[:middle] for message_id in turn]
+            found = await self.desk.link.count(self.desk.session.request_for_summary(ids))
+            if found is not None and found.prompt_tokens + most <= count.max_context:
+                low = middle
+            else:
+                high = middle - 1
+        # A summary of nothing but a summary would win nothing.
+        old = {message.message_id for message in self.desk.session.branch if message.is_summary}
+        return turns[:low] if low > 1 or (low == 1 and turns[0][0] not in old) else None
+
+    async def _turns_to_leave_out(self, count: TokenCount, kept: int = 0) -> tuple[list[list[int]], int] | None:
+        """Return the fewest oldest turns without which there is room, and the tokens of the rest; None where even the
+        last message alone has too many. kept: tokens that something else will take."""
+        assert self.desk.link is not None, "something was counted"
+        turns = self.desk.session.turns()
+        most = count.max_context - count.max_context // RESERVED_SHARE - kept
         low, high, tokens = 1, len(turns) - 1, None
         while low <= high:  # the fewest: more are left out, fewer tokens remain
             middle = (low + high) // 2
@@ -126,8 +147,11 @@ class Room(Feature):
         return True
 
     async def _send_all(self) -> None:
-        left_out = [message.message_id for message in self.desk.session.branch if message.is_left_out]
-        if left_out:
-            await self.desk.session.leave_out(left_out, False)
+        session = self.desk.session
+        left_out = [one.message_id for one in session.branch if one.is_left_out and not one.is_summary]
+        summaries = [one.message_id for one in session.branch if one.stands_for]
+        if left_out or summaries:
+            await session.leave_out(left_out, False)
+            await session.leave_out(summaries)  # without them, what they stand for is sent itself
             self.desk.show_branch()
-        self.desk.say(words.ALL_SENT if left_out else words.NOTHING_LEFT_OUT)
+        self.desk.say(words.ALL_SENT if left_out or summaries else words.NOTHING_LEFT_OUT)

@@ -64,6 +64,28 @@ class History:
         """Add the empty message that an answer will fill, as leaf."""
         return self._insert(conversation_id, parent_id, Role.ASSISTANT, "", MessageState.STREAMING, model)
 
+    def begin_summary(
+        self, conversation_id: int, parent_id: int | None, model: str | None, summary_of: Sequence[int]
+    ) -> int:
+        """Add the empty message that a summary of others will fill; what is shown stays as it is."""
+        meta = {"summary_of": list(summary_of)}
+        return self._insert(
+            conversation_id, parent_id, Role.ASSISTANT, "", MessageState.STREAMING, model, meta, is_leaf=False
+        )
+
+    def put_summary(self, conversation_id: int, summary_id: int, prompt_id: int | None) -> None:
+        """Show a summary as the last message, or with a prompt behind it; the prompt stays where it was as well."""
+        with transaction(self._db):
+            leaf = summary_id
+            if prompt_id is not None:
+                columns = "conversation_id, role, content, state, model, created_at"
+                row = self._db.execute(
+                    f"INSERT INTO message (parent_id, {columns}) SELECT ?, {columns} FROM message WHERE id = ?",
+                    (summary_id, prompt_id),
+                )
+                leaf = _row_id(row)
+            self._db.execute("UPDATE conversation SET leaf_id = ? WHERE id = ?", (leaf, conversation_id))
+
     def save_partial(self, message_id: int, content: str, meta: dict[str, Any] | None = None) -> None:
         """Keep what has been written of an answer so far, and what is known of it where that is told."""
         with transaction(self._db):
@@ -186,7 +208,7 @@ class History:
                         message.state.value,
                         message.model,
                         message.created_at,
-                        json.dumps(message.meta),
+                        json.dumps(_with_new_ids(message, new_ids)),
                     ),
                 )
                 new_ids[message.message_id] = _row_id(row)
@@ -307,19 +329,32 @@ class History:
         content: str,
         state: MessageState,
         model: str | None,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        is_leaf: bool = True,
     ) -> int:
         now = time.time()
         writer_pid = os.getpid() if state is MessageState.STREAMING else None
         with transaction(self._db):
             row = self._db.execute(
-                "INSERT INTO message (conversation_id, parent_id, role, content, state, writer_pid, model, created_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (conversation_id, parent_id, role.value, content, state.value, writer_pid, model, now),
+                "INSERT INTO message (conversation_id, parent_id, role, content, state, writer_pid, model, created_at,"
+                " meta) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    conversation_id,
+                    parent_id,
+                    role.value,
+                    content,
+                    state.value,
+                    writer_pid,
+                    model,
+                    now,
+                    json.dumps(dict(meta or {})),
+                ),
             )
             message_id = _row_id(row)
-            self._db.execute(
-                "UPDATE conversation SET leaf_id = ?, updated_at = ? WHERE id = ?", (message_id, now, conversation_id)
-            )
+            self._db.execute("UPDATE conversation SET updated_at = ? WHERE id = ?", (now, conversation_id))
+            if is_leaf:
+                self._db.execute("UPDATE conversation SET leaf_id = ? WHERE id = ?", (message_id, conversation_id))
         return message_id
 
 
@@ -338,6 +373,13 @@ def _conversation(row: sqlite3.Row) -> Conversation:
     values = dict(row)
     values["tags"], values["sampling"] = tuple(json.loads(values["tags"])), json.loads(values["sampling"])
     return Conversation(conversation_id=values.pop("id"), **values)
+
+
+def _with_new_ids(message: Message, new_ids: Mapping[int, int]) -> dict[str, Any]:
+    """Return what is known of a message, a summary's messages by their new ids."""
+    if not isinstance(message.meta.get("summary_of"), list):
+        return message.meta
+    return message.meta | {"summary_of": [new_ids[one] for one in message.meta["summary_of"] if one in new_ids]}
 
 
 def _hit(row: sqlite3.Row, words: Sequence[str]) -> Hit:

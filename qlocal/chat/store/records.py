@@ -47,6 +47,19 @@ class Message:
         """Whether the user chose that it is not sent any more."""
         return self.meta.get("left_out") is True
 
+    @property
+    def is_summary(self) -> bool:
+        """Whether a model wrote it to be sent in the place of other messages."""
+        return "summary_of" in self.meta
+
+    @property
+    def stands_for(self) -> tuple[int, ...]:
+        """The messages in whose place a summary is sent; empty for all others, and as long as it is not whole."""
+        ids = self.meta.get("summary_of")
+        if not isinstance(ids, list) or self.state is not MessageState.COMPLETE or self.is_left_out:
+            return ()
+        return tuple(one for one in ids if isinstance(one, int))
+
 
 @dataclass(frozen=True)
 class Conversation:
