@@ -64,7 +64,8 @@ class ChatApp(App[int]):
         self._clean = CleanFilter()
         self.chat = ChatScreen(
             store,
-            options.system,
+            self._preferences.system if options.system is None else options.system,
+            self._preferences.sampling,
             has_model=bool(options.model or options.endpoint),
             write_terminal=self._write_terminal,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,11 +35,16 @@ class Desk:
     """One chat screen's things. Features reach each other by `feature(Kind)`."""
 
     def __init__(
-        self, screen: Screen[None], store: Store, system: str | None, write_terminal: Callable[[str], bool]
+        self,
+        screen: Screen[None],
+        store: Store,
+        system: str | None,
+        sampling: Mapping[str, Any],
+        write_terminal: Callable[[str], bool],
     ) -> None:
         self.screen = screen
         self.store = store
-        self.session = Session(store, system)
+        self.session = Session(store, system, sampling)
         self.write_terminal = write_terminal
         """Writes a control sequence to the terminal; False where there is none."""
         self.link: Link | None = None

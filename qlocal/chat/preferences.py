@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qlocal.chat.actions import Action, closest
+from qlocal.chat.library import DEFAULT, SAMPLINGS, SYSTEMS
+from qlocal.chat.sampling import parse_fields
 from qlocal.chat.theme import NAMES
 from qlocal.config import chat_table, config_folder
 from qlocal.errors import ConfigError
@@ -21,11 +23,13 @@ NO_KEY = ("", "none")
 @dataclass(frozen=True)
 class Preferences:
     """language: of `LANGUAGES`. theme: of `theme.NAMES`. keys: those of actions by name where they are not the usual
-    ones, comma-separated; empty for none."""
+    ones, comma-separated; empty for none. system, sampling: of new conversations, kept under the name `default`."""
 
     language: str = AUTO
     theme: str = "dark"
     keys: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def chosen_language(self) -> str:
@@ -49,7 +53,10 @@ def load_preferences(actions: Sequence[Action]) -> Preferences:
     theme = table.get("theme", "dark")
     if theme not in NAMES:
         raise ConfigError(f"{path}: chat.theme is {theme!r}, expected one of {', '.join(NAMES)}")
-    return Preferences(language, theme, _keys(table.get("keys", {}), actions, f"{path}: chat.keys"))
+    keys = _keys(table.get("keys", {}), actions, f"{path}: chat.keys")
+    system = SYSTEMS.read(DEFAULT) if SYSTEMS.has(DEFAULT) else None
+    sampling = parse_fields(SAMPLINGS.read(DEFAULT)) if SAMPLINGS.has(DEFAULT) else {}
+    return Preferences(language, theme, keys, system or None, sampling)
 
 
 def _keys(table: Any, actions: Sequence[Action], where: str) -> dict[str, str]:

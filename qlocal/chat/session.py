@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qlocal.chat.store.records import Message, MessageState, Role
@@ -20,25 +21,30 @@ if TYPE_CHECKING:
 class Session:
     """One conversation. Every change is in the store before it is in `branch`."""
 
-    def __init__(self, store: Store, system: str | None = None) -> None:
+    def __init__(
+        self, store: Store, system: str | None = None, sampling: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self._store = store
-        self._default_system = system
+        self.default_system = system
+        self.default_sampling = dict(sampling)
+        """What new conversations begin with."""
         self.system = system
-        self.sampling: dict[str, Any] = {}
+        self.sampling: dict[str, Any] = dict(sampling)
         """Fields of a request, where the conversation has its own."""
         self.conversation_id: int | None = None
         self.branch: list[Message] = []
 
     def clear(self) -> None:
         """Begin a new conversation; it enters the store with its first message."""
-        self.conversation_id, self.branch, self.system, self.sampling = None, [], self._default_system, {}
+        self.conversation_id, self.branch = None, []
+        self.system, self.sampling = self.default_system, dict(self.default_sampling)
 
     async def open(self, conversation_id: int) -> None:
         """Show an earlier conversation where it was left."""
         conversation = await self._store.run(lambda history: history.conversation(conversation_id))
         self.branch = await self._store.run(lambda history: history.branch(conversation_id))
         self.conversation_id = conversation_id
-        self.system = conversation.system if conversation is not None else self._default_system
+        self.system = conversation.system if conversation is not None else self.default_system
         self.sampling = conversation.sampling if conversation is not None else {}
 
     async def add_prompt(self, text: str, model: str | None, beside: Message | None = None) -> Message:

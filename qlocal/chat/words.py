@@ -180,8 +180,21 @@ SUMMARIZING = "The model summarizes; Esc stops it, and nothing is changed then."
 NO_SUMMARY = "The model wrote no summary: nothing is changed."
 SUMMARY_CUT = "■ cut at the room that a summary has"
 SUMMARY_STAYS = "A summary is not edited: /send-all sends the messages again that it stands for."
+FORM_KEYS = "Enter goes on · Ctrl+J is a new line · Esc goes back"
+NOTHING_TO_KEEP = "There is nothing to keep: write the prompt first."
+NEW_PROMPT = "Text of the prompt; what stands in braces is asked for, {{draft}} is what is being written"
+NAME_IT = "What is it called?"
+NAME_BEHIND = "Write the name behind it; what is called default is that of new conversations."
+IS_KEPT_ALREADY = "There is one of this name"
+REPLACE_IT = "Replace it"
+NO_SYSTEM = "No system message"
 SYSTEM_CHANGED = "The system message of this conversation is changed."
 SYSTEM_NONE = "This conversation has no system message: /system TEXT gives it one."
+
+
+def kept_in(folder: Path) -> str:
+    """Say where the texts lie that can be chosen."""
+    return t("Files in {folder}").format(folder=folder)
 
 
 def leave_out_turns(count: int) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from textual.widgets import OptionList, Static
 
-from qlocal.chat.features.asking import parse_sampling
 from qlocal.chat.link_state import LinkState, Phase, ShownPlan
+from qlocal.chat.sampling import parse_sampling
 from qlocal.chat.screens.facts import FactsScreen
 from qlocal.chat.screens.picker import Picker
 from qlocal.errors import UsageError
@@ -119,8 +119,6 @@ def test_system_message_and_sampling_are_the_conversations_own(tmp_path: Path) -
         await talk(chat, "one")
         assert chat.link.requests[0][0] == {"role": "system", "content": "Be brief."}
         assert chat.link.options[0] == {"temperature": 0.2, "seed": 7}
-        await chat.say("/system")
-        assert chat.notice == "Be brief."
         await chat.say("/sampling recommended")
         await chat.until(lambda: "recommend" in chat.notice)
         await chat.say("/system -")

@@ -22,6 +22,7 @@ from qlocal.chat.features.finding import Finding
 from qlocal.chat.features.knowing import Knowing
 from qlocal.chat.features.models import Models
 from qlocal.chat.features.program import Program
+from qlocal.chat.features.prompts import Prompts
 from qlocal.chat.features.reading import Reading
 from qlocal.chat.features.replay import Replays
 from qlocal.chat.features.room import Room
@@ -43,6 +44,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Compare,
     Knowing,
     Drafting,
+    Prompts,
     Asking,
     Room,
     Summaries,

@@ -1,40 +1,29 @@
-"""How a conversation asks: its system message and its sampling, kept with it."""
+"""How a conversation asks: its system message and its sampling, kept with it, and both kept by name for others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from qlocal.chat import words
-from qlocal.chat.actions import Action, closest
+from qlocal.chat.actions import Action
 from qlocal.chat.features.base import Feature
-from qlocal.errors import UsageError
+from qlocal.chat.languages import t
+from qlocal.chat.library import DEFAULT, SAMPLINGS, SYSTEMS, Shelf
+from qlocal.chat.sampling import parse_fields, parse_sampling, written
+from qlocal.chat.screens.picker import Line, Picker
 
-FIELDS: Mapping[str, tuple[type, float, float]] = {
-    "temperature": (float, 0, 2),
-    "top_p": (float, 0, 1),
-    "top_k": (int, 0, 1 << 20),
-    "min_p": (float, 0, 1),
-    "repetition_penalty": (float, 0.01, 10),
-    "max_tokens": (int, 1, 1 << 20),
-    "seed": (int, 0, (1 << 31) - 1),
-}
-PRESETS: Mapping[str, dict[str, Any]] = {
-    "recommended": {},
-    "exact": {"temperature": 0.0},
-    "lively": {"temperature": 1.0, "top_p": 0.95},
-}
+NONE = "-"
 
 
 class Asking(Feature):
-    """Changes hold from the next message on."""
+    """Changes hold from the next message on. What is called `default` is that of new conversations."""
 
     ACTIONS: ClassVar = (
         Action(
             "system",
             "",
             "System",
-            "Show the system message, or give another; - takes it away",
+            "Choose a system message by its name, or give one; - takes it away",
             argument="TEXT",
             is_shown=False,
         ),
@@ -42,46 +31,73 @@ class Asking(Feature):
             "sampling",
             "",
             "Sampling",
-            "Sample by recommended, exact, lively, or temperature=0.7 top_p=0.9",
+            "Choose a sampling by its name, or give fields: temperature=0.7 top_p=0.9",
             argument="FIELDS",
+            is_shown=False,
+        ),
+        Action(
+            "save_system",
+            "",
+            "Save system",
+            "Keep this conversation's system message by a name; default is that of new ones",
+            argument="NAME",
+            is_shown=False,
+        ),
+        Action(
+            "save_sampling",
+            "",
+            "Save sampling",
+            "Keep this conversation's sampling by a name; default is that of new ones",
+            argument="NAME",
             is_shown=False,
         ),
     )
 
-    def system(self, text: str) -> None:
-        if text:
-            self.desk.start(self._change_system(None if text == "-" else text), "history")
+    def system(self, text: str = "") -> None:
+        self.desk.start(self._change_system(text), "choose")
+
+    def sampling(self, text: str = "") -> None:
+        self.desk.start(self._change_sampling(text), "choose")
+
+    def save_system(self, name: str = "") -> None:
+        self.desk.start(self._save(SYSTEMS, name, self.desk.session.system or ""), "choose")
+
+    def save_sampling(self, name: str = "") -> None:
+        self.desk.start(self._save(SAMPLINGS, name, written(self.desk.session.sampling)), "choose")
+
+    async def _change_system(self, text: str) -> None:
+        session = self.desk.session
+        chosen = text or await self._choose(SYSTEMS, session.system or t(words.NO_SYSTEM), t(words.NO_SYSTEM))
+        if chosen is None:
+            return
+        if chosen == NONE:
+            await session.change_system(None)
         else:
-            self.desk.say(self.desk.session.system or words.SYSTEM_NONE)
-
-    def sampling(self, text: str) -> None:
-        self.desk.start(self._change_sampling(text), "history")
-
-    async def _change_system(self, system: str | None) -> None:
-        await self.desk.session.change_system(system)
-        self.desk.say(words.SYSTEM_CHANGED if system else words.SYSTEM_NONE)
+            await session.change_system(SYSTEMS.read(chosen) if SYSTEMS.has(chosen) else chosen)
+        self.desk.say(words.SYSTEM_CHANGED if session.system else words.SYSTEM_NONE)
 
     async def _change_sampling(self, text: str) -> None:
-        if text:
-            await self.desk.session.change_sampling(parse_sampling(text))
-        self.desk.say(words.sampling_is(self.desk.session.sampling))
+        session = self.desk.session
+        chosen = text or await self._choose(SAMPLINGS, words.sampling_is(session.sampling), None)
+        if chosen is None:
+            return
+        await session.change_sampling(parse_sampling(chosen))
+        self.desk.say(words.sampling_is(session.sampling))
 
+    async def _choose(self, shelf: Shelf, now: str, none: str | None) -> str | None:
+        lines: list[Line[str]] = [Line(f"● {words.first_line(now)}", "", None)]
+        lines += [Line(name, words.first_line(shelf.read(name)), name) for name in shelf.names()]
+        if none is not None:
+            lines.append(Line(none, "", NONE))
+        return await self.desk.ask(Picker(words.kept_in(shelf.folder), lines, ""))
 
-def parse_sampling(text: str) -> dict[str, Any]:
-    """Return the fields of a preset, or of `name=value` parts. UsageError names what is wrong."""
-    if text in PRESETS:
-        return dict(PRESETS[text])
-    found: dict[str, Any] = {}
-    for part in text.replace(",", " ").split():
-        name, equals, value = part.partition("=")
-        if name not in FIELDS or not equals:
-            raise UsageError(f"'{part}' is no sampling field with its value", hint=closest(name, [*FIELDS, *PRESETS]))
-        kind, least, most = FIELDS[name]
-        try:
-            number = kind(value)
-        except ValueError:
-            number = None
-        if number is None or not least <= number <= most:
-            raise UsageError(f"{name} is {value!r}, expected a number from {least:g} to {most:g}")
-        found[name] = number
-    return found
+    async def _save(self, shelf: Shelf, name: str, text: str) -> None:
+        if not name:
+            self.desk.say(words.NAME_BEHIND)
+            return
+        path = shelf.write(name, text)
+        if name == DEFAULT and shelf is SYSTEMS:
+            self.desk.session.default_system = text or None
+        elif name == DEFAULT:
+            self.desk.session.default_sampling = parse_fields(text)
+        self.desk.say(words.exported(path))

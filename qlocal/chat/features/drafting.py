@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shlex
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import ClassVar
 
-from textual.app import SuspendNotSupported
 from textual.timer import Timer
 
 from qlocal.chat import words
 from qlocal.chat.actions import Action
 from qlocal.chat.desk import Desk
 from qlocal.chat.documents import read_document
+from qlocal.chat.external_editor import edit_file
 from qlocal.chat.features.base import Feature
 from qlocal.chat.link_state import LinkState
 from qlocal.errors import QLocalError, UsageError
@@ -127,19 +124,10 @@ class Drafting(Feature):
         return None
 
     async def _edit(self) -> None:
-        command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
         prompt = self.desk.prompt
         with tempfile.TemporaryDirectory(prefix="qlocal-") as folder:
             path = Path(folder) / "message.md"
             path.write_text(prompt.text, encoding="utf-8")
-            try:
-                with self.desk.screen.app.suspend():
-                    code = subprocess.run([*command, str(path)], check=False).returncode
-            except SuspendNotSupported:
-                raise UsageError("this terminal cannot be handed to an editor") from None
-            except OSError as error:
-                raise UsageError(f"$EDITOR: {command[0]} cannot be started: {error.strerror}") from error
-            if code != 0:
-                raise UsageError(f"$EDITOR: {command[0]} ended with code {code}; the text is as it was")
+            edit_file(self.desk.screen.app, path)
             prompt.text = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n")
         prompt.move_cursor(prompt.document.end)

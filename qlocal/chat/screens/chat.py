@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -52,11 +52,18 @@ class ChatScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [action.binding() for action in ACTIONS if action.keys]
 
     def __init__(
-        self, store: Store, system: str | None, *, has_model: bool, write_terminal: Callable[[str], bool]
+        self,
+        store: Store,
+        system: str | None,
+        sampling: Mapping[str, Any],
+        *,
+        has_model: bool,
+        write_terminal: Callable[[str], bool],
     ) -> None:
+        """system, sampling: of new conversations."""
         super().__init__()
         self._has_model = has_model
-        self.desk = Desk(self, store, system, write_terminal)
+        self.desk = Desk(self, store, system, sampling, write_terminal)
         self.desk.add_features(FEATURES)
 
     def compose(self) -> ComposeResult:
