@@ -18,6 +18,7 @@ from textual.screen import Screen
 
 from qlocal import config
 from qlocal.chat.clean_filter import CleanFilter
+from qlocal.chat.dim_filter import DimText
 from qlocal.chat.features import ACTIONS
 from qlocal.chat.hangup import HANGUP, end_with_terminal
 from qlocal.chat.languages import speak, t
@@ -46,6 +47,12 @@ class ChatApp(App[int]):
     TITLE = "qlocal"
     COMMAND_PALETTE_BINDING = ""  # its key is that of an action, as all keys are
     BINDINGS: ClassVar[list[BindingType]] = []
+    # A list with the focus shows its line as one without: quieter words in it can be read then.
+    CSS = """
+    OptionList:focus > .option-list--option-highlighted {
+        background: $primary 25%; color: $foreground; text-style: bold;
+    }
+    """
 
     def __init__(
         self,
@@ -61,7 +68,7 @@ class ChatApp(App[int]):
         self._store = store
         self._make_link = make_link or _make_link
         self._link: Link | None = None
-        self._clean = CleanFilter()
+        self._clean, self._dim = CleanFilter(), DimText()
         self.chat = ChatScreen(
             store,
             self._preferences.system if options.system is None else options.system,
@@ -94,7 +101,7 @@ class ChatApp(App[int]):
         gc.freeze()
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        return [*super().get_line_filters(), self._clean]
+        return [self._dim, *super().get_line_filters(), self._clean]
 
     def _write_terminal(self, sequence: str) -> bool:
         """Write a control sequence to the terminal; False where there is none."""

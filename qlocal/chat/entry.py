@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from rich.style import Style
 
@@ -21,6 +21,8 @@ class Entry:
     """Stands behind the head, in a quieter colour."""
     note: str | None = None
     is_streaming: bool = False
+    is_quiet: bool = False
+    """Whether it is drawn as what matters less: a message that is no longer sent."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,17 @@ class Look:
     note: Style
     cursor: Style
     """The mark beside the block that the cursor is on."""
+
+    @property
+    def quiet(self) -> Look:
+        """The same for a message that is no longer sent: all of it in the quieter colour."""
+        muted = self.palette.muted
+        return replace(
+            self, palette=_all_in(self.palette, muted), thought=_all_in(self.thought, muted), head=muted,
+            user=self.user + muted, user_bar=self.user_bar + muted,
+        )  # fmt: skip
+
+
+def _all_in(palette: Palette, ink: Style) -> Palette:
+    """Return a palette in one colour; backgrounds, bold and italics stay."""
+    return Palette(*(getattr(palette, field.name) + ink for field in fields(palette)))

@@ -36,7 +36,7 @@ class EntryView:
     def __init__(self, entry: Entry, width: int, look: Look, *, is_unfolded: bool = False) -> None:
         self.width = max(MIN_WIDTH, width)
         self.fold_line: int | None = None
-        self._look = look
+        self._look = look.quiet if entry.is_quiet else look
         self._is_unfolded = is_unfolded
         self._lines: list[Line] = []
         self._strips: list[Strip | None] = []

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qlocal.chat.languages import t
 from qlocal.chat.machine import Machine
 from qlocal.chat.store.records import Message, Role
 from qlocal.schema import Status
@@ -28,19 +29,25 @@ def answer_section(message: Message | None) -> Section:
     written, prefill_s, first_s = _int(meta, "completion_tokens"), _float(meta, "prefill_s"), _float(meta, "first_s")
     rows: list[tuple[str, str]] = []
     if prompt is not None:
-        speed = f" at {(prompt - cached) / prefill_s:,.1f} tok/s" if prefill_s and prompt > cached else ""
-        restored = _int(meta, "restored_tokens")
-        disk = f", {restored:,} of them from disk or host memory" if restored else ""
-        rows.append(("read", f"{prompt - cached:,} tokens{speed} ({cached:,} more were cached{disk})"))
+        new = prompt - cached
+        more = t("{cached:,} more were cached").format(cached=cached)
+        if restored := _int(meta, "restored_tokens"):
+            more += t(", {restored:,} of them from disk or host memory").format(restored=restored)
+        rows.append((t("read"), f"{_at_speed(new, new / prefill_s if prefill_s and new > 0 else None)} ({more})"))
     if written is not None:
-        speed_s = _float(meta, "tokens_per_s")
-        rows.append(("written", f"{written:,} tokens" + (f" at {speed_s:,.1f} tok/s" if speed_s else "")))
+        rows.append((t("written"), _at_speed(written, _float(meta, "tokens_per_s"))))
     if first_s is not None:
-        rows.append(("time to first token", f"{first_s:.2f} s"))
-    drafted, accepted = _int(meta, "drafted_tokens"), _int(meta, "accepted_tokens")
+        rows.append((t("time to first token"), f"{first_s:.2f} s"))
+    drafted, accepted = _int(meta, "drafted_tokens"), _int(meta, "accepted_tokens") or 0
     if drafted:
-        rows.append(("guesses", f"{accepted or 0:,} of {drafted:,} were right ({(accepted or 0) / drafted:.0%})"))
-    return Section("Last answer", rows or [("", "None in this conversation yet.")])
+        sentence = t("{accepted:,} of {drafted:,} were right ({share:.0%})")
+        rows.append((t("guesses"), sentence.format(accepted=accepted, drafted=drafted, share=accepted / drafted)))
+    return Section(t("Last answer"), rows or [("", t("None in this conversation yet."))])
+
+
+def _at_speed(num_tokens: int, tokens_per_s: float | None) -> str:
+    text = t("{tokens:,} tokens").format(tokens=num_tokens)
+    return text + t(" at {speed:,.1f} tok/s").format(speed=tokens_per_s) if tokens_per_s else text
 
 
 def conversation_section(branch: Iterable[Message]) -> Section:
@@ -49,40 +56,43 @@ def conversation_section(branch: Iterable[Message]) -> Section:
     read = sum((_int(m.meta, "prompt_tokens") or 0) - (_int(m.meta, "cached_tokens") or 0) for m in answers)
     cached = sum(_int(m.meta, "cached_tokens") or 0 for m in answers)
     written = sum(_int(m.meta, "completion_tokens") or 0 for m in answers)
-    return Section(
-        "This branch",
-        [("answers", f"{len(answers):,}"), ("tokens", f"{read:,} read, {cached:,} cached, {written:,} written")],
-    )
+    told = t("{read:,} read, {cached:,} cached, {written:,} written").format(read=read, cached=cached, written=written)
+    return Section(t("This branch"), [(t("answers"), f"{len(answers):,}"), (t("tokens"), told)])
 
 
 def model_section(status: Status | None, model: str | None) -> Section:
     """Return what is loaded, and how."""
     if status is None:
-        return Section("Model", [("name", model or "none"), ("", "Another server's: it tells no more.")])
+        return Section(t("Model"), [(t("name"), model or t("none")), ("", t("Another server's: it tells no more."))])
     plan = status.plan or {}
-    rows = [("name", status.model or "none"), ("state", status.state.value)]
+    rows = [(t("name"), status.model or t("none")), (t("state"), t(status.state.value))]
     if status.path:
-        rows.append(("path", status.path))
+        rows.append((t("path"), status.path))
     if plan:
-        rows.append(("context", f"{plan.get('max_context', 0):,} tokens for {plan.get('slots', 1)} conversations"))
-        rows.append(("keys and values", f"{plan.get('key_type')}, {plan.get('value_type')}"))
-        rows.append(("split", f"{plan.get('split')}, head {plan.get('head')}, guesses by {_guesses(plan)}"))
+        context = t("{tokens:,} tokens for {slots} conversations")
+        rows.append((t("context"), context.format(tokens=plan.get("max_context", 0), slots=plan.get("slots", 1))))
+        rows.append((t("keys and values"), f"{plan.get('key_type')}, {plan.get('value_type')}"))
+        split = t("{split}, head {head}, guesses by {guesses}")
+        told = split.format(split=plan.get("split"), head=plan.get("head"), guesses=_guesses(plan))
+        rows.append((t("split"), told))
     if status.held_head is not None:
-        rows.append(("head", status.held_head.sentence))
+        rows.append((t("head"), status.held_head.sentence))
     if status.progress is not None:
-        rows.append(("loading", f"{status.progress.stage} {_bar(status.progress.done, status.progress.total)}"))
+        rows.append((t("loading"), f"{status.progress.stage} {_bar(status.progress.done, status.progress.total)}"))
         for device, count in status.progress.layers.items():
             if len(count) == 2:
-                rows.append((f"  {device}", f"{_bar(count[0], count[1])} {count[0]} of {count[1]} layers"))
-    rows.append(("queue", queue_words(status)))
-    return Section("Model", rows)
+                layers = t("{done} of {total} layers").format(done=count[0], total=count[1])
+                rows.append((f"  {device}", f"{_bar(count[0], count[1])} {layers}"))
+    rows.append((t("queue"), queue_words(status)))
+    return Section(t("Model"), rows)
 
 
 def queue_words(status: Status) -> str:
     """Return how many answers of all clients are being written, and how many wait."""
     slots = int((status.plan or {}).get("slots") or 1)
     waiting = max(0, status.in_flight - slots)
-    return f"{status.in_flight - waiting} at work, {waiting} waiting, {slots} at once at most"
+    sentence = t("{working} at work, {waiting} waiting, {slots} at once at most")
+    return sentence.format(working=status.in_flight - waiting, waiting=waiting, slots=slots)
 
 
 def memory_section(status: Status | None, machine: Machine) -> Section:
@@ -92,46 +102,59 @@ def memory_section(status: Status | None, machine: Machine) -> Section:
     for part in plan.get("devices", ()):
         device = str(part["device"])
         planned = part["weight_bytes"] + part["mapped_bytes"] + part["cache_bytes"] + part["scratch_bytes"]
-        shares = f"weights {size(part['weight_bytes'] + part['mapped_bytes'])}, cache {size(part['cache_bytes'])}"
-        rows.append((device, f"planned {size(planned)}: {shares}, steps {size(part['scratch_bytes'])}"))
+        shares = t("planned {planned}: weights {weights}, cache {cache}, steps {steps}").format(
+            planned=size(planned),
+            weights=size(part["weight_bytes"] + part["mapped_bytes"]),
+            cache=size(part["cache_bytes"]),
+            steps=size(part["scratch_bytes"]),
+        )
+        rows.append((device, shares))
         if device in used:
-            rows.append(("", f"loading took {size(used[device])} ({used[device] / max(1, planned):.0%} of the plan)"))
+            took = t("loading took {size} ({share:.0%} of the plan)")
+            rows.append(("", took.format(size=size(used[device]), share=used[device] / max(1, planned))))
     for device, card in machine.cards.items():
-        told = "the driver does not tell" if card is None else f"{size(card[0])} of {size(card[1])} in use"
-        rows.append((f"{device} now", told if card is None else f"{_bar(*card)} {told}"))
-    host = f"{_bar(machine.host_used, machine.host_total)} {size(machine.host_used)} of {size(machine.host_total)}"
-    rows.append(("memory now", f"{host} in use"))
+        told = t("the driver does not tell") if card is None else _in_use(*card)
+        rows.append((t("{device} now").format(device=device), told))
+    rows.append((t("memory now"), _in_use(machine.host_used, machine.host_total)))
     if machine.server is not None:
-        rows.append(("", f"the server and its engine: {size(machine.server)}, mapped files included"))
-    return Section("Memory", rows)
+        held = t("the server and its engine: {size}, mapped files included")
+        rows.append(("", held.format(size=size(machine.server))))
+    return Section(t("Memory"), rows)
+
+
+def _in_use(used: int, total: int) -> str:
+    told = t("{used} of {total} in use").format(used=size(used), total=size(total))
+    return f"{_bar(used, total)} {told}"
 
 
 def report_sections(report: Mapping[str, Any]) -> list[Section]:
     """Return the summary of a report that `quantize` wrote; fields that are no text or number are left out."""
-    facts = [
-        (name, str(report[key]))
-        for name, key in (("model", "model"), ("result", "result"), ("format", "format"), ("method", "method"))
-        if isinstance(report.get(key), str)
-    ]
-    facts += [("made by", str(report["tool"]))] if isinstance(report.get("tool"), str) else []
-    facts += [("calibration", str(report["calibration"]))] if isinstance(report.get("calibration"), str) else []
+    named = (
+        (t("model"), "model"),
+        (t("result"), "result"),
+        (t("format"), "format"),
+        (t("method"), "method"),
+        (t("made by"), "tool"),
+        (t("calibration"), "calibration"),
+    )
+    facts = [(name, str(report[key])) for name, key in named if isinstance(report.get(key), str)]
     total, bits = _int(report, "tensor_bytes"), _float(report, "bits_per_weight")
     if total is not None and bits is not None:
-        facts.append(("size", f"{size(total)}, {bits:.3f} bits a weight"))
+        facts.append((t("size"), t("{size}, {bits:.3f} bits a weight").format(size=size(total), bits=bits)))
     if (loss := _float(report, "mean_loss")) is not None:
-        facts.append(("mean loss", f"{loss:.5f}"))
-    sections = [Section("Checkpoint", facts)]
+        facts.append((t("mean loss"), f"{loss:.5f}"))
+    sections = [Section(t("Checkpoint"), facts)]
     if isinstance(verify := report.get("verify"), Mapping):
-        sections.append(Section("Held against its source", _flat(verify)))
+        sections.append(Section(t("Held against its source"), _flat(verify)))
     if isinstance(by_type := report.get("bytes_by_type"), Mapping):
         rows = [(str(name), size(n)) for name, n in by_type.items() if isinstance(n, int)]
-        sections.append(Section("Bytes by type", rows))
+        sections.append(Section(t("Bytes by type"), rows))
     if isinstance(losses := report.get("losses"), Mapping):
         numbers = {str(k): v for k, v in losses.items() if isinstance(v, int | float)}
         worst = sorted(numbers.items(), key=lambda item: -item[1])[:8]
-        sections.append(Section("Largest losses", [(name, f"{value:.5f}") for name, value in worst]))
+        sections.append(Section(t("Largest losses"), [(name, f"{value:.5f}") for name, value in worst]))
     if isinstance(notes := report.get("notes"), list) and notes:
-        sections.append(Section("Notes", [("", str(note)) for note in notes]))
+        sections.append(Section(t("Notes"), [("", str(note)) for note in notes]))
     return sections
 
 
@@ -159,7 +182,7 @@ def _bar(done: int, total: int) -> str:
 
 
 def _guesses(plan: Mapping[str, Any]) -> str:
-    return str(plan.get("guesses") or "nobody").rsplit("/", 1)[-1]
+    return str(plan.get("guesses") or t("nobody")).rsplit("/", 1)[-1]
 
 
 def _int(values: Mapping[str, Any], key: str) -> int | None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
 
 from qlocal.chat.languages import t
 
 BAR_CELLS = 12
+NEVER_LEFT_OUT, NAME = 5, 7
+"""Ranks of the line's parts: state and warning stay always, and so does the model, as a name that may be cut."""
+LEAST_NAME_CELLS = 8
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,28 @@ class StatusLine:
     others: int = 0
     """Answers of other clients that the server writes or that wait there."""
 
-    def text(self) -> str:
-        """Return the line, without padding."""
-        parts = [self.model or t("no model"), self._progress(), self._speed(), self._context()]
-        if self.others:
-            parts.insert(2, t("{count} of others in the queue").format(count=self.others))
-        if self.warning:
-            parts.insert(0, f"■ {self.warning}")
-        return " · ".join(parts + [part for part in (self.form, self.price) if part])
+    def text(self, max_cells: int | None = None) -> str:
+        """Return the line, without padding. Where there is no room for all of it, what matters less is left out, and
+        at last the model's name is cut."""
+        ranked = [
+            (6, f"■ {self.warning}" if self.warning else ""),
+            (7, self.model or t("no model")),
+            (5, self._progress()),
+            (1, t("{count} of others in the queue").format(count=self.others) if self.others else ""),
+            (0 if self.tokens_per_s is None else 2, self._speed()),
+            (3, self._context()),
+            (4, self.form),
+            (4, self.price),
+        ]
+        parts = [(rank, part) for rank, part in ranked if part]
+        while max_cells is not None and len(parts) > 1 and cell_len(_joined(parts)) > max_cells:
+            least = min(rank for rank, _ in parts)
+            if least >= NEVER_LEFT_OUT:
+                over = cell_len(_joined(parts)) - max_cells
+                parts = [(rank, _cut(part, over) if rank == NAME else part) for rank, part in parts]
+                break
+            parts.remove(next(part for part in reversed(parts) if part[0] == least))
+        return _joined(parts)
 
     def _progress(self) -> str:
         if self.fraction is None:
@@ -59,3 +79,11 @@ class StatusLine:
             return t("context {used}").format(used=used)
         share = f" ({self.context_used / self.max_context:.0%})" if self.context_used is not None else ""
         return t("context {used} / {most:,}").format(used=used, most=self.max_context) + share
+
+
+def _joined(parts: Sequence[tuple[int, str]]) -> str:
+    return " · ".join(part for _, part in parts)
+
+
+def _cut(name: str, over: int) -> str:
+    return set_cell_size(name, max(LEAST_NAME_CELLS, cell_len(name) - over - 1)).rstrip() + "…"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from textual.theme import Theme
 
+QUIET = {"text-disabled": "auto 80%"}
+"""What cannot be chosen now can be read all the same: Textual's 38 % cannot."""
 DARK = Theme(
     name="qlocal-dark",
     primary="#6cb6ff",
@@ -20,6 +22,7 @@ DARK = Theme(
     surface="#182028",
     panel="#1d2731",
     dark=True,
+    variables=QUIET,
 )
 LIGHT = Theme(
     name="qlocal-light",
@@ -34,6 +37,7 @@ LIGHT = Theme(
     surface="#eff2f4",
     panel="#e6ebef",
     dark=False,
+    variables=QUIET,
 )
 CONTRAST = Theme(
     name="qlocal-contrast",
@@ -48,6 +52,7 @@ CONTRAST = Theme(
     surface="#000000",
     panel="#161616",
     dark=True,
+    variables=QUIET,
 )
 OWN = (DARK, LIGHT, CONTRAST)
 NAMES = {

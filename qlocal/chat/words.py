@@ -31,6 +31,9 @@ NO_BLOCK_TO_COPY = "There is no code to copy; Alt+Up puts a cursor on a block."
 NO_LINK_YET = "The server is being looked for."
 NOTHING_TO_UNFOLD = "No answer here was thought about."
 
+PICKER_KEYS = "type to narrow · Enter takes · Esc goes back"
+QUESTION_KEYS = "↑↓ chooses · Enter takes · Esc goes back"
+
 NO_ANSWER_YET = "There is no answer yet."
 NO_PROBABILITIES = "Nothing is known of this answer's tokens: our own server with a model that is ready can tell."
 SCORING = "The model reads the answer again …"
@@ -300,6 +303,7 @@ def entry_of(message: Message, is_replaced: bool = False) -> Entry:
         detail=_detail(message, is_replaced),
         note=_note(message),
         is_streaming=message.state is MessageState.STREAMING,
+        is_quiet=message.is_left_out,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def ready(**changes: Any) -> LinkState:
 def rows(chat: Chat) -> str:
     screen = chat.app.screen
     assert isinstance(screen, FactsScreen)
-    return str(screen.query_one("#rows", Static).content)
+    return re.sub(r"\n {10,}", " ", str(screen.query_one("#rows", Static).content))
 
 
 async def opened(chat: Chat, action: str) -> None:

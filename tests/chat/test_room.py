@@ -12,6 +12,8 @@ from qlocal.chat.link_state import LinkState, Phase, ShownPlan
 from qlocal.chat.sampling import parse_sampling
 from qlocal.chat.screens.facts import FactsScreen
 from qlocal.chat.screens.picker import Picker
+from qlocal.chat.widgets.look import look_of
+from qlocal.chat.widgets.transcript import Transcript
 from qlocal.errors import UsageError
 from tests.chat.driving import Chat, run_chat, stored
 from tests.chat.scripted import ScriptedLink, answer_of
@@ -85,6 +87,28 @@ def test_turns_that_are_left_out_stay_in_the_history_and_can_be_sent_again(tmp_p
         assert len(chat.app.chat.desk.session.request()) == 5
 
     run(tmp_path, use)
+
+
+def test_what_is_left_out_is_dimmed_and_says_so(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await talk(chat, "first", "second")
+        desk = chat.app.chat.desk
+        before = colours(chat)
+        await desk.session.leave_out([message.message_id for message in desk.session.branch[:2]])
+        desk.show_branch()
+        await chat.until_shown("You · no longer sent")
+        muted = look_of(chat.app.theme_variables).palette.muted.color
+        after = colours(chat)
+        assert after["first"] == muted != before["first"], "the question is quieter"
+        assert after["second"] == before["second"]
+
+    run_chat(tmp_path, ScriptedLink([answer_of("said")]), use, size=(80, 30))
+
+
+def colours(chat: Chat) -> dict[str, object]:
+    transcript = chat.app.chat.query_one(Transcript)
+    segments = [segment for y in range(transcript.size.height) for segment in transcript.render_line(y)]
+    return {one.text.strip(): one.style.color for one in segments if one.style is not None}
 
 
 def test_the_limit_is_raised_after_its_price_was_shown(tmp_path: Path) -> None:

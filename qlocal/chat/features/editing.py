@@ -13,7 +13,7 @@ from qlocal.chat.features.conversations import Conversations
 from qlocal.chat.features.turns import Turns
 from qlocal.chat.languages import t
 from qlocal.chat.logprobs import unpack
-from qlocal.chat.screens.picker import Line, Picker
+from qlocal.chat.screens.picker import Line, Picker, Question
 from qlocal.chat.store.records import Message, MessageState, Role
 
 
@@ -154,7 +154,7 @@ class Editing(Feature):
 
     async def _prune(self, message: Message, conversation_id: int) -> None:
         lines = [Line(t(words.DELETE_IT), words.first_line(message.content), True), Line(t(words.KEEP_IT), "", False)]
-        if await self.desk.ask(Picker(t(words.PRUNE), lines, "")):
+        if await self.desk.ask(Question(t(words.PRUNE), lines, "")):
             count = await self.desk.store.run(lambda history: history.prune(conversation_id, message.message_id))
             await self.desk.session.refresh()
             self.desk.feature(Conversations).show()

@@ -12,7 +12,7 @@ from qlocal.chat.features.base import Feature
 from qlocal.chat.features.conversations import Conversations
 from qlocal.chat.features.turns import Turns
 from qlocal.chat.languages import t
-from qlocal.chat.screens.picker import Line, Picker
+from qlocal.chat.screens.picker import Line, Question
 from qlocal.chat.store.records import Conversation
 from qlocal.chat.widgets.sidebar import Sidebar
 
@@ -95,7 +95,7 @@ class Finding(Feature):
         conversation = await self.desk.store.run(lambda history: history.conversation(conversation_id))
         title = "" if conversation is None else conversation.title
         lines = [Line(t(words.DELETE_IT), title, True), Line(t(words.KEEP_IT), "", False)]
-        if await self.desk.ask(Picker(t(words.DELETE_CONVERSATION), lines, "")):
+        if await self.desk.ask(Question(t(words.DELETE_CONVERSATION), lines, "")):
             self.desk.feature(Turns).end()
             await self.desk.store.run(lambda history: history.delete(conversation_id))
             self.desk.feature(Conversations).new_conversation()

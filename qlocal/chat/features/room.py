@@ -14,8 +14,8 @@ from qlocal.chat.features.base import Feature
 from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.screens.facts import FactsScreen
-from qlocal.chat.screens.picker import Line, Picker
 from qlocal.chat.summarizing import write_summary
+from qlocal.chat.screens.picker import Line, Question
 from qlocal.errors import EngineError
 
 RESERVED_SHARE = 8
@@ -80,7 +80,7 @@ class Room(Feature):
         if self.desk.link_state.path is not None:
             lines.append(Line(words.larger_context(larger), "", "raise"))
         lines.append(Line(t(words.CANCEL), "", "cancel"))
-        chosen = await self.desk.ask(Picker(t(words.ROOM), lines, ""))
+        chosen = await self.desk.ask(Question(t(words.ROOM), lines, ""))
         if chosen == "trim" and trimmed is not None:
             await self.desk.session.leave_out([message_id for turn in trimmed[0] for message_id in turn])
             self.desk.show_branch()

@@ -18,6 +18,7 @@ from qlocal.chat import words
 from qlocal.chat.entry import Entry
 from qlocal.chat.languages import t
 from qlocal.chat.link_state import Choice
+from qlocal.chat.widgets.marks import Marks
 from qlocal.chat.widgets.transcript import Transcript
 from qlocal.clean import clean, clean_line
 
@@ -44,7 +45,7 @@ class CompareChoice(ModalScreen[list[str] | None]):
         with Vertical(id="choice") as box:
             box.border_title = t(words.COMPARE)
             box.border_subtitle = t(words.COMPARE_KEYS)
-            yield SelectionList[str](
+            yield Marks[str](
                 *[
                     Selection(Content(clean_line(one.name)), one.name, one.name == self._current)
                     for one in self._choices
@@ -99,10 +100,16 @@ class CompareScreen(Screen[int | None]):
     def on_mount(self) -> None:
         for idx, model in enumerate(self._models):
             column = self._column(idx)
-            column.styles.min_width = LEAST_COLUMN_CELLS
             column.show([Entry(idx, False, "", model, t(words.COMPARE_WAITS))])
+        self.on_resize()
         self._column(0).focus()
         self.is_drawn.set()
+
+    def on_resize(self) -> None:
+        """Share the width, where the columns do not become too narrow; else they are scrolled through."""
+        share, left = divmod(self.size.width, len(self._models))
+        for idx in range(len(self._models)):
+            self._column(idx).styles.width = max(LEAST_COLUMN_CELLS, share + (idx < left))
 
     def begin(self, idx: int, entry: Entry) -> None:
         """A model is being loaded, or begins to answer."""

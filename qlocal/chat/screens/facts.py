@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
 
+from rich.cells import cell_len, set_cell_size
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -19,6 +20,7 @@ from qlocal.clean import clean_line
 
 READ_S = 1.0
 NAME_CELLS = 20
+LEAST_VALUE_CELLS = 20
 
 Read = Callable[[], Awaitable[Sequence[Section]]]
 
@@ -46,7 +48,6 @@ class FactsScreen(ModalScreen[bool]):
             yield Static(id="rows")
 
     def on_mount(self) -> None:
-        self._show(self._sections)
         self.query_one("#facts").focus()
         if self._read is not None:
             self.set_interval(READ_S, self._refresh)
@@ -62,11 +63,28 @@ class FactsScreen(ModalScreen[bool]):
         if self._read is not None:
             self._show(await self._read())
 
+    def on_resize(self) -> None:
+        # Once the rows have their new width.
+        self.call_after_refresh(lambda: self._show(self._sections))
+
     def _show(self, sections: Sequence[Section]) -> None:
-        lines: list[Content] = []
-        for section in sections:
-            lines += [Content(""), Content.styled(clean_line(section.title), "bold")]
-            for name, value in section.rows:
-                padded = f"  {clean_line(name):<{NAME_CELLS}} " if name else "  "
-                lines.append(Content.styled(padded, "dim") + Content(clean_line(value)))
-        self.query_one("#rows", Static).update(Content("\n").join(lines[1:]))
+        self._sections = sections
+        rows = self.query_one("#rows", Static)
+        if room := rows.content_size.width:
+            rows.update(Content("\n").join(drawn(sections, room)))
+
+
+def drawn(sections: Sequence[Section], room: int) -> list[Content]:
+    """Return the lines of sections in so many cells: names in a column, values beside it, however long they are."""
+    lines: list[Content] = []
+    for section in sections:
+        lines += [Content(""), Content.styled(clean_line(section.title), "bold")]
+        named = [cell_len(clean_line(name)) for name, _ in section.rows]
+        column = min(max([NAME_CELLS, *named]), max(NAME_CELLS, room // 2))
+        indent = column + 3 if any(named) else 2
+        for name, value in section.rows:
+            values = [str(line) for line in Content(clean_line(value)).wrap(max(LEAST_VALUE_CELLS, room - indent))]
+            head = f"  {set_cell_size(clean_line(name), column)} " if name else " " * indent
+            lines.append(Content.styled(head, "dim") + Content(values[0]))
+            lines += [Content(" " * indent + line) for line in values[1:]]
+    return lines[1:]

@@ -53,7 +53,7 @@ class HelpScreen(ModalScreen[None]):
     def _table(self) -> Table:
         # Rich's, since its columns know how wide a character is and break the sentences of theirs alone.
         table = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        for style, ratio in (("bold", 2), ("cyan", 3), ("", 6)):
+        for style, ratio in (("bold", 2), ("", 3), ("", 6)):
             table.add_column(style=style, ratio=ratio, overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))

@@ -15,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
+from qlocal.chat import words
 from qlocal.chat.languages import t
 from qlocal.clean import clean_line
 
@@ -34,6 +35,8 @@ class Picker(ModalScreen[T | None], Generic[T]):
     """Returns the value of the chosen line, or None after Esc."""
 
     CSS_PATH = "picker.tcss"
+    HAS_FILTER: ClassVar[bool] = True
+    KEYS: ClassVar[str] = words.PICKER_KEYS
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "cancel", "Back", id="picker.cancel"),
         Binding("down", "move(1)", "Next", show=False, priority=True, id="picker.next"),
@@ -50,13 +53,14 @@ class Picker(ModalScreen[T | None], Generic[T]):
     def compose(self) -> ComposeResult:
         with Vertical(id="picker") as box:
             box.border_title = self._title
-            box.border_subtitle = t("type to narrow · Enter takes · Esc goes back")
-            yield Input(placeholder=t("Filter"), id="filter")
+            box.border_subtitle = t(self.KEYS)
+            if self.HAS_FILTER:
+                yield Input(placeholder=t("Filter"), id="filter")
             yield OptionList(id="lines", markup=False)
 
     def on_mount(self) -> None:
         self._fill("")
-        self.query_one(Input).focus()
+        self.query_one(Input if self.HAS_FILTER else OptionList).focus()
 
     @on(Input.Changed)
     def narrow(self, event: Input.Changed) -> None:
@@ -87,8 +91,8 @@ class Picker(ModalScreen[T | None], Generic[T]):
             self.dismiss(self._shown[idx].value)
 
     def _fill(self, text: str) -> None:
-        words = text.lower().split()
-        self._shown = [line for line in self._lines if all(word in line.title.lower() for word in words)]
+        parts = text.lower().split()
+        self._shown = [line for line in self._lines if all(part in line.title.lower() for part in parts)]
         options = self.query_one(OptionList)
         options.clear_options()
         if not self._shown:
@@ -96,6 +100,13 @@ class Picker(ModalScreen[T | None], Generic[T]):
             return
         options.add_options([Option(_content(line), disabled=line.value is None) for line in self._shown])
         options.highlighted = next((i for i, line in enumerate(self._shown) if line.value is not None), None)
+
+
+class Question(Picker[T]):
+    """A few answers to choose from: nothing to narrow by typing."""
+
+    HAS_FILTER = False
+    KEYS = words.QUESTION_KEYS
 
 
 def _content(line: Line[T]) -> Content:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.cells import set_cell_size
 from textual.binding import Binding, BindingType
 from textual.content import Content
 
@@ -51,14 +52,14 @@ class ReplayScreen(TokenWalk[None]):
         idx = self.tokens.cursor
         token = self._replay.tokens[idx]
         marked = sum(self.is_notable(i) for i in range(len(self._replay.tokens)))
+        names = clean_line(self._replay.reference), clean_line(self._replay.candidate)
         lines = [
             Content(words.replayed_token(idx, len(self._replay.tokens), token, self._threshold, marked)),
-            Content.styled(f"{clean_line(self._replay.reference):<{COLUMN_CELLS}}  ", "bold")
-            + Content.styled(clean_line(self._replay.candidate), "bold"),
+            Content.styled(_cells(names[0]) + _cells(names[1]), "bold"),
         ]
         sides = _candidates(token.reference), _candidates(token.candidate)
         for left, right in zip(*sides, strict=False):
-            lines.append(Content(f"{left:<{COLUMN_CELLS}}  {right}"))
+            lines.append(Content(_cells(left) + _cells(right)))
         self.set_panel(lines)
 
     def _mark(self) -> None:
@@ -76,5 +77,10 @@ def _candidates(token: TokenLogprobs) -> list[str]:
     for one in token.top[:4]:
         text = clean_line(visible(one.raw.decode("utf-8", "replace")))
         note = t(words.WRITTEN) if one.is_same(token.chosen) else ""
-        lines.append(f"{one.probability:6.1%}  {text}{note}"[:COLUMN_CELLS])
+        lines.append(f"{one.probability:6.1%}  {text}{note}")
     return lines
+
+
+def _cells(text: str) -> str:
+    """Return a text in the cells of a column, with two behind it."""
+    return set_cell_size(text, COLUMN_CELLS) + "  "

@@ -16,6 +16,7 @@ from textual.widgets.selection_list import Selection
 
 from qlocal.chat import words
 from qlocal.chat.languages import t
+from qlocal.chat.widgets.marks import Marks
 from qlocal.clean import clean_line
 
 
@@ -45,7 +46,7 @@ class ToolboxScreen(ModalScreen[list[str] | None]):
         with Vertical(id="toolbox") as box:
             box.border_title = t(words.TOOLS)
             box.border_subtitle = t(words.TOOLS_KEYS)
-            yield SelectionList[str](
+            yield Marks[str](
                 *[
                     Selection(
                         Content(clean_line(one.name)) + Content.styled(f"  {clean_line(one.detail)}", "dim"),

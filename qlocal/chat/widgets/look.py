@@ -12,7 +12,7 @@ from textual.color import Color, ColorParseError
 from qlocal.chat.entry import Look
 from qlocal.chat.markdown.palette import Palette
 
-MUTED = 0.62
+MUTED = 0.72
 """How much of the foreground is left in text that matters less."""
 
 

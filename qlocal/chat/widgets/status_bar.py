@@ -16,4 +16,4 @@ class StatusBar(Widget):
     status: reactive[StatusLine] = reactive(StatusLine())
 
     def render(self) -> Content:
-        return Content(clean(self.status.text()))
+        return Content(clean(self.status.text(self.content_size.width)))
