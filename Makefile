@@ -9,7 +9,7 @@ SOAK ?=
 SECTIONS ?= values,few,many,decoding,tune,quantize,exchange
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo test check fix bench real fuzz fuzz-long coverage clients soak requests gpu-check
+.PHONY: setup demo test check fix bench real fuzz fuzz-long coverage clients soak requests gpu-check snapshots
 
 setup: .venv/.ready
 
@@ -67,3 +67,7 @@ requests: setup
 # Needs an NVIDIA card, torch, triton, numpy, safetensors and tokenizers, and nothing else. REHEARSE=--rehearse needs no card.
 gpu-check:
 	$(GPU_PYTHON) -m benchmarks.gpu_check --sections $(SECTIONS) $(REHEARSE)
+
+# Writes anew what tests/chat/screens/ keeps of every screen: after a change of the chat's look that is meant.
+snapshots: setup
+	$(BIN)/python -m tests.chat.snapshots
