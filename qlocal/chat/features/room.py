@@ -14,8 +14,8 @@ from qlocal.chat.features.base import Feature
 from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.screens.facts import FactsScreen
-from qlocal.chat.summarizing import write_summary
 from qlocal.chat.screens.picker import Line, Question
+from qlocal.chat.summarizing import write_summary
 from qlocal.errors import EngineError
 
 RESERVED_SHARE = 8
