@@ -27,6 +27,8 @@ REPLY_TIMEOUT_S = 30.0
 # A status event or a ping comes at least every 10 s; three missed ones mean that the server hangs.
 EVENTS_TIMEOUT_S = 35.0
 
+HIDDEN = "[key]"
+
 ChatMessage = dict[str, Any]
 """`{"role": ..., "content": ...}` as OpenAI's API has it, with its tool calls where there are any."""
 
@@ -45,9 +47,11 @@ class ChatClient:
     Build it with `ChatClient.at` or `ChatClient.to_url`; close it with `aclose`.
     """
 
-    def __init__(self, http: httpx.AsyncClient, *, name: str) -> None:
+    def __init__(self, http: httpx.AsyncClient, *, name: str, token: str | None = None) -> None:
+        """token: what is taken out of what the server says went wrong: it would reach the history."""
         self._http = http
         self.name = name
+        self._token = token
 
     @classmethod
     def at(cls, address: Address) -> ChatClient:
@@ -65,7 +69,13 @@ class ChatClient:
             raise UsageError(f"--endpoint {url!r} is not a URL: {error}") from error
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise UsageError(f"--endpoint {url!r} is not a URL", hint="Give one like http://localhost:8080")
-        return cls(_http_client(base, token, None), name=parsed.host)
+        return cls(_http_client(base, token, None), name=parsed.host, token=token)
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port."""
+        url = self._http.base_url
+        return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -159,12 +169,17 @@ class ChatClient:
             timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=None)
             async with self._http.stream("POST", "/v1/chat/completions", json=request, timeout=timeout) as response:
                 if response.status_code >= 400:
-                    yield wire.parse_error(response.status_code, await _body(response))
+                    yield self._without_token(wire.parse_error(response.status_code, await _body(response)))
                     return
                 async for event in _answer_events(response):
-                    yield event
+                    yield self._without_token(event) if isinstance(event, Failure) else event
         except httpx.HTTPError as error:
             yield Failure(_unreachable(self.name, error).message)
+
+    def _without_token(self, failure: Failure) -> Failure:
+        if not self._token:
+            return failure
+        return Failure(failure.message.replace(self._token, HIDDEN), failure.code)
 
     async def _get(self, path: str, timeout_s: float | None = REPLY_TIMEOUT_S) -> dict[str, Any]:
         timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=timeout_s)
@@ -177,7 +192,9 @@ class ChatClient:
     async def _reply(self, request: httpx.Request) -> dict[str, Any]:
         try:
             response = await self._http.send(request)
-            await _check(response)
+            if response.status_code >= 400:
+                failure = self._without_token(wire.parse_error(response.status_code, await _body(response)))
+                raise ServerError(failure.message)
         except httpx.HTTPError as error:
             raise _unreachable(self.name, error) from error
         return wire.as_object(_loads(response.text))

@@ -11,10 +11,11 @@ from typing import Any
 
 from qlocal import catalog, launch
 from qlocal.chat.client import ChatClient, ChatMessage
+from qlocal.chat.endpoints import read_endpoints
 from qlocal.chat.events import Failure, TokenCount
 from qlocal.chat.link_state import AnswerStream, Choice, Link, LinkState, OwnServer, Phase, ShownPlan
 from qlocal.chat.logprobs import TOP
-from qlocal.config import ChatOptions, EngineOptions
+from qlocal.config import ChatOptions, EngineOptions, chat_table
 from qlocal.errors import QLocalError, ServerError
 from qlocal.schema import EngineState, Status
 
@@ -25,8 +26,17 @@ RESTART_WINDOW_S = 60.0
 
 
 def open_link(options: ChatOptions) -> Link:
-    """Return the link that the options ask for. UsageError if the endpoint is no URL."""
-    return LocalLink(options) if options.endpoint is None else EndpointLink(options)
+    """Return the link that the options ask for. UsageError if the endpoint is neither a name nor a URL."""
+    endpoints = read_endpoints(chat_table())
+    if not endpoints:
+        return LocalLink(options) if options.endpoint is None else EndpointLink(options)
+    from qlocal.chat.switch import SwitchLink  # which knows these links
+
+    if options.endpoint in endpoints:
+        named = endpoints[options.endpoint]
+        home = LocalLink(replace(options, model=None, endpoint=None))
+        return SwitchLink(home, endpoints.values(), (named, options.model or named.models[0]))
+    return SwitchLink(LocalLink(options) if options.endpoint is None else EndpointLink(options), endpoints.values())
 
 
 class LocalLink:
@@ -202,19 +212,20 @@ class EndpointLink:
         await self._client.aclose()
 
     async def _state(self) -> LinkState:
+        origin = self._client.origin
         try:
             served = await self._client.models()
         except ServerError as error:
             if self._model is None:
                 return LinkState(Phase.FAILED, error=f"{error}. Give the model's name if the server has no list")
             # A server without /v1/models can answer all the same; whether it does is seen with the first question.
-            return LinkState(Phase.READY, self._model, error=str(error))
+            return LinkState(Phase.READY, self._model, error=str(error), endpoint=origin)
         if self._model is None and len(served) == 1:
             self._model = served[0].name
         if self._model is None:
-            return LinkState(Phase.CHOOSING)
+            return LinkState(Phase.CHOOSING, endpoint=origin)
         limit = next((model.max_context for model in served if model.name == self._model), None)
-        return LinkState(Phase.READY, self._model, max_context=limit)
+        return LinkState(Phase.READY, self._model, max_context=limit, endpoint=origin)
 
 
 def _state_of(status: Status) -> LinkState:

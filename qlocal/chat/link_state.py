@@ -41,6 +41,8 @@ class LinkState:
     """All that our own server told, None of others."""
     memory: str | None = None
     """What is planned of it and what is in use."""
+    endpoint: str | None = None
+    """Where conversations are sent to, None for our own server."""
 
 
 @dataclass(frozen=True)

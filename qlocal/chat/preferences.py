@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qlocal.chat.actions import Action, closest
+from qlocal.chat.endpoints import read_endpoints
 from qlocal.chat.library import DEFAULT, SAMPLINGS, SYSTEMS
 from qlocal.chat.sampling import parse_fields
 from qlocal.chat.theme import NAMES
@@ -44,9 +45,10 @@ def load_preferences(actions: Sequence[Action]) -> Preferences:
     """Return what config.toml says. ConfigError names the file, the key, and what is wrong with it."""
     path, table = config_folder() / "config.toml", chat_table()
     # Those of tools are read where tools are chosen: a folder that is gone must not keep the chat from opening.
-    known = ("language", "theme", "keys", "tool_folders", "mcp")
+    known = ("language", "theme", "keys", "tool_folders", "mcp", "endpoints")
     if unknown := sorted(table.keys() - set(known)):
         raise ConfigError(f"{path}: unknown key 'chat.{unknown[0]}'", hint=closest(unknown[0], known))
+    read_endpoints(table)
     language = table.get("language", AUTO)
     if language not in LANGUAGES:
         raise ConfigError(f"{path}: chat.language is {language!r}, expected one of {', '.join(LANGUAGES)}")

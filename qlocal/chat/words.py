@@ -228,6 +228,13 @@ def sampling_is(fields: dict[str, object]) -> str:
     return t("This conversation is sampled with {fields}.").format(fields=text)
 
 
+def goes_to(endpoint: str) -> str:
+    """Say that what is written leaves this machine."""
+    return t("Conversations are sent to {endpoint} from here on, all of them that you go on with.").format(
+        endpoint=endpoint
+    )
+
+
 def waiting_for(state: LinkState) -> str:
     """Say why a message has not been sent yet."""
     match state.phase:

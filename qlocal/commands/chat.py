@@ -11,7 +11,11 @@ from qlocal.config import ChatOptions, load_settings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, optional=True)
-    parser.add_argument("--endpoint", metavar="URL", help="talk to an OpenAI-compatible server there instead")
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="an OpenAI-compatible server in the place of our own, or its name in config.toml",
+    )
     parser.add_argument("--system", metavar="TEXT", help="the system message of new conversations")
     parser.add_argument("--devices", type=devices, metavar="LIST", help="cpu, cuda:0, ... separated by commas")
     parser.add_argument("--context", type=positive, metavar="TOKENS", help="size of the context; default: what fits")

@@ -24,6 +24,7 @@ class Handler(BaseHTTPRequestHandler):
     loads: ClassVar[list[dict[str, Any]]] = []
     model: ClassVar[str | None] = None
     disconnects: ClassVar[list[str]] = []
+    echoes_key: ClassVar[bool] = False
 
     def log_message(self, *_args: Any) -> None:
         """Stay quiet."""
@@ -47,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
         said = body["messages"][-1]["content"]
         if said == "refuse":
             message = "The prompt has 3000 tokens, the context holds 2048"
+            if Handler.echoes_key:
+                message = f"wrong: {self.headers['Authorization']}"
             self._json(400, {"error": {"message": message, "code": "context_length_exceeded"}})
             return
         self.send_response(200)

@@ -145,7 +145,7 @@ def test_an_endpoint_with_one_model_is_ready_at_once(url: str) -> None:
         link = open_link(ChatOptions(endpoint=url + "/v1"))
         assert isinstance(link, EndpointLink)
         states = link.states()
-        assert (await take(states, 2))[1] == LinkState(Phase.READY, "fake-model", max_context=2048)
+        assert (await take(states, 2))[1] == LinkState(Phase.READY, "fake-model", max_context=2048, endpoint=url)
         assert await link.choices() == [Choice("fake-model")]
         await link.select("other")
         assert (await take(states, 1))[0].model == "other"

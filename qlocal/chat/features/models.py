@@ -25,6 +25,9 @@ class Models(Feature):
         self._wanted: list[tuple[str, asyncio.Future[None]]] = []
 
     def on_link(self, before: LinkState, state: LinkState) -> None:
+        if state.endpoint is not None and state.endpoint != before.endpoint and state.error is None:
+            # After the screen has cleared what it said of the server before.
+            self.desk.screen.call_later(self.desk.say, words.goes_to(state.endpoint))
         for model, ready in self._wanted:
             if ready.done():
                 continue

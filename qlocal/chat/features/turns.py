@@ -116,6 +116,9 @@ class Turns(Feature):
     async def go_on_with(self, prompt_id: int, begun: Begun) -> None:
         """The same, for work that occupies the turn already."""
         await self._until_ready()
+        if self.desk.link_state.endpoint is not None:
+            self.desk.say(words.NEEDS_OWN_SERVER)
+            return
         await self._receive_answer(prompt_id, begun)
 
     async def repeat(self, answer: Message, prompt_id: int) -> None:
@@ -216,9 +219,9 @@ class Turns(Feature):
 
     def _made_by(self) -> dict[str, Any]:
         """Return what is known of the model and the engine, beside the model's name."""
-        status = self.desk.link_state.status
+        status, endpoint = self.desk.link_state.status, self.desk.link_state.endpoint
         if status is None:
-            return {}
+            return {} if endpoint is None else {"endpoint": endpoint}
         plan, head = status.plan or {}, status.held_head
         return {
             "version": status.version,

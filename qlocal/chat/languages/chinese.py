@@ -44,6 +44,7 @@ TEXTS: dict[str, str] = {
     "Colours: {name}; chat.theme in config.toml keeps them.": "配色：{name}；在 config.toml 中用 chat.theme 保存。",
     "Commands": "命令",
     "Compare": "比较",
+    "Conversations are sent to {endpoint} from here on, all of them that you go on with.": "从现在起，您继续的每个对话都会发送到 {endpoint}。",
     "Conversations": "对话",
     "Copy": "复制",
     "Copy block": "复制块",
