@@ -46,12 +46,12 @@ class Message:
 class Load(Message):
     """The first message: load the checkpoint at `path`. `max_context` None takes what fits, up to the model's own.
 
-    devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto or reference; head: stored, q8_0 or q6_k;
-    kv: as `--kv` takes it, None for 16 bits;
-    offload: auto, none, layers or experts. card_reserve: bytes of a card that are left alone. split: auto, layer or
-    tensor. nodes: the machines that load it together, and which of them this is. draft: FROM_CONTEXT, NO_DRAFT, or the
-    checkpoint of a small model that guesses too. sessions_folder: where conversations are kept, at most sessions_bytes
-    in all; host_cache_bytes: of host memory for what a card's cache has no room for.
+    devices: `cpu`, `cuda:0`, ...; dtype: bfloat16 or float32; kernels: auto, reference or int8; head: stored, q8_0 or
+    q6_k; kv: as `--kv` takes it, None for 16 bits; offload: auto, none, layers or experts. card_reserve: bytes of a
+    card that are left alone. split: auto, layer or tensor. nodes: the machines that load it together, and which of
+    them this is. draft: FROM_CONTEXT, NO_DRAFT, or the checkpoint of a small model that guesses too. sessions_folder:
+    where conversations are kept, at most sessions_bytes in all; host_cache_bytes: of host memory for what a card's
+    cache has no room for.
     """
 
     path: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import cycle
 
 import torch
@@ -42,11 +43,14 @@ def many(place: Place) -> Table:
         dense = torch.randn(num_rows, columns, device=place.device).bfloat16()
         for tokens in (512, 2048) if not place.is_rehearsal else (17,):
             x = torch.randn(tokens, columns, device=place.device).bfloat16()
-            ours = place.seconds(lambda x=x, weight=weight: dispatch.quant_matmul(x, weight), repeats=10)
+            ours, int8 = (
+                place.seconds(lambda x=x, weight=each: dispatch.quant_matmul(x, weight), repeats=10)
+                for each in (weight, replace(weight, is_int8=True))
+            )
             cublas = place.seconds(lambda x=x, dense=dense: x @ dense.T, repeats=10)
             flops = 2e-12 * tokens * num_rows * columns
-            rows.append((name, tokens, flops / ours, flops / cublas, cublas / ours))
-    columns_ = ("product", "tokens", "TFLOP/s", "bf16 cuBLAS TFLOP/s", "share")
+            rows.append((name, tokens, flops / ours, flops / cublas, cublas / ours, flops / int8, ours / int8))
+    columns_ = ("product", "tokens", "TFLOP/s", "bf16 cuBLAS TFLOP/s", "share", "int8 TOP/s", "times as fast")
     return Table("Products of many tokens, int4 g128", columns_, rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,7 @@ from benchmarks.gpu_check.place import Place
 from benchmarks.gpu_check.results import Cell, Table
 from qlocal.ggml_types import GgmlType
 from qlocal.kernels import dispatch, reference
+from qlocal.kernels.reference.int8_tokens import rounded_tokens
 from qlocal.layers.adjustment import Adjustment
 from qlocal.layers.card_decoder import card_decoder
 from qlocal.layers.card_draws import DrawInputs, Draws, RowDraw, TokenTable, draw, draw_sizes
@@ -49,6 +51,10 @@ def _products(place: Place) -> list[tuple[Cell, ...]]:
         for tokens in (1, 5, 16, 33):
             x = torch.randn(tokens, columns, generator=source.generator, device=place.device).bfloat16()
             found.append(_row(name, tokens, dispatch.quant_matmul(x, prepared), x.float() @ truth.T, WITHIN))
+        if prepared.packed is not None and prepared.packed.can_be_int8:
+            rounded = rounded_tokens(x, prepared.packed.group_size)
+            result = dispatch.quant_matmul(x, replace(prepared, is_int8=True))
+            found.append(_row(f"{name}, int8", tokens, result, rounded @ truth.T, WITHIN))
     return found
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=positive, default=512, metavar="TOKENS", help="tokens of a piece; default 512")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--devices", type=devices, metavar="LIST", help="cpu, cuda:0, ... separated by commas")
-    parser.add_argument("--kernels", choices=("auto", "reference"), default="auto")
+    parser.add_argument("--kernels", choices=("auto", "reference", "int8"), default="auto")
     parser.add_argument("--threads", type=positive, metavar="N")
     add_head(parser)
     add_kv(parser)

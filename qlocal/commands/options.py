@@ -44,7 +44,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     add_split(group)
     group.add_argument("--context", type=positive, metavar="TOKENS", help="size of the context; default: what fits")
     group.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="inputs of products")
-    group.add_argument("--kernels", choices=("auto", "reference"), default="auto", help="reference: plain torch")
+    group.add_argument(
+        "--kernels",
+        choices=("auto", "reference", "int8"),
+        default="auto",
+        help="reference: plain torch; int8: cards read prompts in 8 bits",
+    )
     group.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU kernels")
     group.add_argument("--max-memory", type=size, metavar="SIZE", help="at most this much memory, as 20GB")
     group.add_argument("--slots", type=positive, default=EngineOptions.slots, metavar="N", help="conversations at once")

@@ -24,7 +24,8 @@ from qlocal.kernels import joining, native, reference
 from qlocal.kernels.triton import layout
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
-KERNEL_CHOICES = ("auto", "reference")
+KERNEL_CHOICES = ("auto", "reference", "int8")
+"""`int8` is `auto`, but that cards read prompts with tokens rounded to 8 bits."""
 
 ASKED_FOR = "the reference was asked for"
 """The reason of a weight whose kernels are plain torch because somebody wants that."""
@@ -42,7 +43,8 @@ class PreparedWeight:
 
     shape: (N, K). dtype: bfloat16 (activations are rounded to it) or float32. Exactly one of `matrix` (native),
     `packed` and `dense` (Triton; dense: (N, K) of 16 bits) and `weight` (reference) is given, the latter three on
-    `device`. reason: why it is the reference, for whoever shows it."""
+    `device`. reason: why it is the reference, for whoever shows it. is_int8: whether many tokens are rounded to 8 bits
+    for a packed weight."""
 
     shape: tuple[int, int]
     dtype: torch.dtype
@@ -52,6 +54,7 @@ class PreparedWeight:
     dense: Tensor | None = None
     weight: Weight | None = None
     reason: str | None = None
+    is_int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def prepare(weight: Weight, device: torch.device | str, dtype: torch.dtype, kern
     """Repack a weight once for the fastest kernel there is.
 
     weight: (N, K); dense rows on the CPU are not copied, nor are blocks for float32; everything else is (drop the
-    original afterwards). dtype: torch.bfloat16 or torch.float32. kernels: `auto`, or `reference` for plain torch.
+    original afterwards). dtype: torch.bfloat16 or torch.float32. kernels: `auto`, `reference` for plain torch, or
+    `int8`, which changes what cards do with many tokens in bfloat16.
     Raises UsageError for another `kernels`, or a QLOCAL_CPU_ISA that cannot be."""
     return prepare_joined([weight], device, dtype, kernels)
 
@@ -116,7 +120,9 @@ def _prepare_on_card(weight: Weight, device: torch.device, dtype: torch.dtype, k
         data = weight.data.to(device)
         data = data if weight.row_map is None else data[weight.row_map.to(device)]
         return PreparedWeight(shape, dtype, device, dense=data.contiguous())
-    return PreparedWeight(shape, dtype, device, packed=layout.pack(weight, device))
+    packed = layout.pack(weight, device)
+    is_int8 = kernels == "int8" and dtype == torch.bfloat16 and packed.can_be_int8
+    return PreparedWeight(shape, dtype, device, packed=packed, is_int8=is_int8)
 
 
 def _is_card(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from qlocal.weights import DenseWeight, Weight
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a linear computes. dtype: bfloat16 or float32; kernels: auto or reference."""
+    """Where and how a linear computes. dtype: bfloat16 or float32; kernels: one of dispatch.KERNEL_CHOICES."""
 
     device: torch.device
     dtype: str = "bfloat16"

@@ -152,6 +152,8 @@ def load_head(
 ) -> tuple[Tensor, QuantLinear]:
     """Return the final norm (D,) f32 and the output head: `weight`, or as it is stored."""
     target, weight = torch.device(device), read_head(checkpoint) if weight is None else weight
+    # Rows that are scored count as many tokens, and their logits are what is asked for: they are not rounded.
+    kernels = "auto" if kernels == "int8" else kernels
     head = QuantLinear(checkpoint.config.hidden_size, (weight.shape[0],), Placement(target, dtype, kernels))
     head.fill([weight], [None])
     return vector(checkpoint.read(FINAL_NORM), target), head

@@ -46,7 +46,8 @@ class Form:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled form takes: shared_bytes a program, registers a thread, spilled_bytes stored and loaded."""
+    """What a compiled form takes: shared_bytes a program, registers a thread, spilled_bytes stored and loaded.
+    int8_products: instructions of tensor cores that multiply 8 bits."""
 
     name: str
     what: str
@@ -56,6 +57,7 @@ class Usage:
     shared_bytes: int
     registers: int
     spilled_bytes: int
+    int8_products: int
 
 
 def report(chosen: Iterable[Form], architectures: Iterable[int]) -> Iterator[Usage]:
@@ -78,10 +80,12 @@ def compile_form(form: Form, architecture: int) -> Usage:
     source = ASTSource(form.function, signature, constants, attributes)
     options = {"num_warps": form.num_warps, **COMPILER_OPTIONS}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    registers, spilled_bytes = _assemble(compiled.asm["ptx"], architecture)
+    ptx = compiled.asm["ptx"]
+    registers, spilled_bytes = _assemble(ptx, architecture)
+    int8_products = len(re.findall(r"mma[^\n;]*\.s8\.s8", ptx))
     shared_bytes = compiled.metadata.shared
     what = (form.name, form.what, form.num_tokens)
-    return Usage(*what, architecture, form.num_warps, shared_bytes, registers, spilled_bytes)
+    return Usage(*what, architecture, form.num_warps, shared_bytes, registers, spilled_bytes, int8_products)
 
 
 def _assemble(ptx: str, architecture: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import triton
 
-from qlocal.kernels.triton import add_norm, attention, dense, exchange, gemm, gemv, rotary_store, silu_mul
+from qlocal.kernels.triton import add_norm, attention, dense, exchange, gemm, gemm_int8, gemv, rotary_store, silu_mul
 from qlocal.kernels.triton.compile_report import Form
 from qlocal.kernels.triton.decode import kind_constants
 from qlocal.kernels.triton.layout import GROUP_SIZES, Kind
@@ -34,6 +34,20 @@ def product_forms() -> Iterator[Form]:
                 yield _product(name, kind, group_size, num_tokens)
         yield _product(name, Kind.AFFINE, 128, counts[-1], scales=torch.bfloat16)
         yield _product(name, Kind.AFFINE, 128, counts[-1], x=torch.float32)
+
+
+def int8_forms() -> Iterator[Form]:
+    """Yield the products of prompts in 8 bits, and what rounds them."""
+    weights = [(Kind.AFFINE, group_size) for group_size in GROUP_SIZES]
+    weights += [(kind, 32) for kind in (Kind.Q4_0, Kind.Q8_0, Kind.Q4_K, Kind.Q5_K)]
+    for kind, group_size in weights:
+        for num_tokens in _GEMM_TOKENS:
+            yield _product("gemm_int8", kind, group_size, num_tokens)
+    for group_size in GROUP_SIZES:
+        pointers = {"x_ptr": "*bf16", "codes_ptr": "*i8", "scales_ptr": "*fp32", "sums_ptr": "*fp32"}
+        constants = {"GROUP_SIZE": group_size, "GROUPS": 1024 // group_size}
+        function = gemm_int8.round_tokens_kernel
+        yield Form("round_tokens", f"g{group_size}", 1, function, pointers, constants, 4, ("K",))
 
 
 def dense_forms() -> Iterator[Form]:
@@ -76,13 +90,18 @@ def _product(
         config = gemv.config_for(num_tokens)
         function, num_warps = gemv.gemv_kernel, config.num_warps
         constants |= config.constants(num_tokens)
-    else:
+    elif name == "gemm":
         gemm_config = gemm.config_for(num_tokens, x)
         function, num_warps = gemm.gemm_kernel, gemm_config.num_warps
         constants |= gemm_config.constants()
+    else:
+        gemm_config = gemm_int8.config_for(num_tokens, kind)
+        function, num_warps = gemm_int8.gemm_int8_kernel, gemm_config.num_warps
+        constants |= gemm_config.constants()
     fields = {Kind.AFFINE: "*u8", Kind.Q4_K: "*i16", Kind.Q5_K: "*i16", Kind.Q6_K: "*i32"}
     pointers = {
-        "x_ptr": _POINTERS[x],
+        "x_ptr": "*i8" if name == "gemm_int8" else _POINTERS[x],
+        **({"x_scales_ptr": "*fp32", "x_sums_ptr": "*fp32"} if name == "gemm_int8" else {}),
         "codes_ptr": "*i32",
         "high_ptr": {Kind.Q5_K: "*u8", Kind.Q6_K: "*i16"}.get(kind),
         "scales_ptr": _POINTERS[scales],

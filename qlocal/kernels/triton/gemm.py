@@ -90,7 +90,7 @@ def gemm_kernel(
 
     Grid: (ceil(M / BLOCK_M) * ceil(N / BLOCK_N),). The tile is computed transposed, weight times tokens: the operand
     that is decoded in registers is then the one that tensor cores can take from there."""
-    tile_m, tile_n = _tile_ids(M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    tile_m, tile_n = tile_ids(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = rows < N
     tokens = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -114,7 +114,7 @@ def gemm_kernel(
 
 
 @triton.jit
-def _tile_ids(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+def tile_ids(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
     """Walk over GROUP_M tiles of tokens for every tile of rows, then over the next GROUP_M."""
     tiles_m = tl.cdiv(M, BLOCK_M)
     programs_of_group = GROUP_M * tl.cdiv(N, BLOCK_N)

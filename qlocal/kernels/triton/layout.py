@@ -94,6 +94,11 @@ class PackedWeight:
     column_order: Tensor | None = None
 
     @property
+    def can_be_int8(self) -> bool:
+        """Whether groups are as deep as one int8 instruction; Q6_K has a scale for every 16 columns."""
+        return self.kind is not Kind.Q6_K
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the weight that one product reads."""
         tensors = (self.codes, self.high, self.scales, self.fields)

@@ -14,6 +14,8 @@ from qlocal.kernels import reference
 from qlocal.kernels.dispatch import PreparedWeight
 from qlocal.kernels.triton import dense, gemv
 from qlocal.kernels.triton.gemm import gemm
+from qlocal.kernels.triton.gemm_int8 import Int8Tokens, gemm_int8, round_tokens
+from qlocal.kernels.triton.layout import PackedWeight
 
 
 def products(x: Tensor, weights: Sequence[PreparedWeight]) -> Tensor:
@@ -22,7 +24,8 @@ def products(x: Tensor, weights: Sequence[PreparedWeight]) -> Tensor:
     x: (T, K) on the weights' device, of the type that they are multiplied with."""
     x = x.contiguous()
     if len(x) > gemv.MAX_TOKENS:
-        parts = [_large_product(x, weight) for weight in weights]
+        rounded: dict[tuple[int, int], Int8Tokens] = {}
+        parts = [_large_product(x, weight, rounded) for weight in weights]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[None]
     splits = max(_splits(weight, len(x)) for weight in weights)
     width = sum(weight.shape[0] for weight in weights)
@@ -53,8 +56,11 @@ def _small_product(x: Tensor, weight: PreparedWeight, sums: Tensor) -> None:
         sums[1:] = 0.0
 
 
-def _large_product(x: Tensor, weight: PreparedWeight) -> Tensor:
-    """Return (T, N) f32."""
+def _large_product(x: Tensor, weight: PreparedWeight, rounded: dict[tuple[int, int], Int8Tokens]) -> Tensor:
+    """Return (T, N) f32. rounded: x in 8 bits by the columns of a group and of a chunk, where its columns stand in
+    order; added to."""
+    if weight.packed is not None and weight.is_int8:
+        return gemm_int8(_rounded(x, weight.packed, rounded), weight.packed)
     if weight.packed is not None:
         order = weight.packed.column_order
         return gemm(x if order is None else x[:, order], weight.packed)
@@ -65,3 +71,13 @@ def _large_product(x: Tensor, weight: PreparedWeight) -> Tensor:
     if x.device.type == "cuda" and x.dtype != torch.float32:
         return torch.mm(x, values.T, out_dtype=torch.float32)
     return torch.mm(x.float(), values.float().T)
+
+
+def _rounded(x: Tensor, weight: PackedWeight, rounded: dict[tuple[int, int], Int8Tokens]) -> Int8Tokens:
+    """Round tokens as a weight needs them, once for all that need the same."""
+    if weight.column_order is not None:
+        return round_tokens(x[:, weight.column_order], weight)
+    key = weight.group_size, weight.kind.chunk
+    if key not in rounded:
+        rounded[key] = round_tokens(x, weight)
+    return rounded[key]

@@ -14,6 +14,7 @@ import pytest
 _MODULES = (
     "gemv",
     "gemm",
+    "gemm_int8",
     "dense",
     "products",
     "matmul",

@@ -39,8 +39,14 @@ def expect_to_fit(rows: list[dict[str, Any]]) -> None:
 
 
 def test_the_kernels_of_a_type_fit_a_3090(tmp_path: Path) -> None:
-    rows = compiled(tmp_path, "--arch", "86", "--what", "q5_k")
+    rows = compiled(tmp_path, "--arch", "86", "--what", "q5_k", "--kernel", "gemv", "gemm")
     assert len(rows) == 6 and {row["name"] for row in rows} == {"gemv", "gemm"}
+    expect_to_fit(rows)
+
+
+def test_prompts_in_8_bits_take_int8_instructions(tmp_path: Path) -> None:
+    rows = compiled(tmp_path, "--arch", "86", "--kernel", "gemm_int8", "--what", "affine g128", "--tokens", "512")
+    assert len(rows) == 1 and rows[0]["int8_products"] > 0
     expect_to_fit(rows)
 
 
@@ -54,5 +60,6 @@ def test_what_stands_between_the_products_fits_a_3090(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ["86", "89", "90", "120"])
 def test_every_kernel_fits_every_card(tmp_path: Path, architecture: str) -> None:
     rows = compiled(tmp_path, "--arch", architecture)
-    assert len(rows) == 140
+    assert len(rows) == 164
+    assert all((row["int8_products"] > 0) == (row["name"] == "gemm_int8") for row in rows)
     expect_to_fit(rows)
