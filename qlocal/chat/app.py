@@ -153,7 +153,7 @@ def run_chat(options: ChatOptions) -> int:
     if "ESCDELAY" not in os.environ:
         vars(constants)["ESCAPE_DELAY"] = ESCAPE_DELAY_S
     # Textual draws on standard error.
-    if not sys.stdin.isatty() or not sys.stderr.isatty():
+    if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise QLocalError("the chat needs a terminal", hint="`qlocal run MODEL PROMPT` answers without one.")
     preferences = load_preferences(ACTIONS)
     store = Store(history_path(config.load_settings()))
