@@ -6,6 +6,7 @@ prompt in parts, so that no card waits for another to end."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -49,8 +50,8 @@ class CardDecoder:
         self._last = self._steps[card_spans[-1].first]
         # The host has no part in between: its own layers take long enough, and its questions wait for a card.
         on_cards = sum(span.last - span.first for span in card_spans)
-        has_host_work = any(span.has_host_work for span in card_spans)
-        self._is_all_on_cards = on_cards == len(decoder.layers) and not has_host_work
+        is_mixture = any(span.is_mixture for span in card_spans)
+        self._is_all_on_cards = on_cards == len(decoder.layers) and not is_mixture
         self._result = StepResult(torch.empty(0))
         self._set_tail()
 
@@ -69,19 +70,26 @@ class CardDecoder:
         if len(parts) == 1:
             self._result = self._run(hidden_states, rotation, runs, draws)
             return self._result.hidden_states
-        results, row = list[Tensor](), 0
-        for part in parts:
-            first, row = row, row + sum(run.length for run in part)
-            results.append(self._run(hidden_states[first:row], rotation.rows(first, row), part, None).hidden_states)
+        lengths = [sum(run.length for run in part) for part in parts]
+        ends = [*accumulate(lengths)]
+        rotations = [rotation.rows(end - length, end) for length, end in zip(lengths, ends, strict=True)]
+        cut = [*zip(torch.split(hidden_states, lengths), rotations, parts, strict=True)]
+        if len(self._steps) == 1:
+            results = self._last.run_together(cut)
+        else:
+            results = [self._run(*part, None).hidden_states for part in cut]
         self._result = StepResult(torch.cat(results))
         return self._result.hidden_states
 
     def _num_parts(self, num_tokens: int) -> int:
-        """Return in how many parts a step goes through the cards. All are launched at once: while a card computes one,
-        the card before it computes the next."""
-        if len(self._steps) == 1 or not self._is_all_on_cards:
+        """Return in how many parts a step goes through the cards. Through those of a layer split all are launched at
+        once: while a card computes one, the card before it computes the next. On a rank of a tensor split one half is
+        computed while the ranks add up what the other gives."""
+        if not self._is_all_on_cards:
             return 1
-        return max(1, min(MAX_PARTS, num_tokens // PART_TOKENS))
+        of_one_card = 2 if self._last.span.adds_over_ranks else 1
+        most = of_one_card if len(self._steps) == 1 else MAX_PARTS
+        return max(1, min(most, num_tokens // PART_TOKENS))
 
     def _run(
         self, hidden_states: Tensor, rotation: Rotation, runs: Sequence[TokenRun], draws: Draws | None

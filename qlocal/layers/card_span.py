@@ -4,8 +4,9 @@ What it computes is `decoder.py`; here sums stay in parts until the next kernel 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ HEAD_DIMS = (32, 64, 128, 256)
 CACHE_TYPES = frozenset({"f16", "q8", "q4"})
 
 
+Made = TypeVar("Made")
+Stages = Generator[None, None, Made]
+"""Work that stops wherever a sum over the ranks has begun, so that other work may go on meanwhile."""
+
+
 @dataclass(frozen=True, eq=False)
 class CardLayer:
     """A decoder layer and its attention. dtype: of the products' inputs."""
@@ -39,7 +45,7 @@ class CardLayer:
     attention: CardAttention
     dtype: torch.dtype
 
-    def forward(self, stream: Tensor, normed: Tensor, inputs: StepInputs, layout: StepLayout) -> Tensor:
+    def stages(self, stream: Tensor, normed: Tensor, inputs: StepInputs, layout: StepLayout) -> Stages[Tensor]:
         """Add attention to the residual stream (T, D) f32, in place, and return what the feed-forward block gives, in
         parts (S, T, D) f32. normed: (T, D), the input of q, k and v."""
         layer = self.layer
@@ -48,20 +54,25 @@ class CardLayer:
         is_mixture = isinstance(layer.ffn, MoeFfn)
         # The router decides by float32.
         normed_dtype = torch.float32 if is_mixture else self.dtype
-        after = self.add_norm(stream, _product(attended, layer.o), layer.post_attention_norm, normed_dtype)
+        gives = _product(attended, layer.o)
+        after = yield from self.add_norm(stream, gives, layer.post_attention_norm, normed_dtype)
         assert after is not None, "a norm was given"
         if isinstance(layer.ffn, MoeFfn):
             return layer.ffn(after)[None]
         return _product(silu_mul(_product(after, layer.ffn.gate_up), self.dtype), layer.ffn.down)
 
-    def add_norm(self, stream: Tensor, gives: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    def add_norm(
+        self, stream: Tensor, gives: Tensor, weight: Tensor | None, dtype: torch.dtype
+    ) -> Stages[Tensor | None]:
         """Add what this layer gives, (S, T, D) f32, to the residual stream, over all ranks of a tensor split; return
         its norm by `weight`, (T, D) of `dtype`, where one is given."""
         layer, eps = self.layer, self.layer.config.rms_norm_eps
         if layer.exchange is not None and layer.exchange.takes(len(stream)):
             return layer.exchange.add_norm(stream, gives.contiguous(), weight, eps, dtype)
-        if layer.add_up is not None:
-            gives = layer.add_up(gives[0] if len(gives) == 1 else gives.sum(0)).contiguous()[None]
+        if layer.start_adding_up is not None:
+            finish = layer.start_adding_up(gives[0] if len(gives) == 1 else gives.sum(0))
+            yield
+            gives = finish().contiguous()[None]
         return add_norm(stream, gives, weight, eps, dtype)
 
 
@@ -77,7 +88,9 @@ class CardSpan:
         angles = _angles(decoder, storage, block_size, self.device, range(first, last))
         self._layers = [self._card_layer(decoder, storage, index, angles) for index in range(first, last)]
         layers = [card_layer.layer for card_layer in self._layers]
-        self.has_host_work = any(isinstance(x.ffn, MoeFfn) or (x.add_up and not x.exchange) for x in layers)
+        self.adds_over_ranks = any(layer.start_adding_up is not None for layer in layers)
+        self.is_mixture = any(isinstance(layer.ffn, MoeFfn) for layer in layers)
+        self.has_host_work = self.is_mixture or any(x.start_adding_up and not x.exchange for x in layers)
         """Whether the host has a part in a step, so that it cannot be recorded: it asks which experts a mixture takes,
         and starts the sums over the ranks of a tensor split, unless an exchange makes them."""
         group = self.heads.num_heads // self.heads.num_kv_heads
@@ -85,16 +98,25 @@ class CardSpan:
 
     def run(self, inputs: StepInputs, layout: StepLayout) -> Tensor:
         """Run the layers over `inputs`. Returns the residual stream (T, D) f32 after them, in the inputs' memory."""
+        return self.run_together([(inputs, layout)])[0]
+
+    def run_together(self, parts: Sequence[tuple[StepInputs, StepLayout]]) -> list[Tensor]:
+        """Run the layers over the parts of a step, each a stage behind the one before it: while the ranks add up what
+        one part gives, the next is computed. Returns the residual streams."""
+        waiting = [self._stages(inputs, layout) for inputs, layout in parts]
+        while waiting:
+            waiting = [stages for stages in waiting if _goes_on(stages)]
+        return [inputs.hidden_states for inputs, _ in parts]
+
+    def _stages(self, inputs: StepInputs, layout: StepLayout) -> Stages[None]:
         stream, first = inputs.hidden_states, self._layers[0]
         normed = add_norm(stream, None, first.layer.input_norm, first.layer.config.rms_norm_eps, first.dtype)
         for card_layer, following in zip(self._layers, [*self._layers[1:], None], strict=True):
             assert normed is not None, "a norm was given"
-            gives = card_layer.forward(stream, normed, inputs, layout)
+            gives = yield from card_layer.stages(stream, normed, inputs, layout)
             norm = None if following is None else following.layer.input_norm
-            normed = card_layer.add_norm(
-                stream, gives, norm, card_layer.dtype if following is None else following.dtype
-            )
-        return stream
+            dtype = card_layer.dtype if following is None else following.dtype
+            normed = yield from card_layer.add_norm(stream, gives, norm, dtype)
 
     def _card_layer(self, decoder: Decoder, storage: KVStorage, index: int, angles: KeyAngles | None) -> CardLayer:
         layer, readable = decoder.layers[index], storage.layers[index]
@@ -103,6 +125,11 @@ class CardSpan:
             readable = type(readable)(readable.keys, readable.values, known)
         attention = CardAttention(self.heads, describe_cache(readable), readable, layer.qkv.bias(), angles)
         return CardLayer(layer, attention, layer.qkv.parts()[0].weight.dtype)
+
+
+def _goes_on(stages: Stages[None]) -> bool:
+    """Go on to where a sum over the ranks has begun; return whether there is one."""
+    return next(stages, stages) is not stages
 
 
 def spans(decoder: Decoder, storage: KVStorage, block_size: int) -> list[CardSpan]:

@@ -75,6 +75,19 @@ class CardSteps:
             kept.recorded.replay()
             return kept.recorded.result
 
+    def run_together(self, parts: Sequence[tuple[Tensor, Rotation, Sequence[TokenRun]]]) -> list[Tensor]:
+        """Run the parts of a long step, each as `run` takes it, so that sums over ranks have time to be made. Returns
+        their residual streams (t, D) f32."""
+        made: list[tuple[StepInputs, StepLayout]] = []
+        for hidden_states, rotation, runs in parts:
+            layout = lay_out(runs, self.span.longest_piece, MAX_TOKENS)
+            inputs = self._new_inputs(layout.shape)
+            with torch.cuda.device_of(inputs.hidden_states):  # type: ignore[no-untyped-call]
+                inputs.send(hidden_states, rotation, layout, slots_of(runs, self._block_size))
+            made.append((inputs, layout))
+        with torch.cuda.device_of(made[0][0].hidden_states):  # type: ignore[no-untyped-call]
+            return self.span.run_together(made)
+
     def can_draw(self, num_tokens: int) -> bool:
         """Whether a step of so many tokens ends with their successors."""
         # A chunk of a prompt needs logits of its last token at most, which `Decoder.logits` makes.

@@ -22,16 +22,16 @@ from qlocal.parallel.host_exchange import HostExchange
 from qlocal.schema import HeldHead
 from qlocal.weights import DenseWeight, Weight
 
-AddUp = Callable[[Tensor], Tensor]
-"""From one rank's part of a sum, (T, D) f32, to the sum over all ranks, (T, D) f32."""
+StartAddingUp = Callable[[Tensor], Callable[[], Tensor]]
+"""From one rank's part of a sum, (T, D) f32, to what waits for the sum over all ranks, (T, D) f32."""
 
 
 class DecoderLayer:
     """Attention and FFN with their norms and residuals. Built without memory; `loader` or `replace` fill it.
 
-    config: of what is computed here, which may be one rank's heads and FFN channels; then `add_up` adds the ranks'
-    outputs of `o` and of the FFN, and `exchange` does so on cards. experts: where those of a mixture compute, when
-    that is elsewhere.
+    config: of what is computed here, which may be one rank's heads and FFN channels; then `start_adding_up` adds the
+    ranks' outputs of `o` and of the FFN, and `exchange` does so on cards. experts: where those of a mixture compute,
+    when that is elsewhere.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class DecoderLayer:
         config: ModelConfig,
         placement: Placement,
         experts: Placement | None = None,
-        add_up: AddUp | None = None,
+        start_adding_up: StartAddingUp | None = None,
         exchange: HostExchange | None = None,
     ) -> None:
         self.config = config
         self.device = placement.device
-        self.add_up = add_up
+        self.start_adding_up = start_adding_up
         self.exchange = exchange
         self.input_norm = torch.empty(config.hidden_size, device="meta")
         self.post_attention_norm = torch.empty(config.hidden_size, device="meta")
@@ -82,13 +82,16 @@ class DecoderLayer:
     def add_attended(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
         """Add what `o` makes of its input to the residual stream. Returns (T, D) f32."""
         (out,) = self.o(attended)
-        return hidden_states + (out if self.add_up is None else self.add_up(out))
+        return hidden_states + self._added_up(out)
 
     def ffn_block(self, hidden_states: Tensor, observe: Observe | None = None) -> Tensor:
         """Add the feed-forward block to the residual stream. hidden_states: (T, D) f32; returns the same."""
         x = rms_norm(hidden_states, self.post_attention_norm, self.config.rms_norm_eps)
         out = self.ffn(x, observe)
-        return hidden_states + (out if self.add_up is None else self.add_up(out))
+        return hidden_states + self._added_up(out)
+
+    def _added_up(self, out: Tensor) -> Tensor:
+        return out if self.start_adding_up is None else self.start_adding_up(out)()
 
     def replace(self, role: Role, expert: int | None, weight: Weight, bias: DenseWeight | None = None) -> None:
         """Set one norm or one linear's weight and bias (no bias given: none from now on)."""

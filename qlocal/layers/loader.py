@@ -48,12 +48,13 @@ def load_layer(
     expert_device: where the experts of a mixture compute; None for `device`. seat: load one rank's part of a tensor
     split, which is joined.
     """
-    config, add_up, exchange = checkpoint.config, None, None
+    config, start_adding_up, exchange = checkpoint.config, None, None
     if seat is not None:
-        config, add_up, exchange = seat.share.config(config), seat.collectives.add_up, seat.exchange
+        config, exchange = seat.share.config(config), seat.exchange
+        start_adding_up = seat.collectives.start_adding_up
     placement = Placement(torch.device(device), dtype, kernels)
     experts = None if expert_device is None else replace(placement, device=torch.device(expert_device))
-    filled = DecoderLayer(config, placement, experts, add_up, exchange)
+    filled = DecoderLayer(config, placement, experts, start_adding_up, exchange)
     specs = list(checkpoint.architecture.layer_tensors(checkpoint.config, layer))
     biases = {spec.module: spec.name for spec in specs if spec.is_bias}
     joined: dict[QuantLinear, list[TensorSpec]] = {}

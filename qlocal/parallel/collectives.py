@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,13 +41,21 @@ class Collectives:
         self.size = dist.get_world_size(group)
         self.traffic = Traffic()
 
-    def add_up(self, part: Tensor) -> Tensor:
-        """Return the sum of all ranks' parts, the same bits on every rank. part: (T, D) f32, not used afterwards."""
-        sent = part.to(self.wire)
-        dist.all_reduce(sent, group=self._group)
+    def start_adding_up(self, part: Tensor) -> Callable[[], Tensor]:
+        """Begin to add up all ranks' parts; return what waits for the sum, the same bits on every rank.
+
+        part: (T, D) f32, not used afterwards. Between cards nobody waits but the device."""
+        sent, dtype = part.to(self.wire), part.dtype
+        work = dist.all_reduce(sent, group=self._group, async_op=True)
         self.traffic.all_reduces += 1
         self.traffic.all_reduce_bytes += sent.nbytes
-        return sent.to(part.dtype)
+
+        def finish() -> Tensor:
+            if work is not None:
+                work.wait()
+            return sent.to(dtype)
+
+        return finish
 
     def add_up_exactly(self, part: Tensor) -> Tensor:
         """Return the sum of all ranks' parts in their own dtype: for figures, not for what layers compute."""

@@ -44,3 +44,10 @@ def test_ranks_on_cards_give_the_logits_of_one_device(architecture: str, tmp_pat
     assert seen["exchanges"] == 2 * NUM_LAYERS * steps
     # The second half of the prompt is as long as the first, and the second token answered comes as the first one did.
     assert seen["replayed"] == (0 if architecture == "mixtral" else 1 + NUM_TOKENS - 1)
+    assert seen["long_apart"] < 5e-3  # attention of so many tokens is in float16
+    # Two steps; of a dense model in two halves each.
+    halves = 1 if architecture == "mixtral" else 2
+    assert seen["long_all_reduces"] == 2 * NUM_LAYERS * 2 * halves
+    # While one half is computed the other's sum is under way, but for the beginning and the end of a step.
+    a_step = [1, *[2, 1] * (2 * 2 * NUM_LAYERS - 1), 0] if halves == 2 else [1, 0] * 2 * NUM_LAYERS
+    assert seen["under_way"] == 2 * a_step
