@@ -66,18 +66,31 @@ class KernelInfo:
     reason: str
 
 
-def prepare(weight: Weight, device: torch.device | str, dtype: torch.dtype, kernels: str = "auto") -> PreparedWeight:
+def prepare(
+    weight: Weight,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    kernels: str = "auto",
+    *,
+    keeps_words: bool = False,
+) -> PreparedWeight:
     """Repack a weight once for the fastest kernel there is.
 
     weight: (N, K); dense rows on the CPU are not copied, nor are blocks for float32; everything else is (drop the
     original afterwards). dtype: torch.bfloat16 or torch.float32. kernels: `auto`, `reference` for plain torch, or
-    `int8`, which changes what cards do with many tokens in bfloat16.
+    `int8`, which changes what cards do with many tokens in bfloat16. keeps_words: activations of many tokens are never
+    rounded to 8 bits.
     Raises UsageError for another `kernels`, or a QLOCAL_CPU_ISA that cannot be."""
-    return prepare_joined([weight], device, dtype, kernels)
+    return prepare_joined([weight], device, dtype, kernels, keeps_words=keeps_words)
 
 
 def prepare_joined(
-    weights: Sequence[Weight], device: torch.device | str, dtype: torch.dtype, kernels: str = "auto"
+    weights: Sequence[Weight],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    kernels: str = "auto",
+    *,
+    keeps_words: bool = False,
 ) -> PreparedWeight:
     """Do for weights that `joining.can_join` what `prepare` does for one, (sum of N, K)."""
     if kernels not in KERNEL_CHOICES:
@@ -86,14 +99,15 @@ def prepare_joined(
     shape = (sum(weight.shape[0] for weight in weights), weights[0].shape[1])
     device = torch.device(device)
     if _is_card(device):
-        return _prepare_on_card(joining.join(weights), device, dtype, kernels)
+        of_card = "auto" if keeps_words and kernels == "int8" else kernels
+        return _prepare_on_card(joining.join(weights), device, dtype, of_card)
     library = native.load()
     reason = _why_not_native(weights[0], device, kernels, library)
     if reason is None and isinstance(library, native.Library):
         if dtype == torch.float32 or isinstance(weights[0], DenseWeight):
             matrix = native.make_matrix(joining.join(weights), library, is_exact=dtype == torch.float32)
         else:
-            matrix = native.make_strips(weights, library)
+            matrix = native.make_strips(weights, library, keeps_words=keeps_words)
         return PreparedWeight(shape, dtype, device, matrix=matrix)
     return PreparedWeight(shape, dtype, device, weight=_move(joining.join(weights), device), reason=reason)
 
@@ -179,9 +193,10 @@ def quant_matmul(x: Tensor, prepared: PreparedWeight) -> Tensor:
     """Multiply activations by a prepared weight.
 
     x: (M, K), any float type, on the weight's device. Returns (M, N) float32; products are added up in float32.
-    Where the dtype is bfloat16, x may be rounded: for strips to 16-bit fixed point (csrc/fixed_point.h), for the
-    reference, on a card, and with many tokens, to bfloat16; then so may the weight be, with many tokens, on a card or
-    where the CPU multiplies bfloat16."""
+    Where the dtype is bfloat16, x may be rounded: for strips to 16-bit fixed point (csrc/fixed_point.h), with many
+    tokens also to bytes with a scale for every 32 columns (csrc/byte_layout.h), for the reference, on a card, and with
+    many tokens, to bfloat16; then so may the weight be, with many tokens, on a card or where the CPU multiplies
+    bfloat16."""
     num_rows, columns = prepared.shape
     assert x.dim() == 2 and x.shape[1] == columns, f"activations {tuple(x.shape)} for a weight of {columns} columns"
     if len(x) == 0:

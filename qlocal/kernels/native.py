@@ -23,7 +23,7 @@ from qlocal.kernels import affine_layout, joining, large_pages
 from qlocal.weights import AffineWeight, BlockWeight, DenseWeight, Weight
 
 ISA_VARIABLE = "QLOCAL_CPU_ISA"
-_ABI = 4
+_ABI = 5
 _UNIT = 32  # columns that a kernel decodes at once
 _STRIP_ROWS = 16
 
@@ -85,6 +85,7 @@ class _Matrix(ctypes.Structure):
         ("group_size", ctypes.c_int64),
         ("storage", ctypes.c_int32),
         ("layout", ctypes.c_int32),
+        ("keeps_words", ctypes.c_int32),
     )
 
 
@@ -108,7 +109,7 @@ class NativeMatrix:
 
     shape: (N, K). column_order: (K,) int64, by which activations are gathered first, or None.
     is_exact: all products are made in float32; else from strips (csrc/strip_layout.h) in 16-bit fixed point, or with
-    many tokens in bfloat16."""
+    many tokens in bfloat16, in words or in bytes (csrc/matrix.h)."""
 
     library: Library
     matrix: _Matrix
@@ -235,9 +236,9 @@ def make_matrix(weight: Weight, library: Library, *, is_exact: bool = True) -> N
     return _row_matrix(rows, weight.columns, int(weight.ggml_type), weight.row_map, library)
 
 
-def make_strips(weights: Sequence[Weight], library: Library) -> NativeMatrix:
+def make_strips(weights: Sequence[Weight], library: Library, *, keeps_words: bool = False) -> NativeMatrix:
     """Copy quantized weights with one input into strips, for products in fixed point; `unsupported` must be None for
-    each, and they must be such as can be joined."""
+    each, and they must be such as can be joined. keeps_words: with many tokens, too, activations keep 16 bits."""
     if any(weight.shape[0] % _STRIP_ROWS for weight in weights[:-1]):
         weights = [joining.join(weights)]  # a strip would have rows of two
     stored = make_matrix(weights[0], library)
@@ -247,6 +248,7 @@ def make_strips(weights: Sequence[Weight], library: Library) -> NativeMatrix:
         group_size=stored.matrix.group_size,
         storage=stored.matrix.storage,
         layout=_STRIPS,
+        keeps_words=keeps_words,
     )
     num_bytes = library.functions.qlocal_bytes_of_strips(matrix)
     strip_bytes = num_bytes // -(-matrix.num_rows // _STRIP_ROWS)

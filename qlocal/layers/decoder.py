@@ -6,6 +6,7 @@ Residual stream, norms, rotary embedding and softmax in float32; only matmul inp
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,7 +49,8 @@ class DecoderLayer:
         self.exchange = exchange
         self.input_norm = torch.empty(config.hidden_size, device="meta")
         self.post_attention_norm = torch.empty(config.hidden_size, device="meta")
-        self.qkv = QuantLinear(config.hidden_size, (config.q_size, config.kv_size, config.kv_size), placement)
+        of_qkv = replace(placement, keeps_words=True)
+        self.qkv = QuantLinear(config.hidden_size, (config.q_size, config.kv_size, config.kv_size), of_qkv)
         self.o = QuantLinear(config.q_size, (config.hidden_size,), placement)
         self.ffn: Ffn | MoeFfn = MoeFfn(config, placement, experts) if config.num_experts else Ffn(config, placement)
 

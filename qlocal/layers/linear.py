@@ -17,11 +17,15 @@ from qlocal.weights import DenseWeight, Weight
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a linear computes. dtype: bfloat16 or float32; kernels: one of dispatch.KERNEL_CHOICES."""
+    """Where and how a linear computes. dtype: bfloat16 or float32; kernels: one of dispatch.KERNEL_CHOICES.
+
+    keeps_words: its inputs keep 16 bits where those of prompts would be rounded to 8, with a scale for every 32, by a
+    CPU without AMX or by int8 kernels: what q/k/v and the last layers need (`docs/architecture.md`)."""
 
     device: torch.device
     dtype: str = "bfloat16"
     kernels: str = "auto"
+    keeps_words: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,10 @@ class QuantLinear:
         assert tuple(weight.shape) == expected, f"a weight of {tuple(weight.shape)} where the table says {expected}"
 
     def _prepare(self, weights: Sequence[Weight], biases: Sequence[DenseWeight | None]) -> _Group:
-        device = self._placement.device
-        prepared = dispatch.prepare_joined(weights, device, self._dtype, kernels=self._placement.kernels)
+        device, keeps_words = self._placement.device, self._placement.keeps_words
+        prepared = dispatch.prepare_joined(
+            weights, device, self._dtype, self._placement.kernels, keeps_words=keeps_words
+        )
         sizes = [w.shape[0] for w in weights]
         return _Group(prepared, sizes, _joined_bias(biases, sizes, device))
 

@@ -26,6 +26,9 @@ from qlocal.weights import DenseWeight, Weight
 OnProgress = Callable[[int, int, int | None], None]
 """Called with (bytes read, bytes in all) after every layer."""
 
+LAST_LAYERS = 2
+"""Layers in which massive activations are taken back: what is left beside those must not be rounded coarsely."""
+
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
@@ -52,7 +55,8 @@ def load_layer(
     if seat is not None:
         config, exchange = seat.share.config(config), seat.exchange
         start_adding_up = seat.collectives.start_adding_up
-    placement = Placement(torch.device(device), dtype, kernels)
+    keeps_words = layer >= config.num_hidden_layers - LAST_LAYERS
+    placement = Placement(torch.device(device), dtype, kernels, keeps_words=keeps_words)
     experts = None if expert_device is None else replace(placement, device=torch.device(expert_device))
     filled = DecoderLayer(config, placement, experts, start_adding_up, exchange)
     specs = list(checkpoint.architecture.layer_tensors(checkpoint.config, layer))
@@ -153,9 +157,9 @@ def load_head(
 ) -> tuple[Tensor, QuantLinear]:
     """Return the final norm (D,) f32 and the output head: `weight`, or as it is stored."""
     target, weight = torch.device(device), read_head(checkpoint) if weight is None else weight
-    # Rows that are scored count as many tokens, and their logits are what is asked for: they are not rounded.
-    kernels = "auto" if kernels == "int8" else kernels
-    head = QuantLinear(checkpoint.config.hidden_size, (weight.shape[0],), Placement(target, dtype, kernels))
+    # Rows that are scored count as many tokens, and their logits are what is asked for: they are not rounded to 8 bits.
+    placement = Placement(target, dtype, kernels, keeps_words=True)
+    head = QuantLinear(checkpoint.config.hidden_size, (weight.shape[0],), placement)
     head.fill([weight], [None])
     return vector(checkpoint.read(FINAL_NORM), target), head
 

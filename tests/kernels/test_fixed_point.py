@@ -1,6 +1,6 @@
 """Activations as integers: what rounding costs, seen through products with a weight that changes nothing.
 
-Up to 8 tokens are 16-bit fixed point; more are words, or bfloat16 on AMX.
+Up to 8 tokens are 16-bit fixed point; more are bytes or words, or bfloat16 on AMX.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def identity() -> BlockWeight:
     return BlockWeight(blocks.flatten(1), GgmlType.Q8_0, COLUMNS)
 
 
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    return dispatch.quant_matmul(x, dispatch.prepare(identity(), "cpu", torch.bfloat16))
+def rounded(x: torch.Tensor, *, keeps_words: bool = False) -> torch.Tensor:
+    return dispatch.quant_matmul(x, dispatch.prepare(identity(), "cpu", torch.bfloat16, keeps_words=keeps_words))
 
 
 @pytest.mark.parametrize("outlier", [1.0, 180.0, 1e5])
@@ -49,8 +49,18 @@ def test_many_tokens_lose_as_small_a_share(isa: str, outlier: float) -> None:
     """Half a step of 4,400 for the activation and 1.2 of 1,900 for the weight, or 2^-8 of both as bfloat16."""
     x = torch.randn((20, COLUMNS), generator=torch.Generator().manual_seed(3))
     x[:, 37] = outlier * x.abs().median()
-    lost = (rounded(x) - x).double().pow(2).sum(1) / x.double().pow(2).sum(1)
+    lost = (rounded(x, keeps_words=True) - x).double().pow(2).sum(1) / x.double().pow(2).sum(1)
     assert lost.max() <= 2 * (COLUMNS / (12 * 4400**2) + (1.2 / 950) ** 2)
+
+
+@pytest.mark.parametrize("outlier", [1.0, 180.0])
+def test_an_outlier_costs_bytes_no_more_than_its_32_columns(isa: str, outlier: float) -> None:
+    x = torch.randn((20, COLUMNS), generator=torch.Generator().manual_seed(4))
+    x[:, 37] = outlier * x.abs().median()
+    step = x.view(20, -1, 32).abs().amax(2, keepdim=True) / 127  # of words: the largest of 256 columns / 4400
+    step = step.maximum(x.abs().amax() / 4400)
+    off = (rounded(x) - x).view(20, -1, 32).abs()
+    assert bool((off <= step * 0.5001 + 2**-7 * x.view(20, -1, 32).abs()).all())
 
 
 @pytest.mark.parametrize("count", [2, 11])

@@ -4,7 +4,8 @@ Stated tolerances. float32: 2e-6 of the sum of |x| |w| (what rounding errors gro
 of fixed point (max |x| / 32512) for every |w|. Above 8 tokens, float weights and AMX round inputs and weights by up to
 2^-8 each: 2^-7 of the sum of |x| |w|. Without AMX these are words: in every 256 columns half a step of max |x| / 4400
 for every |w|, and 1.2 steps of max |w| / 1900 for every |x|, with twice the max since the scales allow larger weights
-than there may be.
+than there may be; or, with VNNI and where the weight does not keep words, bytes: in every 32 columns half a step of max
+|x| / 127 for every |w|.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def has_tiles() -> bool:
+    return isa_in_use() is native.Isa.AMX
+
+
+def isa_in_use() -> native.Isa | None:
     library = native.load()
-    return isinstance(library, native.Library) and library.isa is native.Isa.AMX
+    return library.isa if isinstance(library, native.Library) else None
 
 
 def word_limit(inputs: Tensor, values: Tensor) -> Tensor:
@@ -41,9 +46,22 @@ def word_limit(inputs: Tensor, values: Tensor) -> Tensor:
     return limit
 
 
+def byte_limit(inputs: Tensor, values: Tensor) -> Tensor:
+    limit = torch.zeros(len(inputs), len(values), dtype=torch.float64)
+    for x, w in zip(inputs.abs().split(32, dim=1), values.abs().split(32, dim=1), strict=True):
+        limit += x.amax(1, keepdim=True) / 127 / 2 * w.sum(1)
+    return limit
+
+
 def assert_products_agree(weight: Weight, dtype: torch.dtype, tokens: tuple[int, ...] = TOKENS) -> None:
+    for keeps_words in (False, True) if dtype == torch.bfloat16 and not isinstance(weight, DenseWeight) else (False,):
+        assert_agrees(weight, dtype, tokens, keeps_words=keeps_words)
+
+
+def assert_agrees(weight: Weight, dtype: torch.dtype, tokens: tuple[int, ...], *, keeps_words: bool) -> None:
     num_rows, columns = weight.shape
-    prepared = dispatch.prepare(weight, "cpu", dtype)
+    prepared = dispatch.prepare(weight, "cpu", dtype, keeps_words=keeps_words)
+    in_bytes = isa_in_use() is native.Isa.AVX512_VNNI and not keeps_words
     assert dispatch.kernel_name(prepared) != "reference"
     values = reference.dequantize(weight).double()
     matrix = prepared.matrix
@@ -54,7 +72,7 @@ def assert_products_agree(weight: Weight, dtype: torch.dtype, tokens: tuple[int,
         in_bf16 = dtype == torch.bfloat16 and count > 8 and (isinstance(weight, DenseWeight) or has_tiles())
         limit = (2**-7 if in_bf16 else 2e-6) * (inputs.abs() @ values.abs().T)
         if dtype == torch.bfloat16 and not in_bf16 and count > 8:
-            limit += word_limit(inputs[:, order], values[:, order])
+            limit += (byte_limit if in_bytes else word_limit)(inputs[:, order], values[:, order])
         elif dtype == torch.bfloat16 and not in_bf16:
             limit += inputs.abs().amax(1, keepdim=True) / LARGEST_FIXED / 2 * values.abs().sum(1)
         found = dispatch.quant_matmul(x, prepared)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from qlocal.formats.checkpoint import open_checkpoint
+from qlocal.layers.ffn import Ffn
+from qlocal.layers.linear import QuantLinear
 from qlocal.layers.loader import load_model
 from qlocal.metrics import forward_logits
 from qlocal.plan import make_plan
 from qlocal.weights import Weight
 from tests.memory_checkpoint import MemoryCheckpoint, random_ids
+from tests.quantized_folders import write_quantized
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "mixtral"])
@@ -26,6 +32,23 @@ def test_reference_kernels_give_the_logits_of_the_fast_ones() -> None:
     ids = random_ids(320, 17)
     fast, plain = (forward_logits(load_model(checkpoint, plan, kernels), ids) for kernels in ("auto", "reference"))
     torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_what_must_not_be_rounded_coarsely_keeps_words(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_quantized(tmp_path, "qwen2", "awq", {"num_hidden_layers": 4}))
+    decoder = load_model(checkpoint, make_plan(checkpoint, ["cpu"]))
+
+    def keeps_words(linear: QuantLinear) -> bool:
+        [matrix] = [part.weight.matrix for part in linear.parts()]
+        if matrix is None:
+            pytest.skip("there is no native library")
+        return bool(matrix.matrix.keeps_words)
+
+    kept = []
+    for layer in decoder.layers:
+        assert isinstance(layer.ffn, Ffn)
+        kept.append([keeps_words(linear) for linear in (layer.qkv, layer.o, layer.ffn.gate_up, layer.ffn.down)])
+    assert kept == 2 * [[True, False, False, False]] + 2 * [4 * [True]]
 
 
 def test_progress_reaches_the_total_a_layer_at_a_time() -> None:

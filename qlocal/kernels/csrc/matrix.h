@@ -41,6 +41,7 @@ enum Layout : int32_t { STORED_ROWS = 0, STRIPS = 1, BF16_ROWS = 2 };
 //   columns: a multiple of the storage's block (32 or 256), of group_size for AFFINE_*, anything for floats.
 //   group_size: a multiple of 32 for AFFINE_*, else unused.
 //   row_map: (num_rows,) or null. row_bytes: of STORED_ROWS and BF16_ROWS.
+//   keeps_words: of STRIPS: activations of many tokens are never rounded to bytes.
 struct Matrix {
     const uint8_t* data;
     const int64_t* row_map;
@@ -50,6 +51,7 @@ struct Matrix {
     int64_t group_size;
     int32_t storage;
     int32_t layout;
+    int32_t keeps_words;
 };
 
 // Layouts of activations; `pack` of multiply.h makes them.
@@ -59,7 +61,8 @@ struct Matrix {
 //   PACKED_FIXED: for STRIPS and up to 8 tokens: 16-bit fixed point with one scale a token (fixed_point.h).
 //   PACKED_TILES: for STRIPS and more. On AMX bfloat16 in tiles (amx_layout.h), for BF16_ROWS too; else words
 //     (word_layout.h).
-enum Packing : int32_t { PACKED_FLOATS = 0, PACKED_FIXED = 1, PACKED_TILES = 2 };
+//   PACKED_BYTES: for STRIPS and as many, where the instruction set has that and the matrix lets it (byte_layout.h).
+enum Packing : int32_t { PACKED_FLOATS = 0, PACKED_FIXED = 1, PACKED_TILES = 2, PACKED_BYTES = 3 };
 
 // packed: 64-byte aligned.
 struct Activations {
@@ -87,12 +90,11 @@ struct StoredRowKernels {
 };
 
 // Strips. first: a multiple of 16.
-//   pack: tokens first..last of x, rows x_stride floats apart, to PACKED_FIXED or PACKED_TILES; order as in multiply.h.
-//   multiply: by what `pack` made; out as in StoredRowKernels, all tokens.
-//   packed_bytes: of so many activations. takes_rows: BF16_ROWS are multiplied too.
-//   multiply_gated: columns first..last of `packed`, activations for these same kernels, become silu(gate) * up, where
-//   gate are the products with the first half of the rows, and up those with the other half. A half is a multiple of 64
-//   rows. Null where there is none.
+//   pack: tokens first..last of x, rows x_stride floats apart, to one of the others than PACKED_FLOATS; order as in
+//   multiply.h. multiply: by what `pack` made; out as in StoredRowKernels, all tokens. packed_bytes: of so many
+//   activations. takes_rows: BF16_ROWS are multiplied too. multiply_gated: columns first..last of `packed`, activations
+//   for these same kernels, become silu(gate) * up, where gate are the products with the first half of the rows, and up
+//   those with the other half. A half is a multiple of 64 rows. Null where there is none.
 struct StripKernels {
     void (*pack)(const float* x, int64_t x_stride, int64_t tokens, int64_t columns, const int64_t* order, void* packed,
                  int64_t first, int64_t last);
@@ -102,11 +104,12 @@ struct StripKernels {
     void (*multiply_gated)(const Matrix&, const Activations&, void* packed, int64_t first, int64_t last);
 };
 
-// Everything of one instruction set. strips: by PACKED_FIXED. tiles: by PACKED_TILES.
+// Everything of one instruction set. strips: by PACKED_FIXED. tiles: by PACKED_TILES. bytes: by PACKED_BYTES, or null.
 struct Kernels {
     const StoredRowKernels* stored_rows;
     const StripKernels* strips;
     const StripKernels* tiles;
+    const StripKernels* bytes;
 };
 
 extern const StoredRowKernels avx2_stored_rows;
@@ -117,6 +120,7 @@ extern const StripKernels avx512_vnni_strips;
 extern const StripKernels avx2_words;
 extern const StripKernels avx512_words;
 extern const StripKernels avx512_vnni_words;
+extern const StripKernels avx512_vnni_bytes;
 extern const StripKernels amx_tiles;
 
 } // namespace qlocal

@@ -10,15 +10,23 @@ namespace {
 
 using qlocal::Kernels;
 
-constexpr Kernels kAvx2{&qlocal::avx2_stored_rows, &qlocal::avx2_strips, &qlocal::avx2_words};
-constexpr Kernels kAvx512{&qlocal::avx512_stored_rows, &qlocal::avx512_strips, &qlocal::avx512_words};
-constexpr Kernels kAvx512Vnni{&qlocal::avx512_stored_rows, &qlocal::avx512_vnni_strips, &qlocal::avx512_vnni_words};
-constexpr Kernels kAmx{&qlocal::avx512_stored_rows, &qlocal::avx512_vnni_strips, &qlocal::amx_tiles};
+constexpr Kernels kAvx2{&qlocal::avx2_stored_rows, &qlocal::avx2_strips, &qlocal::avx2_words, nullptr};
+constexpr Kernels kAvx512{&qlocal::avx512_stored_rows, &qlocal::avx512_strips, &qlocal::avx512_words, nullptr};
+constexpr Kernels kAvx512Vnni{&qlocal::avx512_stored_rows, &qlocal::avx512_vnni_strips, &qlocal::avx512_vnni_words,
+                              &qlocal::avx512_vnni_bytes};
+constexpr Kernels kAmx{&qlocal::avx512_stored_rows, &qlocal::avx512_vnni_strips, &qlocal::amx_tiles, nullptr};
 
 // Tokens from which turning weights into tiles pays.
 constexpr int64_t kManyTokens = 9;
 
 int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// By which activations of strips, packed so, are multiplied.
+const qlocal::StripKernels& strip_kernels(const Kernels& kernels, int32_t packing) {
+    return packing == qlocal::PACKED_FIXED   ? *kernels.strips
+           : packing == qlocal::PACKED_TILES ? *kernels.tiles
+                                             : *kernels.bytes;
+}
 
 // --- PACKED_FLOATS: groups of eight tokens.
 
@@ -70,33 +78,29 @@ const Kernels& qlocal::kernels_of(int32_t isa) {
 int32_t qlocal::packing_of(const Kernels& kernels, const Matrix& weight, int64_t tokens) {
     const bool takes_rows = weight.layout == BF16_ROWS && kernels.tiles->takes_rows;
     if (tokens >= kManyTokens && (weight.layout == STRIPS || takes_rows))
-        return PACKED_TILES;
+        return kernels.bytes && !weight.keeps_words ? PACKED_BYTES : PACKED_TILES;
     return weight.layout == STRIPS ? PACKED_FIXED : PACKED_FLOATS;
 }
 
 int64_t qlocal::packed_bytes(const Kernels& kernels, int32_t packing, int64_t tokens, int64_t columns) {
     if (packing != PACKED_FLOATS)
-        return (packing == PACKED_FIXED ? kernels.strips : kernels.tiles)->packed_bytes(tokens, columns);
+        return strip_kernels(kernels, packing).packed_bytes(tokens, columns);
     const int64_t last = (tokens - 1) / kGroupTokens * kGroupTokens;
     return (last + padded_tokens(tokens - last)) * rounded_columns(columns) * int64_t(sizeof(float));
 }
 
 void qlocal::pack(const Kernels& kernels, int32_t packing, const float* x, int64_t x_stride, int64_t tokens,
                   int64_t columns, const int64_t* order, void* packed, int64_t first, int64_t last) {
-    if (packing == PACKED_FIXED)
-        return kernels.strips->pack(x, x_stride, tokens, columns, order, packed, first, last);
-    if (packing == PACKED_TILES)
-        return kernels.tiles->pack(x, x_stride, tokens, columns, order, packed, first, last);
+    if (packing != PACKED_FLOATS)
+        return strip_kernels(kernels, packing).pack(x, x_stride, tokens, columns, order, packed, first, last);
     pack_floats(kernels.stored_rows->lanes, x, x_stride, tokens, columns, order, static_cast<float*>(packed), first,
                 last);
 }
 
 void qlocal::multiply(const Kernels& kernels, const Matrix& weight, const Activations& x, float* out,
                       int64_t out_stride, int64_t first, int64_t last) {
-    if (x.packing == PACKED_FIXED)
-        return kernels.strips->multiply(weight, x, out, out_stride, first, last);
-    if (x.packing == PACKED_TILES)
-        return kernels.tiles->multiply(weight, x, out, out_stride, first, last);
+    if (x.packing != PACKED_FLOATS)
+        return strip_kernels(kernels, x.packing).multiply(weight, x, out, out_stride, first, last);
     multiply_floats(*kernels.stored_rows, weight, x, out, out_stride, first, last);
 }
 

@@ -52,7 +52,7 @@ int64_t rows_a_piece(const Matrix& weight, int64_t rows, int64_t tokens) {
 extern "C" {
 
 // The version of this interface; native.py refuses another one.
-int32_t qlocal_abi() { return 4; }
+int32_t qlocal_abi() { return 5; }
 
 // Bits of CpuFeature.
 uint32_t qlocal_cpu_features() { return qlocal::cpu_features(); }

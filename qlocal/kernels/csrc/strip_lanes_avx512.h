@@ -38,6 +38,7 @@ struct Avx512Rows {
     static QLOCAL_INLINE F zero() { return _mm512_setzero_ps(); }
     static QLOCAL_INLINE F set1(float value) { return _mm512_set1_ps(value); }
     static QLOCAL_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+    static QLOCAL_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
     static QLOCAL_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
     static QLOCAL_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
     static QLOCAL_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
