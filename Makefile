@@ -6,7 +6,7 @@ CHAT ?= 1
 MODEL ?=
 EXAMPLES ?= 1000
 SOAK ?=
-SECTIONS ?= values,few,many,decoding,tune,quantize,exchange
+SECTIONS ?= values,few,many,decoding,tune,quantize,exchange,peers,models
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .PHONY: setup demo test check fix bench real fuzz fuzz-long coverage clients soak requests gpu-check snapshots

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("values", "few", "many", "decoding", "tune", "quantize", "exchange")
+SECTIONS = ("values", "few", "many", "decoding", "tune", "quantize", "exchange", "peers", "models")
 _RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -32,7 +32,7 @@ def main() -> int:
 def _check(options: argparse.Namespace) -> int:
     import torch
 
-    from benchmarks.gpu_check import decoding, exchanging, place, products, quantizing, results, tune, values
+    from benchmarks.gpu_check import decoding, exchanging, peers, place, products, quantizing, results, tune, values
 
     where = place.rehearsal() if options.rehearse else place.Place(torch.device("cuda", 0), is_rehearsal=False)
     runs = {
@@ -43,6 +43,8 @@ def _check(options: argparse.Namespace) -> int:
         "tune": tune.run,
         "quantize": quantizing.run,
         "exchange": exchanging.run,
+        "peers": peers.products,
+        "models": peers.models,
     }
     machine, failed = _machine(where.name), 0
     for name in options.sections:

@@ -35,7 +35,7 @@ def run(place: Place) -> Table:
     """One cache for the longest context; what stands in it are zeros, which take as long to read as anything."""
     num_layers, config = place.size(_num_layers(place), 2), SMALL if place.is_rehearsal else QWEN_72B
     model = decoder(config, place.device, num_layers)
-    weight_bytes = _weight_bytes(model)
+    num_bytes = weight_bytes(model)
     longest = place.size(32768, 300)
     rows: list[tuple[Cell, ...]] = []
     for kinds in (("f16", "f16"), ("q8", "q4")) if not place.is_rehearsal else (("f16", "f16"),):
@@ -43,13 +43,13 @@ def run(place: Place) -> Table:
         runner = ModelRunner(model, cache, _BLOCK)
         for case in _cases(place, longest):
             seconds = _seconds_of_step(place, runner, case, config.vocab_size)
-            read = weight_bytes + case.sequences * case.context * _token_bytes(cache)
+            read = num_bytes + case.sequences * case.context * _token_bytes(cache)
             share = read / seconds / 1e9 / place.read_gb_per_s
             per_second = case.sequences * case.tokens / seconds
             rows.append((case.what, ",".join(kinds), case.context, 1e3 * seconds, per_second, share))
     columns = ("step", "cache", "context", "ms", "tokens/s", "share of bandwidth")
     layers = f"{num_layers} of {config.num_hidden_layers} layers"
-    note = f"{layers}, int4 g128, head Q8_0: {weight_bytes / 1e9:.1f} GB of weights."
+    note = f"{layers}, int4 g128, head Q8_0: {num_bytes / 1e9:.1f} GB of weights."
     return Table("Decoding, made-up weights", columns, rows, (note,))
 
 
@@ -94,7 +94,7 @@ def _num_layers(place: Place) -> int:
     return max(1, min(QWEN_72B.num_hidden_layers, (free - _RESERVE_BYTES) // _LAYER_BYTES))
 
 
-def _weight_bytes(model: Decoder) -> int:
+def weight_bytes(model: Decoder) -> int:
     linears = [model.head]
     for layer in model.layers:
         linears += [layer.qkv, layer.o, layer.ffn.gate_up, layer.ffn.down]  # type: ignore[union-attr]

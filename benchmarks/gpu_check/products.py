@@ -20,8 +20,8 @@ _BEYOND_CACHES = 512 << 20
 
 def few(place: Place) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for name, (num_rows, columns) in _shapes(place).items():
-        weights = _weights(place, num_rows, columns)
+    for name, (num_rows, columns) in shapes(place).items():
+        weights = made_weights(place, num_rows, columns)
         packed = weights[0].packed
         assert packed is not None, "int4 weights are packed on a card"
         peer = _torch_int4(place, num_rows, columns)
@@ -38,8 +38,8 @@ def few(place: Place) -> Table:
 
 def many(place: Place) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for name, (num_rows, columns) in _shapes(place).items():
-        weight = _weights(place, num_rows, columns)[0]
+    for name, (num_rows, columns) in shapes(place).items():
+        weight = made_weights(place, num_rows, columns)[0]
         dense = torch.randn(num_rows, columns, device=place.device).bfloat16()
         for tokens in (512, 2048) if not place.is_rehearsal else (17,):
             x = torch.randn(tokens, columns, device=place.device).bfloat16()
@@ -54,11 +54,11 @@ def many(place: Place) -> Table:
     return Table("Products of many tokens, int4 g128", columns_, rows)
 
 
-def _shapes(place: Place) -> dict[str, tuple[int, int]]:
+def shapes(place: Place) -> dict[str, tuple[int, int]]:
     return {"small": (70, 256)} if place.is_rehearsal else SHAPES
 
 
-def _weights(place: Place, num_rows: int, columns: int) -> list[dispatch.PreparedWeight]:
+def made_weights(place: Place, num_rows: int, columns: int) -> list[dispatch.PreparedWeight]:
     source = MadeUp.of(place.device)
     count = place.size(-(-_BEYOND_CACHES * 2 // (num_rows * columns)) + 1, 1)
     weights = (source.affine(num_rows, columns) for _ in range(count))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import cycle, product
 
 import torch
+from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu_check.made_up import MadeUp
 from benchmarks.gpu_check.place import Place
@@ -18,6 +21,8 @@ _CANDIDATES = [
     {"num_warps": warps, "num_stages": stages, "programs": programs}
     for warps, stages, programs in product((1, 2, 4, 8), (1, 2, 3, 4), (4, 8, 16))
 ]
+_OF_GEMM = [{"num_warps": warps, "num_stages": stages} for warps, stages in product((4, 8), (1, 2, 3, 4))]
+_GEMM_TOKENS = ((32, 32), (64, 64), (128, 512))
 
 
 def run(place: Place) -> Table:
@@ -28,13 +33,15 @@ def run(place: Place) -> Table:
     ]
     best: dict[str, dict[str, int]] = {}
     rows: list[tuple[Cell, ...]] = []
-    for tile, tokens in ((1, 1), (8, 5), (16, 16)):
+    for kernel, candidates, tile, tokens in _forms(place):
+        what = f"{kernel} {tile}"
         x = torch.randn(tokens, shape[1], device=place.device).bfloat16()
-        timed = {i: _microseconds(place, weights, x, f"gemv {tile}", c) for i, c in enumerate(_candidates(place))}
-        default = _microseconds(place, weights, x, f"gemv {tile}", {})
+        asked = [replace(weight, is_int8=kernel == "gemm_int8") for weight in weights]
+        timed = {i: _microseconds(place, asked, x, what, fields) for i, fields in enumerate(candidates)}
+        default = _microseconds(place, asked, x, what, {})
         quickest = min(timed, key=timed.__getitem__)
-        best[f"gemv {tile}"] = _CANDIDATES[quickest] if timed[quickest] < 0.98 * default else {}
-        rows.append((f"gemv {tile}", default, timed[quickest], str(best[f"gemv {tile}"] or "the default")))
+        best[what] = candidates[quickest] if timed[quickest] < 0.98 * default else {}
+        rows.append((what, default, timed[quickest], str(best[what] or "the default")))
     note = "Nothing is kept of a rehearsal."
     if not place.is_rehearsal:
         path = tuning.write(place.name, {name: fields for name, fields in best.items() if fields})
@@ -43,8 +50,13 @@ def run(place: Place) -> Table:
     return Table("Configurations", ("kernel", "default, us", "best, us", "best"), rows, (note,))
 
 
-def _candidates(place: Place) -> list[dict[str, int]]:
-    return _CANDIDATES[:2] if place.is_rehearsal else _CANDIDATES
+def _forms(place: Place) -> list[tuple[str, list[dict[str, int]], int, int]]:
+    """Return what is tried: kernel, candidates, tile of tokens, and a number of tokens that takes it."""
+    few = [("gemv", _CANDIDATES, tile, tokens) for tile, tokens in ((1, 1), (8, 5), (16, 16))]
+    many = [(kernel, _OF_GEMM, tile, tokens) for kernel in ("gemm", "gemm_int8") for tile, tokens in _GEMM_TOKENS]
+    if place.is_rehearsal:
+        return [(kernel, candidates[:2], tile, min(tokens, 17)) for kernel, candidates, tile, tokens in few + many[::3]]
+    return few + many
 
 
 def _microseconds(
@@ -52,4 +64,7 @@ def _microseconds(
 ) -> float:
     tuning.try_out({what: fields})
     turn = cycle(weights)
-    return 1e6 * place.seconds(lambda: dispatch.quant_matmul(x, next(turn)), repeats=20)
+    try:
+        return 1e6 * place.seconds(lambda: dispatch.quant_matmul(x, next(turn)), repeats=20)
+    except OutOfResources:  # more shared memory than this card gives a program
+        return math.inf

@@ -49,11 +49,11 @@ def test_an_unknown_section_is_refused() -> None:
 
 
 def test_sections_of_several_calls_fill_one_file(tmp_path: Path) -> None:
-    for section in ("few", "many", "quantize"):
+    for section in ("few", "many", "quantize", "peers", "models"):
         result = check("--rehearse", "--sections", section, "--out", str(tmp_path))
         assert result.returncode == 0, result.stderr
     (path,) = tmp_path.glob("gpu-rehearsal-*.json")
-    assert list(json.loads(path.read_text())["sections"]) == ["few", "many", "quantize"]
+    assert list(json.loads(path.read_text())["sections"]) == ["few", "many", "quantize", "peers", "models"]
     text = path.with_suffix(".md").read_text()
     assert "## Products of a few tokens" in text and "## Products of many tokens" in text
     assert "## GPTQ of a layer of the 72B" in text
@@ -65,7 +65,7 @@ def test_the_whole_check_is_rehearsed(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = tmp_path.glob("gpu-rehearsal-*.json")
     sections = json.loads(path.read_text())["sections"]
-    assert list(sections) == ["values", "few", "many", "decoding", "tune", "quantize", "exchange"]
+    assert list(sections) == ["values", "few", "many", "decoding", "tune", "quantize", "exchange", "peers", "models"]
     assert all(row[3] for row in sections["values"]["rows"]) and not sections["values"]["failed"]
 
 
