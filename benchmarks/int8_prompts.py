@@ -2,8 +2,8 @@
 
     python benchmarks/int8_prompts.py MODEL --text FILE [--length 512] [--chunks 2] [--groups 32 64 128]
 
-The CPU stands in for a card: weights and arithmetic are float32, and the inputs of all linears but the head are rounded
-by the kernel's reference, so that nothing else differs. Every token is rounded, also those that a card would decode
+The CPU stands in for a card: weights and arithmetic are float32, and the inputs of all linears that do not keep 16 bits
+are rounded by the kernel's reference, so that nothing else differs. Every token is rounded, also those that a card would decode
 one by one, which it does not round. Dense models only. Prints a Markdown table.
 """
 
@@ -31,11 +31,12 @@ Rounding = Callable[[Tensor], Tensor]
 
 
 def round_inputs(decoder: Decoder, rounding: Rounding) -> None:
-    """Let the linears of all layers see their inputs rounded."""
+    """Let the linears of all layers see their inputs rounded, but those that keep words."""
     for layer in decoder.layers:
         assert isinstance(layer.ffn, Ffn), "of dense models"
         for linear in (layer.qkv, layer.o, layer.ffn.gate_up, layer.ffn.down):
-            linear.gathered = _rounded(linear, rounding)  # type: ignore[method-assign]
+            if not linear.keeps_words:
+                linear.gathered = _rounded(linear, rounding)  # type: ignore[method-assign]
 
 
 def _rounded(linear: QuantLinear, rounding: Rounding) -> Rounding:

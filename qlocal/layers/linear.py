@@ -53,6 +53,11 @@ class QuantLinear:
         self._inputs: Tensor | None = None
 
     @property
+    def keeps_words(self) -> bool:
+        """Whether inputs are never rounded to 8 bits."""
+        return self._placement.keeps_words
+
+    @property
     def num_calls(self) -> int:
         """Kernel calls that one product takes."""
         return len(self._groups)
