@@ -9,7 +9,7 @@ SOAK ?=
 SECTIONS ?= values,few,many,decoding,tune,quantize,exchange,peers,models
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo test check fix bench real fuzz fuzz-long coverage clients soak requests gpu-check snapshots
+.PHONY: setup demo test check fix bench real fuzz fuzz-long coverage clients soak requests gpu-check snapshots screenshots
 
 setup: .venv/.ready
 
@@ -71,3 +71,7 @@ gpu-check:
 # Writes anew what tests/chat/screens/ keeps of every screen: after a change of the chat's look that is meant.
 snapshots: setup
 	$(BIN)/python -m tests.chat.snapshots
+
+# The pictures in docs/, from a scripted conversation; they come out the same everywhere.
+screenshots: setup
+	$(BIN)/python scripts/screenshots.py
