@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import pty
 import re
 import select
@@ -12,17 +13,25 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Sequence
 from fcntl import ioctl
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from rich.segment import Segment
 from textual.color import Color
+from textual.command import CommandPalette
+from textual.screen import Screen
 
+from qlocal.chat import screens as chat_screens
 from qlocal.chat.clean_filter import CleanFilter
+from tests.chat.hostile_app import MARK
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 120.0
+PARTS = 4
+"""So many processes walk through all payloads, ten each."""
 
 PAYLOADS = {
     "title": "\x1b]0;pwn\x07",
@@ -76,19 +85,19 @@ _OWN = re.compile(
 _CONTROL = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
 
 
-def walked(payload: str, folder: Path) -> str:
-    """Return all that the program wrote to its terminal."""
+def walked(payloads: Sequence[str], folder: Path) -> list[str]:
+    """Return all that the program wrote to its terminal, by payload."""
     master, slave = pty.openpty()
     ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.chat.hostile_app", json.dumps(payload), str(folder)],
+        [sys.executable, "-m", "tests.chat.hostile_app", json.dumps(payloads), str(folder)],
         stdin=slave, stdout=slave, stderr=slave, cwd=ROOT,
         env={**environment, "TERM": "xterm-256color", "TMPDIR": str(folder), "QLOCAL_HOME": str(folder),
-             "EDITOR": "true", "VISUAL": "true"},
+             "QLOCAL_CONFIG": str(folder), "EDITOR": "true", "VISUAL": "true", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     os.close(slave)
-    written, deadline = b"", time.monotonic() + WAIT_S
+    written, deadline = b"", time.monotonic() + WAIT_S * len(payloads)
     while time.monotonic() < deadline:
         if select.select([master], [], [], 0.1)[0]:
             try:
@@ -100,21 +109,40 @@ def walked(payload: str, folder: Path) -> str:
     process.kill()
     os.close(master)
     assert process.wait() == 0, _OWN.sub("", written[-20_000:].decode("utf-8", "replace"))[-3000:]
-    return written.decode("utf-8", "replace")
+    return re.split(f"{MARK}\\d+{MARK}\r\n", written.decode("utf-8", "replace"))[: len(payloads)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PAYLOADS)
-def test_no_stranger_speaks_to_the_terminal(name: str, tmp_path: Path) -> None:
-    payload = PAYLOADS[name]
-    written = walked(payload, tmp_path)
-    assert "pwn" in written or "cHdu" in written, "it is shown, harmlessly"
-    own_clipboard = re.compile(r"\x1b\]52;c;[A-Za-z0-9+/=]{12,}\x07")
-    assert payload not in own_clipboard.sub("", written)
-    left = _OWN.sub("", written)
-    found = _CONTROL.search(left)
-    assert found is None, f"{name}: {left[max(0, found.start() - 60) : found.end() + 60]!r}"
-    assert "\r" not in left.replace("\r\n", "")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_stranger_speaks_to_the_terminal(part: int, tmp_path: Path) -> None:
+    names = list(PAYLOADS)[part::PARTS]
+    written = walked([PAYLOADS[name] for name in names], tmp_path)
+    assert len(written) == len(names)
+    for name, one in zip(names, written, strict=True):
+        assert harm_of(PAYLOADS[name], one) is None, f"{name}: {harm_of(PAYLOADS[name], one)}"
+    assert screens() - set(json.loads((tmp_path / "seen.json").read_text())) == set(), "never walked through"
+
+
+def harm_of(payload: str, written: str) -> str | None:
+    """Return what a terminal would have taken for a command, None if nothing."""
+    if "pwn" not in written and "cHdu" not in written:
+        return "it was not shown at all"
+    if payload in re.sub(r"\x1b\]52;c;[A-Za-z0-9+/=]{12,}\x07", "", written):
+        return "it was written as it is"
+    left = _OWN.sub("", written).replace("\r\n", "\n")
+    found = _CONTROL.search(left) or re.search("\r", left)
+    return None if found is None else repr(left[max(0, found.start() - 60) : found.end() + 60])
+
+
+def screens() -> set[str]:
+    """The names of all screens of the chat, and of the palette. What others are derived from is no screen itself."""
+    found: set[type] = {CommandPalette}
+    for module in pkgutil.iter_modules(chat_screens.__path__):
+        members = vars(import_module(f"{chat_screens.__name__}.{module.name}")).values()
+        found |= {one for one in members if isinstance(one, type) and issubclass(one, Screen)}
+    return {one.__name__ for one in found if one.__module__.startswith("qlocal") or one is CommandPalette} - {
+        "TokenWalk"
+    }
 
 
 def test_there_are_forty_payloads() -> None:
