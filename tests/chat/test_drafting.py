@@ -86,6 +86,20 @@ def test_what_a_chip_stands_for_can_be_looked_at(tmp_path: Path) -> None:
     run_chat(tmp_path, ScriptedLink([]), use, size=(60, 15))
 
 
+@pytest.mark.parametrize("command", ["file", "export", "import-file", "schema"])
+def test_a_path_that_is_none_is_said_and_ends_nothing(tmp_path: Path, command: str) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.say("hello")
+        await chat.until_shown("said")
+        await chat.until_idle()
+        chat.app.chat.do(command.replace("-", "_"), "a\x00b.md")
+        await chat.until(lambda: "is no path" in chat.notice)
+        chat.app.chat.do(command.replace("-", "_"), "~nobody-here/b.md")
+        await chat.until(lambda: "nobody" in chat.notice and "zero byte" not in chat.notice)
+
+    run_chat(tmp_path, ScriptedLink([answer_of("said")]), use)
+
+
 def test_files_are_completed_and_taken_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "here"
     (folder / "notes").mkdir(parents=True)

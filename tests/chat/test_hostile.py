@@ -125,7 +125,7 @@ def test_no_stranger_speaks_to_the_terminal(part: int, tmp_path: Path) -> None:
 
 def harm_of(payload: str, written: str) -> str | None:
     """Return what a terminal would have taken for a command, None if nothing."""
-    if "pwn" not in written and "cHdu" not in written:
+    if all(part not in written for part in ("pwn", "cHdu", "52;c;?")):
         return "it was not shown at all"
     if payload in re.sub(r"\x1b\]52;c;[A-Za-z0-9+/=]{12,}\x07", "", written):
         return "it was written as it is"

@@ -92,6 +92,6 @@ def files_like(typed: str) -> list[Suggestion]:
             for path in entries
             if path.name.lower().startswith(name.lower()) and (name.startswith(".") or not path.name.startswith("."))
         ]
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):
         return []  # no such folder or user yet: typing goes on
     return [Suggestion(AT + base + one, base + one) for one in found[:MAX_SHOWN]]

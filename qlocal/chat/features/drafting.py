@@ -16,7 +16,8 @@ from qlocal.chat.documents import read_document
 from qlocal.chat.external_editor import edit_file
 from qlocal.chat.features.base import Feature
 from qlocal.chat.link_state import LinkState
-from qlocal.errors import QLocalError, UsageError
+from qlocal.chat.typed_path import typed_path
+from qlocal.errors import QLocalError
 
 COUNT_DELAY_S = 0.4
 
@@ -76,10 +77,7 @@ class Drafting(Feature):
         self.desk.start(self._attach(path), "chips", exclusive=False)
 
     async def _attach(self, path: str) -> None:
-        try:
-            found = Path(path).expanduser()
-        except RuntimeError as error:  # ~nobody
-            raise UsageError(f"{path}: {error}") from error
+        found = typed_path(path)
         # In a thread: a large PDF takes seconds.
         self.desk.prompt.attach(await asyncio.to_thread(read_document, found), path)
 

@@ -12,6 +12,7 @@ from qlocal.chat.actions import Action
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.conversations import Conversations
 from qlocal.chat.store.history import History
+from qlocal.chat.typed_path import typed_path
 from qlocal.errors import FormatError, HistoryError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Exchanging(Feature):
         conversation = await self.desk.store.run(lambda history: history.conversation(conversation_id))
         messages = await self.desk.store.run(lambda history: history.messages(conversation_id))
         assert conversation is not None, "an open conversation is in the store"
-        path = Path(name).expanduser() if name else Path.cwd() / writing.name_of(conversation)
+        path = typed_path(name) if name else Path.cwd() / writing.name_of(conversation)
         text = writing.text_of(path, conversation, self.desk.session.branch, messages)
         self.desk.say(words.exported(await asyncio.to_thread(writing.write_new, path, text)))
 
@@ -57,7 +58,7 @@ class Exchanging(Feature):
 
         if not name:
             raise FormatError(words.NO_FILE)
-        found = await asyncio.to_thread(read, Path(name).expanduser())
+        found = await asyncio.to_thread(read, typed_path(name))
         last: int | None = None
         for one in found:
             last = await self.desk.store.run(partial(_add, one))

@@ -15,6 +15,7 @@ from qlocal.chat.features.base import Feature
 from qlocal.chat.json_check import JsonCheck
 from qlocal.chat.languages import t
 from qlocal.chat.screens.picker import Line, Picker
+from qlocal.chat.typed_path import typed_path
 from qlocal.errors import UsageError
 
 MAX_SCHEMA_BYTES = 1 << 20
@@ -67,7 +68,7 @@ class Structured(Feature):
         if text.startswith("{"):
             self._use("pasted", _parsed(text, "the schema"))
         elif text:
-            await self._use_file(Path(text).expanduser())
+            await self._use_file(typed_path(text))
         else:
             folder = config.config_folder() / "schemas"
             paths = await asyncio.to_thread(lambda: sorted(folder.glob("*.json")))
