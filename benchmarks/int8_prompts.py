@@ -3,8 +3,8 @@
     python benchmarks/int8_prompts.py MODEL --text FILE [--length 512] [--chunks 2] [--groups 32 64 128]
 
 The CPU stands in for a card: weights and arithmetic are float32, and the inputs of all linears that do not keep 16 bits
-are rounded by the kernel's reference, so that nothing else differs. Every token is rounded, also those that a card would
-decode one by one, which it does not round. Dense models only. Prints a Markdown table.
+are rounded by the kernel's reference, so that nothing else differs. Every token is rounded, also those that a card
+would decode one by one, which it does not round. Dense models only. Prints a Markdown table.
 """
 
 from __future__ import annotations
