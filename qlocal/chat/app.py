@@ -24,6 +24,7 @@ from qlocal.chat.hangup import HANGUP, end_with_terminal
 from qlocal.chat.languages import speak, t
 from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.markdown import code
+from qlocal.chat.pasting import read_pastes_whole
 from qlocal.chat.preferences import Preferences, load_preferences
 from qlocal.chat.screens.chat import ChatScreen
 from qlocal.chat.store.place import history_path
@@ -152,6 +153,7 @@ def run_chat(options: ChatOptions) -> int:
     """Run the chat in this terminal and return the exit code. QLocalError if the history cannot be opened."""
     if "ESCDELAY" not in os.environ:
         vars(constants)["ESCAPE_DELAY"] = ESCAPE_DELAY_S
+    read_pastes_whole()
     # Textual draws on standard error.
     if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise QLocalError("the chat needs a terminal", hint="`qlocal run MODEL PROMPT` answers without one.")
