@@ -68,6 +68,10 @@ class Attachments:
         """Return what is sent of a text: every chip becomes its content."""
         return _CHIP.sub(lambda found: self._sent(found), text)
 
+    def without_chips(self, text: str) -> str:
+        """Return what the user has typed of a text."""
+        return _CHIP.sub(lambda found: "" if int(found[1]) in self._by_number else found[0], text)
+
     def within(self, text: str) -> list[Attachment]:
         """Return the attachments whose chips stand in a text, in its order."""
         numbers = (int(found[1]) for found in _CHIP.finditer(text))

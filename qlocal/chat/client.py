@@ -102,9 +102,9 @@ class ChatClient:
         """Return what such a load would take. ServerError says why it cannot be."""
         return wire.parse_plan(await self._post("/qlocal/plan", _load_request(model, wanted)))
 
-    async def count(self, messages: list[ChatMessage]) -> TokenCount:
+    async def count(self, messages: list[ChatMessage], tools: list[dict[str, Any]] | None = None) -> TokenCount:
         """Return how many tokens a conversation has, by the model's own tokenizer (our own server alone)."""
-        body = await self._post("/qlocal/count", {"messages": messages})
+        body = await self._post("/qlocal/count", {"messages": messages} | ({"tools": tools} if tools else {}))
         prompt_tokens, limit = wire.as_int(body.get("prompt_tokens")), wire.as_int(body.get("max_context"))
         if prompt_tokens is None or limit is None:
             raise ServerError("the server's answer to /qlocal/count has no prompt_tokens or max_context")

@@ -78,11 +78,11 @@ def model_section(status: Status | None, model: str | None) -> Section:
     if status.held_head is not None:
         rows.append((t("head"), status.held_head.sentence))
     if status.progress is not None:
-        rows.append((t("loading"), f"{status.progress.stage} {_bar(status.progress.done, status.progress.total)}"))
+        rows.append((t("loading"), f"{status.progress.stage} {bar(status.progress.done, status.progress.total)}"))
         for device, count in status.progress.layers.items():
             if len(count) == 2:
                 layers = t("{done} of {total} layers").format(done=count[0], total=count[1])
-                rows.append((f"  {device}", f"{_bar(count[0], count[1])} {layers}"))
+                rows.append((f"  {device}", f"{bar(count[0], count[1])} {layers}"))
     rows.append((t("queue"), queue_words(status)))
     return Section(t("Model"), rows)
 
@@ -124,7 +124,7 @@ def memory_section(status: Status | None, machine: Machine) -> Section:
 
 def _in_use(used: int, total: int) -> str:
     told = t("{used} of {total} in use").format(used=size(used), total=size(total))
-    return f"{_bar(used, total)} {told}"
+    return f"{bar(used, total)} {told}"
 
 
 def report_sections(report: Mapping[str, Any]) -> list[Section]:
@@ -176,7 +176,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows[:40]
 
 
-def _bar(done: int, total: int) -> str:
+def bar(done: int, total: int) -> str:
+    """Return how much of a whole something is."""
     filled = round(BAR_CELLS * min(1.0, done / total)) if total > 0 else 0
     return "━" * filled + "╌" * (BAR_CELLS - filled)
 

@@ -113,9 +113,9 @@ class LocalLink:
             "draft": None if engine.draft is None else _absolute(engine.draft),
         }
 
-    async def count(self, messages: list[ChatMessage]) -> TokenCount | None:
+    async def count(self, messages: list[ChatMessage], tools: list[dict[str, Any]] | None = None) -> TokenCount | None:
         """See `Link.count`."""
-        return None if self._client is None else await self._client.count(messages)
+        return None if self._client is None else await self._client.count(messages, tools)
 
     def answer(self, messages: list[ChatMessage], options: dict[str, Any] | None = None) -> AnswerStream:
         """See `Link.answer`."""
@@ -189,7 +189,7 @@ class EndpointLink:
         """None: what it takes there is not told."""
         return None
 
-    async def count(self, messages: list[ChatMessage]) -> TokenCount | None:
+    async def count(self, messages: list[ChatMessage], tools: list[dict[str, Any]] | None = None) -> TokenCount | None:
         """None: the API has no way to ask."""
         return None
 

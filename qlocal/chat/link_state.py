@@ -120,8 +120,11 @@ class Link(Protocol):
         QLocalError says why it cannot be loaded."""
         ...
 
-    async def count(self, messages: list[dict[str, Any]]) -> TokenCount | None:
-        """Return the size of a conversation; None where the server has no way to tell. QLocalError."""
+    async def count(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> TokenCount | None:
+        """Return the size of a conversation, with the tools that are offered in it; None where the server has no way to
+        tell. QLocalError."""
         ...
 
     def answer(self, messages: list[dict[str, Any]], options: dict[str, Any] | None = None) -> AnswerStream:

@@ -77,9 +77,11 @@ class SwitchLink:
         """See `Link.plan`."""
         return None if model in self._offers else await self._home.plan(model, max_context)
 
-    async def count(self, messages: list[dict[str, Any]]) -> TokenCount | None:
+    async def count(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> TokenCount | None:
         """See `Link.count`."""
-        return await self._active.count(messages)
+        return await self._active.count(messages, tools)
 
     def answer(self, messages: list[dict[str, Any]], options: dict[str, Any] | None = None) -> AnswerStream:
         """See `Link.answer`."""

@@ -132,7 +132,7 @@ class Routes:
     async def count(self, request: Request) -> Response:
         body = validate(CountRequest, await _json(request))
         prompts = self._prompts(self._service.model(None))
-        ids = await unless_gone(prompts.encode_chat(body.messages), request)
+        ids = await unless_gone(prompts.encode_chat(body.messages, body.tools or ()), request)
         cached = await unless_gone(self._service.cached_tokens(ids), request)
         return JSONResponse({"prompt_tokens": len(ids), "max_context": prompts.max_context, "cached_tokens": cached})
 

@@ -10,6 +10,7 @@ from qlocal.errors import RequestError
 from qlocal.server.chat_messages import ChatMessage
 from qlocal.server.references import ID_PATTERN
 from qlocal.server.request_base import Body, Text, TokenIds
+from qlocal.server.tools import Tools
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=65_536)]
 
@@ -28,9 +29,10 @@ class LoadRequest(Body):
 
 
 class CountRequest(Body):
-    """POST /qlocal/count."""
+    """POST /qlocal/count. tools: as of a chat completion."""
 
     messages: Messages
+    tools: Tools | None = None
 
 
 class TokenizeRequest(Body):

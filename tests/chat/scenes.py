@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 from textual.widgets import Input, Log, OptionList, SelectionList, Static, TextArea
@@ -131,9 +132,11 @@ def write_history(path: Path, talk: Talk, clock: Clock) -> None:
 class SceneLink(ScriptedLink):
     """Counts four characters as a token."""
 
-    async def count(self, messages: list[dict[str, str]]) -> TokenCount | None:
+    async def count(
+        self, messages: list[dict[str, str]], tools: list[dict[str, Any]] | None = None
+    ) -> TokenCount | None:
         if self.per_message is not None:
-            return await super().count(messages)
+            return await super().count(messages, tools)
         sizes = [8 + len(message["content"]) // 4 for message in messages]
         return TokenCount(sum(sizes), self.max_context, sum(sizes[:-1]))
 

@@ -50,6 +50,8 @@ class ScriptedLink:
     counted: TokenCount | None = None
     per_message: int | None = None
     """So many tokens has every message, if it is told."""
+    per_char: int = 0
+    """And so many every character of it, beside them; a tool has a hundred."""
     max_context: int = 4096
     requests: list[list[dict[str, str]]] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
@@ -114,9 +116,12 @@ class ScriptedLink:
             return Scored(self.scores[1], None, *self.distances)
         return Scored(self.scores[0], "kept" if keep else None)
 
-    async def count(self, messages: list[dict[str, str]]) -> TokenCount | None:
+    async def count(
+        self, messages: list[dict[str, str]], tools: list[dict[str, Any]] | None = None
+    ) -> TokenCount | None:
         if self.per_message is not None:
-            return TokenCount(self.per_message * len(messages), self.max_context)
+            sizes = [self.per_message + len(message["content"]) * self.per_char for message in messages]
+            return TokenCount(sum(sizes) + 100 * len(tools or []), self.max_context)
         return self.counted
 
     def answer(self, messages: list[dict[str, str]], options: dict[str, Any] | None = None) -> AnswerStream:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from textual.widgets import OptionList, Static
 
+from qlocal.chat.features.tools import Tools
 from qlocal.chat.link_state import LinkState, Phase, ShownPlan
 from qlocal.chat.sampling import parse_sampling
 from qlocal.chat.screens.facts import FactsScreen
 from qlocal.chat.screens.picker import Picker
+from qlocal.chat.tools.calculator import Calculator
 from qlocal.chat.widgets.look import look_of
 from qlocal.chat.widgets.transcript import Transcript
 from qlocal.errors import UsageError
@@ -34,6 +36,12 @@ def asked(chat: Chat) -> bool:
 def offers(chat: Chat) -> list[str]:
     shown = chat.app.screen.query_one(OptionList)
     return [str(shown.get_option_at_index(i).prompt) for i in range(shown.option_count)]
+
+
+def facts(chat: Chat) -> list[str]:
+    screen = chat.app.screen
+    rows = screen.query("#rows").results(Static) if isinstance(screen, FactsScreen) else []
+    return [line for one in rows for line in str(one.content).splitlines()]
 
 
 def full_link() -> ScriptedLink:
@@ -170,6 +178,51 @@ def test_the_ledger_tells_what_every_message_takes_and_what_is_free(tmp_path: Pa
         await chat.until(lambda: isinstance(chat.app.screen, FactsScreen))
         shown = str(chat.app.screen.query_one("#rows", Static).content)
         assert "user: one" in shown and "assistant: Yes." in shown
-        assert "2,000" in shown and "together, of 4,096" in shown and "2,096" in shown
+        assert "2,000 of 4,096" in shown
 
     run(tmp_path, use)
+
+
+def test_the_parts_of_the_ledger_add_up_to_what_the_server_counts(tmp_path: Path) -> None:
+    link = ScriptedLink([answer_of("Yes.")], per_message=10, per_char=1)
+
+    async def use(chat: Chat) -> None:
+        desk = chat.app.chat.desk
+        await chat.say("/system Be brief.")
+        await chat.until(lambda: desk.session.system == "Be brief.")
+        await talk(chat, "one")
+        desk.feature(Tools)._tools = {"calculator": Calculator()}
+        chat.prompt.text = "read "
+        chat.prompt.move_cursor(chat.prompt.document.end)
+        chat.prompt.attach("x" * 900)
+        chat.app.chat.do("ledger")
+        await chat.until(lambda: bool(facts(chat)))
+        lines = facts(chat)
+        rows = {line.split("  ")[1].strip(): int(line.split()[-1].replace(",", "")) for line in lines[1:8]}
+        assert rows == {
+            "system": 19,  # ten a message and one a character, by the script
+            "history": 13 + 14,
+            "draft": 15,
+            "attachments": 900,
+            "tools": 100,
+            "for the answer": 512,
+            "free": 4096 - 512 - 1061,
+        }
+        assert sum(rows.values()) == 4096 and "1,061 of 4,096" in "\n".join(lines)
+        await chat.pilot.press("escape")
+        assert chat.prompt.text.startswith("read [Pasted text #1")
+
+    run_chat(tmp_path, link, use, size=(100, 40))
+
+
+def test_tools_count_where_it_is_asked_whether_a_message_fits(tmp_path: Path) -> None:
+    link = full_link()
+    link.max_context = 1050
+
+    async def use(chat: Chat) -> None:
+        chat.app.chat.desk.feature(Tools)._tools = {"calculator": Calculator()}
+        await chat.say("one")
+        await chat.until(lambda: asked(chat))
+        assert "1,100" in chat.notice and link.requests == []
+
+    run_chat(tmp_path, link, use)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from qlocal.schema import EngineState
-from tests.server.conftest import Running, Start
+from tests.server.conftest import ByteCodec, Running, Start
 from tests.server.test_chat import URL, events
 
 
@@ -37,6 +37,21 @@ def roomy(start: Start) -> Running:
 def ready(server: Running) -> Running:
     server.wait_for(EngineState.READY)
     return server
+
+
+def test_tools_are_counted_as_they_are_read(roomy: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ByteCodec.encode_chat
+
+    def with_tools(codec: ByteCodec, messages: Any, tools: Any = None) -> list[int]:
+        return [*plain(codec, messages), *range(len(tools or []))]
+
+    monkeypatch.setattr(ByteCodec, "encode_chat", with_tools)
+    with roomy.client() as client:
+        body = says("hello")
+        read = client.post(URL, json=body | {"max_tokens": 1}).json()["usage"]["prompt_tokens"]
+        counted = client.post("/qlocal/count", json=body).json()["prompt_tokens"]
+        without = client.post("/qlocal/count", json={"messages": body["messages"]}).json()["prompt_tokens"]
+    assert counted == read > without
 
 
 def says(text: str, **fields: Any) -> dict[str, Any]:

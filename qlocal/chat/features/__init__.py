@@ -20,6 +20,7 @@ from qlocal.chat.features.editing import Editing
 from qlocal.chat.features.exchanging import Exchanging
 from qlocal.chat.features.finding import Finding
 from qlocal.chat.features.knowing import Knowing
+from qlocal.chat.features.ledger import Ledger
 from qlocal.chat.features.models import Models
 from qlocal.chat.features.program import Program
 from qlocal.chat.features.prompts import Prompts
@@ -46,6 +47,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Drafting,
     Prompts,
     Asking,
+    Ledger,
     Room,
     Summaries,
     Tools,

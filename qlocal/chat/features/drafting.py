@@ -15,6 +15,7 @@ from qlocal.chat.desk import Desk
 from qlocal.chat.documents import read_document
 from qlocal.chat.external_editor import edit_file
 from qlocal.chat.features.base import Feature
+from qlocal.chat.features.tools import Tools
 from qlocal.chat.link_state import LinkState
 from qlocal.chat.typed_path import typed_path
 from qlocal.errors import QLocalError
@@ -106,7 +107,7 @@ class Drafting(Feature):
             return
         messages = self.desk.session.request_with(self.desk.prompt.sent_text)
         try:
-            count = await self.desk.link.count(messages)
+            count = await self.desk.link.count(messages, self.desk.feature(Tools).offered)
         except QLocalError:
             count = None  # nothing was asked for: what is wrong is said when the message is sent
         if self.desk.prompt.text == text:

@@ -11,8 +11,9 @@ from qlocal.chat.desk import Desk
 from qlocal.chat.events import TokenCount
 from qlocal.chat.facts import Section
 from qlocal.chat.features.base import Feature
+from qlocal.chat.features.tools import Tools
 from qlocal.chat.languages import t
-from qlocal.chat.link_state import Link, LinkState, Phase
+from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.screens.facts import FactsScreen
 from qlocal.chat.screens.picker import Line, Question
 from qlocal.chat.summarizing import write_summary
@@ -26,9 +27,6 @@ class Room(Feature):
     """Leaves turns out, or has the model loaded with more context."""
 
     ACTIONS: ClassVar = (
-        Action(
-            "ledger", "", "Ledger", "What fills the context: system, history, draft, and what is free", is_shown=False
-        ),
         Action("send_all", "", "Send all", "Send messages again that were left out for room", is_shown=False),
     )
 
@@ -39,32 +37,8 @@ class Room(Feature):
     def on_link(self, before: LinkState, state: LinkState) -> None:
         self._link_changed.set()
 
-    def ledger(self) -> None:
-        if self.desk.link is None or not self.desk.is_ready:
-            self.desk.say(words.NO_LINK_YET)
-        else:
-            self.desk.start(self._show_ledger(self.desk.link), "choose")
-
     def send_all(self) -> None:
         self.desk.start(self._send_all(), "history")
-
-    async def _show_ledger(self, link: Link) -> None:
-        """Count the conversation as it grows, message by message: what each adds is its own."""
-        messages = self.desk.session.request_with(self.desk.prompt.sent_text)
-        rows: list[tuple[str, str]] = []
-        before, most = 0, 0
-        for idx, message in enumerate(messages):
-            count = await link.count(messages[: idx + 1])
-            if count is None:
-                self.desk.say(words.NEEDS_OWN_SERVER)
-                return
-            own, before, most = count.prompt_tokens - before, count.prompt_tokens, count.max_context
-            rows.append((f"{own:,}", f"{message['role']}: {words.first_line(message['content'])}"))
-        left_out = sum(message.is_left_out and not message.is_summary for message in self.desk.session.branch)
-        rows.append((f"{before:,}", t("together, of {most:,}").format(most=most)))
-        rows.append((f"{max(0, most - before):,}", t("free for the answer")))
-        rows.append((f"{left_out:,}", t("messages are left out")))
-        await self.desk.ask(FactsScreen(t("Ledger"), [Section(t("Tokens"), rows)]))
 
     async def make_room(self, count: TokenCount) -> bool:
         """Ask what to do; return whether something was done, so that it is worth counting again."""
@@ -117,13 +91,13 @@ class Room(Feature):
         """Return the fewest oldest turns without which there is room, and the tokens of the rest; None where even the
         last message alone has too many. kept: tokens that something else will take."""
         assert self.desk.link is not None, "something was counted"
-        turns = self.desk.session.turns()
+        turns, tools = self.desk.session.turns(), self.desk.feature(Tools).offered
         most = count.max_context - count.max_context // RESERVED_SHARE - kept
         low, high, tokens = 1, len(turns) - 1, None
         while low <= high:  # the fewest: more are left out, fewer tokens remain
             middle = (low + high) // 2
             without = {message_id for turn in turns[:middle] for message_id in turn}
-            rest = await self.desk.link.count(self.desk.session.request(without=without))
+            rest = await self.desk.link.count(self.desk.session.request(without=without), tools)
             if rest is not None and rest.prompt_tokens <= most:
                 high, tokens = middle - 1, rest.prompt_tokens
             else:

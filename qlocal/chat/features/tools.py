@@ -21,7 +21,7 @@ from qlocal.chat.screens.toolbox import Offer, ToolboxScreen
 from qlocal.chat.tools.approvals import Approvals, Verdict
 from qlocal.chat.tools.base import Tool, ToolCall
 from qlocal.chat.tools.calculator import Calculator
-from qlocal.chat.tools.calls import REFUSED, with_tools
+from qlocal.chat.tools.calls import REFUSED, offered, with_tools
 from qlocal.chat.tools.files import FileSearch
 from qlocal.chat.tools.settings import ToolSettings, read_settings
 from qlocal.chat.tools.shell import Shell
@@ -42,6 +42,11 @@ class Tools(Feature):
     def on_conversation(self) -> None:
         if self.desk.session.conversation_id != self._conversation_id:
             self._approvals.forget()
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools of our own that a request offers; those of MCP servers are known once these are started."""
+        return offered(list(self._tools.values()))
 
     def tools(self) -> None:
         self.desk.start(self._choose(), "choose")

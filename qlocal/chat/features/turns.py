@@ -180,7 +180,7 @@ class Turns(Feature):
     async def _fits(self) -> bool:
         """Whether the conversation fits into the context; if not, both numbers are said and the user decides."""
         assert self.desk.link is not None, "a link that is ready exists"
-        count = await self.desk.link.count(self.desk.session.request())
+        count = await self.desk.link.count(self.desk.session.request(), self.desk.feature(Tools).offered)
         if count is None:
             return True
         self.desk.update_status(context_used=count.prompt_tokens)
