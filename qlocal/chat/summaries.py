@@ -47,9 +47,9 @@ def _standing(path: Sequence[Message]) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     before: list[int] = []
     for message in path:
-        wanted = set(message.stands_for)
-        if ids := [message_id for message_id in before if message_id in wanted]:
-            found[message.message_id] = ids
+        if wanted := set(message.stands_for):
+            ids = [message_id for message_id in before if message_id in wanted]
+            found |= {message.message_id: ids} if ids else {}
         before.append(message.message_id)
     return found
 
