@@ -74,6 +74,16 @@ class HeldHead:
 
 
 @dataclass(frozen=True)
+class Template:
+    """The chat template of the loaded model. sha256: of its text. known_as: whose it is, None for one that nobody has
+    compared. is_new: unknown, and never loaded here before."""
+
+    sha256: str
+    known_as: str | None = None
+    is_new: bool = False
+
+
+@dataclass(frozen=True)
 class Status:
     """The answer of GET /qlocal/status and every event of GET /qlocal/events.
 
@@ -81,6 +91,7 @@ class Status:
     error: why the last load failed or why the engine was started again, else None.
     plan: known as soon as the headers are read. used: bytes that loading took, by device.
     held_head: what was done to the output head at load, None where it is held as it is stored.
+    template: known when the model's text side is open; None also for a model without one.
     in_flight: answers that are being written or wait for their turn, of all clients.
     """
 
@@ -96,6 +107,7 @@ class Status:
     held_head: HeldHead | None = None
     used: Mapping[str, int] | None = None
     in_flight: int = 0
+    template: Template | None = None
 
     @property
     def memory(self) -> str | None:
@@ -112,7 +124,7 @@ class Status:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Status:
         """Read a status; fields that a newer server adds are ignored."""
-        progress, head = values.get("progress"), values.get("held_head")
+        progress, head, template = (values.get(name) for name in ("progress", "held_head", "template"))
         return cls(
             state=EngineState(values["state"]),
             version=values["version"],
@@ -126,6 +138,7 @@ class Status:
             used=values.get("used"),
             in_flight=values.get("in_flight", 0),
             held_head=HeldHead(**{f.name: head[f.name] for f in fields(HeldHead)}) if head else None,
+            template=Template(**{f.name: template[f.name] for f in fields(Template)}) if template else None,
         )
 
 

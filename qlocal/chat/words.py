@@ -251,6 +251,14 @@ def waiting(texts: Sequence[str]) -> str:
     return sentence.format(count=len(texts), text=title_of(texts[-1]))
 
 
+def template_unknown(sha256: str) -> str:
+    """Warn, once, of a chat template that nobody has compared with its makers'."""
+    return t(
+        "This model's chat template is none of those that are known (SHA-256 {start}…), and could change what is sent: "
+        "`qlocal template show MODEL` prints it."
+    ).format(start=sha256[:12])
+
+
 def not_on_disk(why: str) -> str:
     """Say that nothing more is kept, and what helps."""
     return t(

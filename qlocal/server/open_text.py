@@ -6,8 +6,10 @@ from pathlib import Path
 
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.guard.client import Guard
+from qlocal.schema import Template
 from qlocal.server.text import ModelText, OpenText
 from qlocal.tokenizer import Tokenizer
+from qlocal.tokenizer.known_templates import known_as, sha256
 
 
 def text_opener(guard: Guard) -> OpenText:
@@ -15,9 +17,12 @@ def text_opener(guard: Guard) -> OpenText:
 
     def open_text(name: str, path: Path) -> ModelText:
         checkpoint = open_checkpoint(path)
-        tokenizer = Tokenizer.load(checkpoint.tokenizer(), guard)
+        data = checkpoint.tokenizer()
+        tokenizer = Tokenizer.load(data, guard)
         defaults = checkpoint.generation_defaults()
         stops = {*checkpoint.config.eos_token_ids, *defaults.stop_ids, *tokenizer.end_of_turn_ids}
-        return ModelText(name, path, tokenizer, tuple(sorted(stops)), defaults)
+        text = data.chat_template
+        template = None if text is None else Template(sha256(text), known_as(text))
+        return ModelText(name, path, tokenizer, tuple(sorted(stops)), defaults, template)
 
     return open_text

@@ -116,6 +116,7 @@ STATUS = _object(
     max_context=_or_null(INTEGER),
     progress=_or_null(_object(stage=TEXT, done=INTEGER, total=INTEGER, layers=_map(_list(INTEGER)))),
     plan=_or_null({"type": "object"}),
+    template=_or_null(_object(sha256=TEXT, known_as=_or_null(TEXT), is_new=BOOLEAN)),
     held_head=_or_null(_object(type=TEXT, loss=NUMBER, stored_bytes=INTEGER, held_bytes=INTEGER)),
     used=_or_null(_map(INTEGER)),
     in_flight=INTEGER,

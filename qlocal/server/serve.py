@@ -18,6 +18,7 @@ from qlocal.server.engine_client import EngineClient
 from qlocal.server.http_server import serve
 from qlocal.server.open_text import text_opener
 from qlocal.server.preflight import check_plan
+from qlocal.server.seen_templates import SeenTemplates
 from qlocal.server.service import Service
 from qlocal.server.status import StatusBoard
 
@@ -33,7 +34,12 @@ def run_server(options: ServeOptions, announce: Callable[[str], None] = print) -
         guard = stack.enter_context(contextlib.closing(Guard()))
         board = StatusBoard()
         service = Service(
-            EngineClient(board), board, text_opener(guard), lambda name: resolve(name, settings.home), check_plan
+            EngineClient(board),
+            board,
+            text_opener(guard),
+            lambda name: resolve(name, settings.home),
+            check_plan,
+            SeenTemplates(settings.home / "seen_templates"),
         )
         serve(service, rules, listener, options)
 

@@ -17,11 +17,12 @@ from qlocal.config import FROM_CONTEXT, NO_DRAFT, STORED, EngineOptions, device_
 from qlocal.devices import free_bytes
 from qlocal.errors import EngineError, QLocalError, RequestError
 from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
-from qlocal.schema import EngineState, LoadProgress
+from qlocal.schema import EngineState, LoadProgress, Template
 from qlocal.server import variants
 from qlocal.server.engine_client import EngineClient
 from qlocal.server.own_requests import LoadRequest
 from qlocal.server.preflight import shown_plan
+from qlocal.server.seen_templates import SeenTemplates
 from qlocal.server.status import StatusBoard
 from qlocal.server.text import ModelText, OpenText
 from qlocal.server.variants import Variant
@@ -40,14 +41,22 @@ class Service:
     """One server's state: the status board, the engine, and the text side of the model that is loaded."""
 
     def __init__(
-        self, engine: EngineClient, board: StatusBoard, open_text: OpenText, resolve: Resolve, check: Check
+        self,
+        engine: EngineClient,
+        board: StatusBoard,
+        open_text: OpenText,
+        resolve: Resolve,
+        check: Check,
+        templates: SeenTemplates | None = None,
     ) -> None:
+        """templates: those that are warned of no more; None warns of none."""
         self.engine = engine
         self.board = board
         self.created = int(time.time())
         self._open_text = open_text
         self._resolve = resolve
         self._check = check
+        self._templates = templates
         self._model: ModelText | None = None
         self._loading: asyncio.Task[None] | None = None
         self._one_load = asyncio.Lock()
@@ -105,6 +114,7 @@ class Service:
             plan=None,
             used=None,
             held_head=None,
+            template=None,
             progress=LoadProgress("reading headers and tokenizer"),
         )
         self._loading = asyncio.create_task(self._load(name, path, options), name="load")
@@ -195,6 +205,8 @@ class Service:
             plan = await asyncio.to_thread(self._check, load)
             self.board.update(plan=plan)
             self._model = await asyncio.to_thread(self._open_text, name, path)
+            if (template := self._model.template) is not None:
+                self._show_template(name, template)
             if load.draft not in (FROM_CONTEXT, NO_DRAFT):
                 await asyncio.to_thread(self._check_draft, self._model, Path(load.draft))
         except QLocalError as error:
@@ -206,6 +218,18 @@ class Service:
             self.board.update(state=EngineState.FAILED, error=f"an internal error: {error!r}", progress=None)
             return
         await self.engine.load(load)
+
+    def _show_template(self, name: str, template: Template) -> None:
+        if self._templates is not None:
+            template = self._templates.look_at(template)
+        if template.is_new:
+            log.warning(
+                "%s: its chat template is not among those known (SHA-256 %s…): `qlocal template show %s` prints it",
+                name,
+                template.sha256[:12],
+                name,
+            )
+        self.board.update(template=template)
 
     def _check_draft(self, model: ModelText, path: Path) -> None:
         """Raise UsageError when a draft model speaks of other tokens."""

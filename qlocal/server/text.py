@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from qlocal.errors import GrammarError
 from qlocal.formats.base import GenerationDefaults
 from qlocal.protocol import Vocabulary
+from qlocal.schema import Template
 from qlocal.tokenizer.fill_in import FillIn
 from qlocal.tokenizer.tool_calls import ToolFormat
 
@@ -60,13 +61,14 @@ class TextCodec(Protocol):
 
 @dataclass
 class ModelText:
-    """Tokenizer, stop ids and sampling defaults of one checkpoint. `name` is its id for clients."""
+    """Tokenizer, stop ids, sampling defaults and template of one checkpoint. `name` is its id for clients."""
 
     name: str
     path: Path
     tokenizer: TextCodec
     stop_ids: tuple[int, ...]
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    template: Template | None = None
     _one_job: asyncio.Lock = field(default_factory=asyncio.Lock)
     _checked: OrderedDict[str, GrammarError | None] = field(default_factory=OrderedDict)
 

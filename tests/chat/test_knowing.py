@@ -17,7 +17,7 @@ from qlocal.chat.machine import Machine
 from qlocal.chat.screens.facts import FactsScreen
 from qlocal.chat.screens.log import LogScreen
 from qlocal.chat.screens.models import ModelScreen
-from qlocal.schema import EngineState, LoadProgress, Status
+from qlocal.schema import EngineState, LoadProgress, Status, Template
 from tests.chat.driving import Chat, run_chat
 from tests.chat.scripted import ScriptedLink, answer_of
 
@@ -105,6 +105,18 @@ def test_statistics_are_read_anew_while_they_are_shown(tmp_path: Path) -> None:
         await chat.until(lambda: "6 of 8 layers" in rows(chat) and "0 of 8 layers" in rows(chat))
 
     run_chat(tmp_path, ScriptedLink([answer_of("x")], first_states=[ready()]), use, size=(120, 40))
+
+
+def test_a_template_that_nobody_knows_is_told_of(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        chat.link.push(ready(template=Template("a" * 64)))
+        await chat.until(lambda: chat.app.chat.desk.link_state.status.template is not None)
+        assert "template" not in chat.notice
+        chat.link.push(ready(template=Template("ab" * 32, is_new=True)))
+        await chat.until(lambda: "SHA-256 abababababab…" in chat.notice)
+        assert "qlocal template show" in chat.notice
+
+    run_chat(tmp_path, ScriptedLink([answer_of("x")], first_states=[ready()]), use)
 
 
 def test_somebody_elses_server_is_said_to_tell_no_more(tmp_path: Path) -> None:

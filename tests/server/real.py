@@ -18,6 +18,7 @@ from qlocal.server.engine_client import EngineClient
 from qlocal.server.http_server import serve
 from qlocal.server.open_text import text_opener
 from qlocal.server.preflight import check_plan
+from qlocal.server.seen_templates import SeenTemplates
 from qlocal.server.service import Service
 from qlocal.server.status import StatusBoard
 from tests.server.conftest import Running
@@ -39,7 +40,8 @@ def real_server(folder: Path, path: Path, **options: Any) -> Iterator[Running]:
         bound = ExitStack()  # left by the server's thread, as a process leaves its lock
         listener = bound.enter_context(bind_unix(folder / "run" / "s.sock"))
         board = StatusBoard()
-        service = Service(EngineClient(board), board, text_opener(guard), lambda name: Path(name), check_plan)
+        seen = SeenTemplates(folder / "seen_templates")
+        service = Service(EngineClient(board), board, text_opener(guard), lambda name: Path(name), check_plan, seen)
         engine = EngineOptions(**{"threads": 1, **options})
 
         def run() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from qlocal.tokenizer.known_templates import sha256
 from tests.server.conftest import Running
 from tests.server.real import TOOL_TEMPLATE, real_server
 from tests.server.test_chat import URL, events
@@ -32,6 +33,11 @@ def client(server: Running) -> Iterator[httpx.Client]:
     with server.client() as client:
         client.timeout = httpx.Timeout(60)
         yield client
+
+
+def test_the_status_tells_of_a_template_that_nobody_knows(client: httpx.Client) -> None:
+    template = client.get("/qlocal/status").json()["template"]
+    assert template == {"sha256": sha256(TOOL_TEMPLATE), "known_as": None, "is_new": True}
 
 
 def ask(client: httpx.Client, **fields: Any) -> dict[str, Any]:

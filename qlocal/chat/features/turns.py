@@ -229,6 +229,7 @@ class Turns(Feature):
             "head": None if head is None else asdict(head),
             "key_type": plan.get("key_type"),
             "value_type": plan.get("value_type"),
+            "template_sha256": None if status.template is None else status.template.sha256,
         }
 
     def _show_event(self, event: AnswerEvent) -> None:

@@ -233,6 +233,7 @@ TEXTS: dict[str, str] = {
     "This conversation is sampled as the model's makers recommend.": "此对话按模型作者的建议采样。",
     "This conversation is sampled with {fields}.": "此对话按 {fields} 采样。",
     "This is a new conversation; the old one stays.": "这是新对话；旧对话保留。",
+    "This model's chat template is none of those that are known (SHA-256 {start}…), and could change what is sent: `qlocal template show MODEL` prints it.": "此模型的聊天模板不在已知之列（SHA-256 {start}…），可能会改动发送的内容：用 `qlocal template show MODEL` 查看。",
     "Thought": "思考",
     "Thought, {count} characters": "思考了 {count} 个字符",
     "Today": "今天",

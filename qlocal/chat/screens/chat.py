@@ -111,6 +111,9 @@ class ChatScreen(Screen[None]):
             self.desk.notice.clear()
         if state.memory and state.memory != before.memory and not state.error and not is_busy:
             self.desk.say(state.memory)
+        template, was = (None if s.status is None else s.status.template for s in (state, before))
+        if template is not None and template.is_new and template != was:
+            self.desk.warn(words.template_unknown(template.sha256))
         self.desk.update_status(
             model=state.model,
             state=state.stage or state.phase.value,
