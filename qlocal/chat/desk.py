@@ -10,14 +10,13 @@ from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.worker import Worker
 
-from qlocal.chat import words
 from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link, LinkState, Phase
 from qlocal.chat.session import Session
+from qlocal.chat.shown_entries import ShownEntries
 from qlocal.chat.status_line import StatusLine
 from qlocal.chat.store.records import Message
 from qlocal.chat.store.threaded import Store
-from qlocal.chat.summaries import replaced_in
 from qlocal.chat.widgets.notice import Notice
 from qlocal.chat.widgets.prompt import Prompt
 from qlocal.chat.widgets.status_bar import StatusBar
@@ -49,6 +48,7 @@ class Desk:
         """Writes a control sequence to the terminal; False where there is none."""
         self.link: Link | None = None
         self.link_state = LinkState()
+        self._shown = ShownEntries()
         self._features: dict[type[Feature], Feature] = {}
 
     # The parts of the screen.
@@ -94,8 +94,7 @@ class Desk:
         """Draw these messages as the conversation, at its end."""
         self.screen.query_one("#welcome").display = not messages
         self.transcript.display = bool(messages)
-        replaced = replaced_in(messages)
-        self.transcript.show(words.entry_of(message, message.message_id in replaced) for message in messages)
+        self.transcript.show(self._shown.entries(messages))
 
     @property
     def is_ready(self) -> bool:

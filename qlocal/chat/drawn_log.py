@@ -34,7 +34,7 @@ class DrawnLog:
         """Replace the entries; those at the beginning that are the same as before keep their drawings."""
         same = 0
         for old, new in zip(self.entries, entries, strict=False):
-            if old != new:
+            if old is not new and old != new:
                 break
             same += 1
         self.entries[same:] = entries[same:]

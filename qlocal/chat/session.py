@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,15 @@ from qlocal.chat.tools.shown import rounds_of
 
 if TYPE_CHECKING:
     from qlocal.chat.client import ChatMessage
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A whole branch as it would be sent, and of what: every pause in typing asks for it."""
+
+    branch: list[Message]
+    system: str | None
+    messages: list[ChatMessage]
 
 
 class Session:
@@ -33,6 +42,8 @@ class Session:
         """Fields of a request, where the conversation has its own."""
         self.conversation_id: int | None = None
         self.branch: list[Message] = []
+        """Replaced by another list when anything of it changes."""
+        self._whole: _Whole | None = None
 
     def clear(self) -> None:
         """Begin a new conversation; it enters the store with its first message."""
@@ -58,7 +69,7 @@ class Session:
         if beside is not None:
             parent_id = beside.parent_id
         await self._store.run(lambda history: history.add_message(conversation_id, parent_id, Role.USER, text))
-        await self._reload()
+        await self._reload(parent_id)
         return self.branch[-1]
 
     async def begin_answer(self, model: str | None, parent_id: int | None = None) -> Message:
@@ -70,7 +81,7 @@ class Session:
         conversation_id, prompt_id = self.conversation_id, parent_id
         await self._store.run(lambda history: history.begin_answer(conversation_id, prompt_id, model))
         await self._store.run(lambda history: history.set_model(conversation_id, model))
-        await self._reload()
+        await self._reload(prompt_id)
         return self.branch[-1]
 
     async def begin_summary(self, message_ids: Sequence[int], model: str | None, prompt: Message | None) -> Message:
@@ -94,9 +105,14 @@ class Session:
         await self._reload()
 
     async def refresh(self) -> None:
-        """Read the branch again, after an answer was finished."""
+        """Read the branch again."""
         if self.conversation_id is not None:
             await self._reload()
+
+    async def refresh_last(self) -> None:
+        """Read the last message again, after its answer was finished."""
+        if self.conversation_id is not None:
+            await self._reload(self.branch[-1].message_id if self.branch else None)
 
     async def step_branch(self, step: int, message_id: int | None = None) -> int | None:
         """Show the branch before (-1) or after (1) a message, the last answer if none is named. Returns the message
@@ -124,7 +140,7 @@ class Session:
         assert self.conversation_id is not None, "a message is of a conversation"
         conversation_id, parent_id = self.conversation_id, beside.parent_id
         await self._store.run(lambda history: history.add_message(conversation_id, parent_id, Role.ASSISTANT, text))
-        await self._reload()
+        await self._reload(parent_id)
 
     async def branch_off(self, message_id: int) -> None:
         """Begin a new conversation with what is shown up to a message."""
@@ -180,10 +196,15 @@ class Session:
 
     def request_with(self, draft: str) -> list[ChatMessage]:
         """Return what would be sent if a text were sent now."""
-        messages = self.request(self.branch[-1].message_id) if self.branch else self.request()
+        if self._whole is None or self._whole.branch is not self.branch or self._whole.system != self.system:
+            messages = self.request(self.branch[-1].message_id) if self.branch else self.request()
+            self._whole = _Whole(self.branch, self.system, messages)
+        drafted: list[ChatMessage] = []
         if draft.strip():
-            _join(messages, Role.USER.value, draft)
-        return messages
+            # Only the last message may be joined with the draft: the others are shared with later calls.
+            drafted = [dict(message) for message in self._whole.messages[-1:]]
+            _join(drafted, Role.USER.value, draft)
+        return [*self._whole.messages[: -1 if drafted else None], *drafted]
 
     async def leave_out(self, message_ids: Sequence[int], is_left_out: bool = True) -> None:
         """Send these no more, or again; they stay in the history."""
@@ -202,10 +223,19 @@ class Session:
         if (conversation_id := self.conversation_id) is not None:
             await self._store.run(lambda history: history.set_sampling(conversation_id, sampling))
 
-    async def _reload(self) -> None:
+    async def _reload(self, since: int | None = None) -> None:
+        """Read the branch from a message on, all of it if none is named: a turn of a long conversation must not cost
+        more than one of a short one."""
         assert self.conversation_id is not None, "only a stored conversation is read again"
         conversation_id = self.conversation_id
-        self.branch = await self._store.run(lambda history: history.branch(conversation_id))
+        found = await self._store.run(lambda history: history.branch(conversation_id, since))
+        kept = self._place_of(found[0].message_id) if found else 0
+        self.branch = [*self.branch[:kept], *found]
+
+    def _place_of(self, message_id: int) -> int:
+        """Return where a message stands, 0 if nowhere. Asked for the last ones, nearly always."""
+        behind = range(len(self.branch) - 1, -1, -1)
+        return next((idx for idx in behind if self.branch[idx].message_id == message_id), 0)
 
 
 def _add_answer(messages: list[ChatMessage], message: Message) -> None:

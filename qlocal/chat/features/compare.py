@@ -93,7 +93,7 @@ class Compare(Feature):
         except asyncio.CancelledError:
             screen.finish(idx, Entry(idx, False, answer.text, model, note=t(words.STOPPED)))
             raise
-        await session.refresh()
+        await session.refresh_last()
         screen.finish(idx, words.entry_of(session.branch[-1]))
         return message.message_id
 

@@ -129,7 +129,7 @@ class Turns(Feature):
             self.desk.say(words.NO_SEED)
             return
         await self._receive_answer(prompt_id, asked=made_by)
-        await self.desk.session.refresh()
+        await self.desk.session.refresh_last()
         again = self.desk.session.last_answer()
         is_same = again is not None and again.content == answer.content
         self.desk.say(words.repeated(is_same, answer.model, self.desk.link_state.model))
@@ -267,7 +267,7 @@ class Turns(Feature):
         self._shown = desk.start(self._refresh_branch(), "history", exclusive=False)
 
     async def _refresh_branch(self) -> None:
-        await self.desk.session.refresh()
+        await self.desk.session.refresh_last()
         if self.desk.session.branch:
             self.desk.transcript.update_last(words.entry_of(self.desk.session.branch[-1]))
 

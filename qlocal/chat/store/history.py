@@ -20,14 +20,22 @@ MAX_TITLE_CHARS = 80
 MIN_WORD_CHARS = 3
 SNIPPET_BEFORE, SNIPPET_CHARS = 24, 160
 
-_BRANCH = """
+# How many messages stand under the same parent, and how many of them are older. Without a parent they are told apart by
+# their conversation; with one the index alone answers.
+_BESIDE = """
+    (SELECT COUNT(*) FROM message s WHERE s.parent_id IS m.parent_id
+        AND (m.parent_id IS NOT NULL OR s.conversation_id = m.conversation_id)) AS siblings,
+    (SELECT COUNT(*) FROM message s WHERE s.parent_id IS m.parent_id AND s.id < m.id
+        AND (m.parent_id IS NOT NULL OR s.conversation_id = m.conversation_id)) AS sibling_idx
+"""
+_BRANCH = f"""
     WITH RECURSIVE branch (id, depth) AS (
         SELECT :leaf, 0
         UNION ALL
-        SELECT message.parent_id, depth + 1 FROM branch JOIN message ON message.id = branch.id
-        WHERE message.parent_id IS NOT NULL
+        SELECT m.parent_id, depth + 1 FROM branch JOIN message m ON m.id = branch.id
+        WHERE m.parent_id IS NOT NULL AND branch.id IS NOT :since
     )
-    SELECT message.* FROM branch JOIN message ON message.id = branch.id ORDER BY depth DESC
+    SELECT m.*, {_BESIDE} FROM branch JOIN message m ON m.id = branch.id ORDER BY depth DESC
 """
 _TIP = """
     WITH RECURSIVE tip (id, depth) AS (
@@ -173,9 +181,8 @@ class History:
 
     def messages(self, conversation_id: int) -> list[Message]:
         """Return all messages of a conversation, whatever their branch, in the order in which they came."""
-        siblings = self._siblings(conversation_id)
-        query = "SELECT * FROM message WHERE conversation_id = ? ORDER BY id"
-        return [_message(row, siblings[row["parent_id"]]) for row in self._db.execute(query, (conversation_id,))]
+        query = f"SELECT m.*, {_BESIDE} FROM message m WHERE m.conversation_id = ? ORDER BY m.id"
+        return [_message(row) for row in self._db.execute(query, (conversation_id,))]
 
     def add_conversation(self, conversation: Conversation, messages: Sequence[Message]) -> int:
         """Add a whole conversation as it is, its messages under new ids. Parents come before their children; its
@@ -288,14 +295,15 @@ class History:
         row = self._db.execute(query, (conversation_id,)).fetchone()
         return None if row is None else _conversation(row)
 
-    def branch(self, conversation_id: int) -> list[Message]:
-        """Return the messages of the shown branch, first to last."""
+    def branch(self, conversation_id: int, since: int | None = None) -> list[Message]:
+        """Return the messages of the shown branch, first to last.
+
+        since: a message; if it is on the branch nothing before it is read, which costs no more in a long conversation.
+        """
         row = self._db.execute("SELECT leaf_id FROM conversation WHERE id = ?", (conversation_id,)).fetchone()
         if row is None or row[0] is None:
             return []
-        siblings = self._siblings(conversation_id)
-        rows = self._db.execute(_BRANCH, {"leaf": row[0]}).fetchall()
-        return [_message(row, siblings[row["parent_id"]]) for row in rows]
+        return [_message(row) for row in self._db.execute(_BRANCH, {"leaf": row[0], "since": since})]
 
     def siblings(self, message_id: int) -> list[int]:
         """Return the ids of all branches at a message, its own included, oldest first."""
@@ -312,14 +320,6 @@ class History:
             SELECT content FROM message WHERE role = 'user' GROUP BY content ORDER BY MAX(id) DESC LIMIT ?
         """
         return [row[0] for row in self._db.execute(query, (limit,))]
-
-    def _siblings(self, conversation_id: int) -> dict[int | None, list[int]]:
-        """Return the ids under each parent, oldest first."""
-        found: dict[int | None, list[int]] = {}
-        query = "SELECT id, parent_id FROM message WHERE conversation_id = ? ORDER BY id"
-        for row in self._db.execute(query, (conversation_id,)):
-            found.setdefault(row["parent_id"], []).append(row["id"])
-        return found
 
     def _insert(
         self,
@@ -398,7 +398,7 @@ def _hit(row: sqlite3.Row, words: Sequence[str]) -> Hit:
     )
 
 
-def _message(row: sqlite3.Row, siblings: list[int]) -> Message:
+def _message(row: sqlite3.Row) -> Message:
     return Message(
         message_id=row["id"],
         parent_id=row["parent_id"],
@@ -408,8 +408,8 @@ def _message(row: sqlite3.Row, siblings: list[int]) -> Message:
         model=row["model"],
         created_at=row["created_at"],
         meta=json.loads(row["meta"]),
-        siblings=len(siblings),
-        sibling_idx=siblings.index(row["id"]),
+        siblings=row["siblings"],
+        sibling_idx=row["sibling_idx"],
     )
 
 
