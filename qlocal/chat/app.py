@@ -128,15 +128,15 @@ class ChatApp(App[int]):
     @work(group="history")
     async def _open_history(self) -> None:
         try:
-            notice = await self._store.open(self.chat.go_on_in_memory)
+            salvage = await self._store.open(self.chat.go_on_in_memory)
             await self.chat.use_history()
         except QLocalError as error:
             # Without a history everything that is said would be lost in silence.
             self.failure = error
             self.exit(error.exit_code)
             return
-        if notice is not None:
-            self.chat.say(notice)
+        if salvage is not None:
+            self.chat.tell_of_salvage(salvage)
 
     @work(group="link")
     async def _follow_link(self) -> None:

@@ -11,8 +11,8 @@ from qlocal.chat.languages import t
 from qlocal.chat.link_state import LinkState, Phase, Variant
 from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.chat.replay import Replay, ReplayedToken
-from qlocal.chat.store.history import title_of
-from qlocal.chat.store.records import Message, MessageState, Role
+from qlocal.chat.store.records import Message, MessageState, Role, title_of
+from qlocal.chat.store.salvage import Salvage
 from qlocal.chat.thinking import answer_of
 from qlocal.chat.tools.shown import rounds_of, woven
 
@@ -111,6 +111,19 @@ def exported(path: Path) -> str:
 def imported(count: int) -> str:
     """Say how many conversations were read; the last one is shown."""
     return t("{count:,} conversations were imported; this is the last one.").format(count=count)
+
+
+def salvaged(salvage: Salvage) -> str:
+    """Say what became of a damaged history."""
+    kept = t("The history file was damaged; it is kept as {name}.").format(name=salvage.kept.name)
+    read = t("Of it {messages:,} messages in {conversations:,} conversations could be read.").format(
+        messages=salvage.num_messages, conversations=salvage.num_conversations
+    )
+    lost = t("{count:,} messages are missing.").format(count=salvage.num_missing) if salvage.num_missing else ""
+    cut = t("{count:,} are cut short.").format(count=salvage.num_cut) if salvage.num_cut else ""
+    count = salvage.num_untitled
+    untitled = t("{count:,} conversations have lost their titles.").format(count=count) if count else ""
+    return " ".join(part for part in (kept, read, lost, cut, untitled) if part)
 
 
 def repeated(is_same: bool, before: str | None, now: str | None) -> str:

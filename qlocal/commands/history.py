@@ -1,8 +1,9 @@
-"""`qlocal history`: the chat's conversations without the chat: list, search, export, import."""
+"""`qlocal history`: the chat's conversations without the chat: list, search, export, import, recover."""
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -14,15 +15,17 @@ from qlocal.errors import UsageError
 
 if TYPE_CHECKING:
     from qlocal.chat.store.history import History
+    from qlocal.chat.store.salvage import Salvage
 
 NEEDS = {"search": "a text", "export": "a file", "import": "a file"}
 _ALL = 1 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = ("list", *NEEDS)
+    actions = ("list", *NEEDS, "recover")
     parser.add_argument("action", choices=actions, metavar="ACTION", help=", ".join(actions))
-    parser.add_argument("argument", nargs="?", metavar="TEXT|FILE", help="what to search for, or the file")
+    of_argument = "what to search for, or the file (recover: a damaged history that was kept)"
+    parser.add_argument("argument", nargs="?", metavar="TEXT|FILE", help=of_argument)
     parser.add_argument("--conversation", type=int, metavar="N", help="export this one alone; `list` shows the numbers")
 
 
@@ -31,12 +34,16 @@ def run(args: argparse.Namespace) -> int:
     from qlocal.chat.store.history import History
     from qlocal.chat.store.place import history_path
 
+    path = history_path(load_settings())
+    if args.action == "recover":
+        print(_recover(path, args.argument))
+        return 0
     if args.action in NEEDS and not args.argument:
         raise UsageError(f"history {args.action} needs {NEEDS[args.action]} behind it")
-    connection, notice = open_database(history_path(load_settings()))
+    connection, salvage = open_database(path)
     with closing(connection):
-        if notice:
-            print(notice)
+        if salvage is not None:
+            print(_told(salvage))
         history = History(connection)
         match args.action:
             case "list":
@@ -49,6 +56,31 @@ def run(args: argparse.Namespace) -> int:
             case "import":
                 print(f"{_import(history, Path(args.argument))} conversations imported")
     return 0
+
+
+def _recover(path: Path, damaged: str | None) -> str:
+    """Make the history anew of what can be read of it; of another file, add what can be read of that."""
+    from qlocal.chat.store.database import copy_salvaged, open_database, salvage_database
+    from qlocal.chat.store.history import History
+
+    if damaged is None:
+        return _told(salvage_database(path))
+    with tempfile.TemporaryDirectory(prefix="qlocal-") as folder:
+        copy = Path(folder) / "read.sqlite3"
+        salvage = copy_salvaged(Path(damaged), copy)
+        with closing(open_database(copy)[0]) as old, closing(open_database(path)[0]) as new:
+            read = History(old)
+            for one in reversed(read.conversations(limit=_ALL)):
+                History(new).add_conversation(one, read.messages(one.conversation_id))
+    return _told(salvage)
+
+
+def _told(salvage: Salvage) -> str:
+    lines = [f"{salvage}."]
+    for conversation_id, count in sorted(salvage.missing.items(), key=lambda item: item[0] or 0):
+        where = "a conversation that is not known" if conversation_id is None else f"conversation {conversation_id}"
+        lines.append(f"  {count} of {where} missing")
+    return "\n".join(lines)
 
 
 def _list(history: History) -> None:

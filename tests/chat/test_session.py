@@ -12,7 +12,7 @@ import pytest
 
 from qlocal.chat.session import Session
 from qlocal.chat.shown_entries import ShownEntries
-from qlocal.chat.store import history as history_module
+from qlocal.chat.store import rows
 from qlocal.chat.store.records import MessageState, Role
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.summaries import replaced_in
@@ -56,8 +56,8 @@ def test_a_turn_of_a_long_conversation_reads_its_own_messages_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    whole = history_module._message
-    monkeypatch.setattr(history_module, "_message", lambda row: (read.append(row["id"]), whole(row))[1])
+    whole = rows.message
+    monkeypatch.setattr(rows, "message", lambda row: (read.append(row["id"]), whole(row))[1])
 
     async def scenario(store: Store, session: Session) -> None:
         await make_long(store, session)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from qlocal.chat.store.database import open_database
-from qlocal.chat.store.history import History, title_of
+from qlocal.chat.store.history import History
 from qlocal.chat.store.migrations import LATEST, MIGRATIONS, Migration
-from qlocal.chat.store.records import MessageState, Role
+from qlocal.chat.store.records import MessageState, Role, title_of
 from qlocal.chat.store.threaded import Store
 from qlocal.errors import HistoryError
 
@@ -201,10 +201,11 @@ def test_a_damaged_file_is_put_aside_and_said(path: Path, damage: str) -> None:
     data[start : start + 4096] = b"\xa5" * 4096
     path.write_bytes(data)
     connection, notice = open_database(path)
-    assert notice is not None and "damaged" in notice
+    assert notice is not None and "damaged" in str(notice)
     kept = next(path.parent.glob("history.damaged-*.sqlite3"))
-    assert kept.read_bytes() == bytes(data) and kept.name in notice
-    assert History(connection).conversations() == []
+    assert kept.read_bytes() == bytes(data) and kept.name in str(notice)
+    # The page in the middle is the one of the titles.
+    assert [one.title for one in History(connection).conversations()] == ["x" * 50] * (damage == "header")
     connection.close()
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qlocal.chat.exchange.export import FORMAT, VERSION
-from qlocal.chat.store.history import title_of
-from qlocal.chat.store.records import Conversation, Message, MessageState, Role
+from qlocal.chat.store.records import Conversation, Message, MessageState, Role, title_of
 from qlocal.errors import FormatError
 
 MAX_BYTES = 1 << 30

@@ -36,6 +36,7 @@ from qlocal.chat.messages import (
     SuggestionKey,
     SuggestionTaken,
 )
+from qlocal.chat.store.salvage import Salvage
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.widgets.notice import Notice
 from qlocal.chat.widgets.prompt import Prompt
@@ -126,6 +127,10 @@ class ChatScreen(Screen[None]):
         """Say, and go on saying, that nothing more reaches the disk."""
         self.desk.notice.keep(words.not_on_disk(why))
         self.desk.update_status(warning=t(words.IN_MEMORY))
+
+    def tell_of_salvage(self, salvage: Salvage) -> None:
+        """Say what became of a damaged history."""
+        self.desk.notice.keep(words.salvaged(salvage))
 
     def say(self, sentence: str) -> None:
         """Show a sentence beside the prompt."""

@@ -12,13 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qlocal.chat.store import rows
 from qlocal.chat.store.database import transaction
 from qlocal.chat.store.han import han, is_han
-from qlocal.chat.store.records import Conversation, Hit, Message, MessageState, Role
+from qlocal.chat.store.records import Conversation, Hit, Message, MessageState, Role, title_of
 
-MAX_TITLE_CHARS = 80
 MIN_WORD_CHARS = 3
-SNIPPET_BEFORE, SNIPPET_CHARS = 24, 160
 
 # How many messages stand under the same parent, and how many of them are older. Without a parent they are told apart by
 # their conversation; with one the index alone answers.
@@ -28,12 +27,13 @@ _BESIDE = """
     (SELECT COUNT(*) FROM message s WHERE s.parent_id IS m.parent_id AND s.id < m.id
         AND (m.parent_id IS NOT NULL OR s.conversation_id = m.conversation_id)) AS sibling_idx
 """
+# A parent is always older: what a damaged row says otherwise would lead in circles.
 _BRANCH = f"""
     WITH RECURSIVE branch (id, depth) AS (
         SELECT :leaf, 0
         UNION ALL
         SELECT m.parent_id, depth + 1 FROM branch JOIN message m ON m.id = branch.id
-        WHERE m.parent_id IS NOT NULL AND branch.id IS NOT :since
+        WHERE m.parent_id < m.id AND branch.id IS NOT :since
     )
     SELECT m.*, {_BESIDE} FROM branch JOIN message m ON m.id = branch.id ORDER BY depth DESC
 """
@@ -41,8 +41,8 @@ _TIP = """
     WITH RECURSIVE tip (id, depth) AS (
         SELECT :message, 0
         UNION ALL
-        SELECT (SELECT MAX(message.id) FROM message WHERE message.parent_id = tip.id), depth + 1 FROM tip
-        WHERE EXISTS (SELECT 1 FROM message WHERE message.parent_id = tip.id)
+        SELECT (SELECT MAX(m.id) FROM message m WHERE m.parent_id = tip.id), depth + 1 FROM tip
+        WHERE EXISTS (SELECT 1 FROM message m WHERE m.parent_id = tip.id AND m.id > tip.id)
     )
     SELECT id FROM tip ORDER BY depth DESC LIMIT 1
 """
@@ -182,7 +182,7 @@ class History:
     def messages(self, conversation_id: int) -> list[Message]:
         """Return all messages of a conversation, whatever their branch, in the order in which they came."""
         query = f"SELECT m.*, {_BESIDE} FROM message m WHERE m.conversation_id = ? ORDER BY m.id"
-        return [_message(row) for row in self._db.execute(query, (conversation_id,))]
+        return [rows.message(row) for row in self._db.execute(query, (conversation_id,))]
 
     def add_conversation(self, conversation: Conversation, messages: Sequence[Message]) -> int:
         """Add a whole conversation as it is, its messages under new ids. Parents come before their children; its
@@ -259,7 +259,7 @@ class History:
             JOIN conversation c ON c.id = m.conversation_id
             WHERE m.id IN ({among} ORDER BY rowid DESC LIMIT ?) ORDER BY m.id DESC
         """
-        return [_hit(row, trigrams + shorts) for row in self._db.execute(query, (*values, limit))]
+        return [rows.hit(row, trigrams + shorts) for row in self._db.execute(query, (*values, limit))]
 
     def _set(self, conversation_id: int, column: str, value: str | float | None) -> None:
         with transaction(self._db):
@@ -287,13 +287,13 @@ class History:
             SELECT c.*, (SELECT COUNT(*) FROM message m WHERE m.conversation_id = c.id) AS num_messages
             FROM conversation c ORDER BY c.pinned_at IS NULL, c.updated_at DESC, c.id DESC LIMIT ?
         """
-        return [_conversation(row) for row in self._db.execute(query, (limit,))]
+        return [rows.conversation(row) for row in self._db.execute(query, (limit,))]
 
     def conversation(self, conversation_id: int) -> Conversation | None:
         """Return one conversation, or None if it is gone."""
         query = "SELECT c.*, 0 AS num_messages FROM conversation c WHERE c.id = ?"
         row = self._db.execute(query, (conversation_id,)).fetchone()
-        return None if row is None else _conversation(row)
+        return None if row is None else rows.conversation(row)
 
     def branch(self, conversation_id: int, since: int | None = None) -> list[Message]:
         """Return the messages of the shown branch, first to last.
@@ -303,7 +303,7 @@ class History:
         row = self._db.execute("SELECT leaf_id FROM conversation WHERE id = ?", (conversation_id,)).fetchone()
         if row is None or row[0] is None:
             return []
-        return [_message(row) for row in self._db.execute(_BRANCH, {"leaf": row[0], "since": since})]
+        return [rows.message(row) for row in self._db.execute(_BRANCH, {"leaf": row[0], "since": since})]
 
     def siblings(self, message_id: int) -> list[int]:
         """Return the ids of all branches at a message, its own included, oldest first."""
@@ -358,21 +358,9 @@ class History:
         return message_id
 
 
-def title_of(text: str) -> str:
-    """Return the first line of a text that says anything, shortened to 80 characters."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "Untitled")
-    return line if len(line) <= MAX_TITLE_CHARS else line[: MAX_TITLE_CHARS - 1] + "…"
-
-
 def _row_id(cursor: sqlite3.Cursor) -> int:
     assert cursor.lastrowid is not None, "an INSERT that succeeded has a row id"
     return cursor.lastrowid
-
-
-def _conversation(row: sqlite3.Row) -> Conversation:
-    values = dict(row)
-    values["tags"], values["sampling"] = tuple(json.loads(values["tags"])), json.loads(values["sampling"])
-    return Conversation(conversation_id=values.pop("id"), **values)
 
 
 def _with_new_ids(message: Message, new_ids: Mapping[int, int]) -> dict[str, Any]:
@@ -380,37 +368,6 @@ def _with_new_ids(message: Message, new_ids: Mapping[int, int]) -> dict[str, Any
     if not isinstance(message.meta.get("summary_of"), list):
         return message.meta
     return message.meta | {"summary_of": [new_ids[one] for one in message.meta["summary_of"] if one in new_ids]}
-
-
-def _hit(row: sqlite3.Row, words: Sequence[str]) -> Hit:
-    """Return a hit with the text around the first word of it that was looked for."""
-    content = row["content"]
-    found = [at for word in words if (at := content.lower().find(word.lower())) >= 0]
-    start = max(0, min(found, default=0) - SNIPPET_BEFORE)
-    snippet = " ".join(content[start : start + SNIPPET_CHARS].split())
-    return Hit(
-        message_id=row["id"],
-        conversation_id=row["conversation_id"],
-        title=row["title"],
-        role=Role(row["role"]),
-        created_at=row["created_at"],
-        snippet=("…" if start else "") + snippet,
-    )
-
-
-def _message(row: sqlite3.Row) -> Message:
-    return Message(
-        message_id=row["id"],
-        parent_id=row["parent_id"],
-        role=Role(row["role"]),
-        content=row["content"],
-        state=MessageState(row["state"]),
-        model=row["model"],
-        created_at=row["created_at"],
-        meta=json.loads(row["meta"]),
-        siblings=row["siblings"],
-        sibling_idx=row["sibling_idx"],
-    )
 
 
 def _is_alive(pid: int) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+MAX_TITLE_CHARS = 80
+
 
 class Role(str, Enum):
     """Who speaks, in OpenAI's words."""
@@ -89,3 +91,9 @@ class Hit:
     role: Role
     created_at: float
     snippet: str
+
+
+def title_of(text: str) -> str:
+    """Return the first line of a text that says anything, shortened to 80 characters."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "Untitled")
+    return line if len(line) <= MAX_TITLE_CHARS else line[: MAX_TITLE_CHARS - 1] + "…"

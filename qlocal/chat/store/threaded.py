@@ -14,12 +14,15 @@ from typing import TypeVar
 
 from qlocal.chat.store.database import connect, open_database
 from qlocal.chat.store.history import History
+from qlocal.chat.store.salvage import Salvage
 from qlocal.errors import HistoryError
 
 T = TypeVar("T")
 
 _PRIMARY = 0xFF
 """SQLite's extended codes say more in the bits above."""
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+RECOVER = "`qlocal history recover`, after the chat, keeps the file and makes a new one of what can be read."
 _DISK_ERRORS = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
 
 
@@ -35,8 +38,8 @@ class Store:
         self._tell: Callable[[str], object] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def open(self, tell: Callable[[str], object] | None = None) -> str | None:
-        """Open or make the file; returns a sentence for the user if a damaged one was put aside. HistoryError.
+    async def open(self, tell: Callable[[str], object] | None = None) -> Salvage | None:
+        """Open or make the file; returns what became of a damaged one. HistoryError.
 
         tell: is given a sentence, in the event loop, when nothing more can be written to the disk."""
         self._tell, self._loop = tell, asyncio.get_running_loop()
@@ -61,11 +64,11 @@ class Store:
             self._connection.close()
             self._connection = None
 
-    def _open(self) -> str | None:
-        self._connection, notice = open_database(self.path)
+    def _open(self) -> Salvage | None:
+        self._connection, salvage = open_database(self.path)
         self._history = History(self._connection)
         self._history.close_orphans()
-        return notice
+        return salvage
 
     def _run(self, job: Callable[[History], T]) -> T:
         if self._history is None:
@@ -73,9 +76,12 @@ class Store:
         try:
             return job(self._history)
         except sqlite3.Error as error:
-            if error.sqlite_errorcode & _PRIMARY not in _DISK_ERRORS or not self._go_on_in_memory(error):
-                raise HistoryError(f"{self.path}: {error}") from error
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY
+            if code not in _DISK_ERRORS or not self._go_on_in_memory(error):
+                raise HistoryError(f"{self.path}: {error}", hint=RECOVER if code in _DAMAGE else None) from error
             return self._run(job)
+        except (TypeError, ValueError) as error:  # a row that no version of this program has written
+            raise HistoryError(f"{self.path}: a row in it is damaged: {error}", hint=RECOVER) from error
 
     def _go_on_in_memory(self, error: sqlite3.Error) -> bool:
         """Copy the history into memory, where all that follows is kept; False if it is there already or unreadable."""
