@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import signal
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
+from qlocal.config import FROM_CONTEXT, NO_DRAFT
 from qlocal.errors import EngineError
 from qlocal.protocol import (
     Cancel,
@@ -32,6 +34,7 @@ from qlocal.protocol import (
     Vocabulary,
 )
 from qlocal.schema import EngineState, LoadProgress
+from qlocal.server.model_files import ModelFiles
 from qlocal.server.rank_process import RANK_COMMAND, RankProcess
 from qlocal.server.status import StatusBoard
 
@@ -184,6 +187,7 @@ class EngineClient:
     async def _live(self, load: Load) -> tuple[bool, EngineError]:
         """Run one rank to its end. Return whether it had been ready, and why it ended."""
         self._cause, self._ready, self._knows_vocabulary, ending = None, False, False, ""
+        files = ModelFiles([load.path, *([load.draft] if load.draft not in (FROM_CONTEXT, NO_DRAFT) else [])])
         try:
             rank = await RankProcess.start(self._command)
         except EngineError as error:
@@ -203,6 +207,10 @@ class EngineClient:
             was_ready, self._ready, self._rank = self._ready, False, None
             watchdog.cancel()
             ending = await rank.end()
+        if rank.exit_code == -signal.SIGBUS and (changed := files.changed()) is not None:
+            # What a rank has mapped ends it where it is cut: whatever it said before, this is the reason.
+            hint = "Put the whole file there and load the model again."
+            self._cause = EngineError(f"{changed}; the engine was ended by SIGBUS", hint=hint)
         return was_ready, self._cause or EngineError(ending)
 
     async def _watch(self, rank: RankProcess) -> None:

@@ -138,6 +138,7 @@ def test_a_model_file_that_shrinks_is_an_error_and_the_server_lives(tmp_path: Pa
             while chunk := connection.recv(65536):
                 rest += chunk
         assert b'"error"' in rest and b"SIGBUS" in rest and b"[DONE]" not in rest
+        assert f"{file} was {len(content):,} bytes when it was loaded, and is 4,096 now".encode() in rest
         server.wait_for(EngineState.FAILED, 120.0)
         status = fetch_status(server.address)
         assert status is not None and "model.safetensors" in (status.error or "")
