@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlocal.engine.engine import Engine
+from qlocal.engine.loading import load_engine
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.guard.client import Guard
 from qlocal.protocol import Finished, Load, Sampling, Started, Submit, Tokens
@@ -139,7 +140,7 @@ def main() -> None:
         for kv in args.kv.split():
             print(kv, flush=True)
             load = Load(str(args.model), ["cpu"], max_context=lengths[-1], slots=1, kv=kv, threads=args.threads)
-            engine = Engine.load(load, lambda _: None)
+            engine = load_engine(load, lambda _: None)
             missed = search(engine, tokenizer, haystack, lengths, counts)
             rows.append(row(kv, missed, lengths, counts))
             del engine

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from qlocal.engine.engine import Engine
+from qlocal.engine.loading import load_engine
 from qlocal.protocol import Load, Sampling, Started, Submit
 
 
@@ -64,7 +65,7 @@ def main() -> None:
         sessions_folder=str(args.folder),
         sessions_bytes=1 << 40,
     )
-    before = Engine.load(load, lambda _: None)
+    before = load_engine(load, lambda _: None)
     prompt = [(7919 * i + 31) % before.vocab_size for i in range(args.tokens)]
     computed_s, _ = first_token(before, prompt)
     begun = time.perf_counter()
@@ -72,7 +73,7 @@ def main() -> None:
     written_s = time.perf_counter() - begun
     num_bytes = sum(path.stat().st_size for path in args.folder.iterdir())
     del before
-    after = Engine.load(load, lambda _: None)
+    after = load_engine(load, lambda _: None)
     drop(args.folder)
     restored_s, started = first_token(after, prompt)
     held_s, _ = first_token(after, prompt)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from qlocal.config import FROM_CONTEXT, NO_DRAFT
 from qlocal.engine.engine import Engine
+from qlocal.engine.loading import load_engine
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.guard.client import Guard
 from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
@@ -88,7 +89,7 @@ def main() -> None:
         prompts = prompts_of(tokenizer, args.code.read_text(), args.prose.read_text(), args.prompts, args.length)
     ways = {"none": NO_DRAFT, "context": FROM_CONTEXT} | ({"draft": str(args.draft)} if args.draft else {})
     engines = {
-        name: Engine.load(
+        name: load_engine(
             Load(
                 str(args.model),
                 ["cpu"],

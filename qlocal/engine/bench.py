@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlocal.engine.engine import Engine
+from qlocal.engine.loading import load_engine
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels.benchmark import read_bandwidth
@@ -34,7 +35,7 @@ def run(load: Load, lengths: Lengths) -> dict[str, Any]:
     """
     checkpoint = open_checkpoint(Path(load.path))
     vocab_size = checkpoint.config.vocab_size
-    engine = Engine.load(load, lambda _: None)
+    engine = load_engine(load, lambda _: None)
     with closing(engine):
         warm_up = Lengths(lengths.prompt_tokens, min(4, lengths.decode_tokens))  # first touch of weights and buffers
         _one_run(engine, warm_up, 0, vocab_size)

@@ -8,17 +8,15 @@ import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from qlocal.cache.block_manager import BlockManager
-from qlocal.engine.assembly import lead
 from qlocal.engine.constraint import Constraint, Grammars
 from qlocal.engine.drawing import choices_of, draws_of
-from qlocal.engine.keeping import Keeper, made_by
-from qlocal.engine.memory import out_of_memory_in_words
+from qlocal.engine.giving_up import InVain, between_layers
+from qlocal.engine.keeping import Keeper
 from qlocal.engine.model_runner import Between, ModelRunner
 from qlocal.engine.relay import LeadingRunner
 from qlocal.engine.requests import refusal
@@ -26,28 +24,17 @@ from qlocal.engine.sampler import Choice, likeliest_run, sample_run
 from qlocal.engine.scheduler import ScheduledRun, Scheduler
 from qlocal.engine.scoring import score_prompt
 from qlocal.engine.sequence import Sequence
-from qlocal.engine.speculation.loading import open_speculator
 from qlocal.engine.speculation.speculator import Speculator
 from qlocal.engine.team import Team
-from qlocal.engine.used import used_bytes
 from qlocal.errors import GrammarError
-from qlocal.formats.base import Checkpoint
-from qlocal.formats.checkpoint import open_checkpoint
-from qlocal.kernels import dispatch
 from qlocal.layers.card_draws import Draws
 from qlocal.layers.decoder import Decoder
 from qlocal.layers.kv_conditioning import storage_for
-from qlocal.layers.loader import OnProgress, load_model
 from qlocal.layers.paged_attention import TokenRun
 from qlocal.parallel.collectives import Collectives
-from qlocal.parallel.rendezvous import leave
 from qlocal.plan import Plan
-from qlocal.plan.words import brief
-from qlocal.protocol import Finished, Load, Message, Progress, Reading, Ready, Started, Submit, Tokens, Vocabulary
-from qlocal.schema import HeldHead
+from qlocal.protocol import Finished, Load, Message, Reading, Ready, Started, Submit, Tokens, Vocabulary
 
-LOOK_S = 0.1
-"""How often a step that reads a prompt looks whether anybody still waits for it."""
 Placed = tuple[ScheduledRun, int]
 """A run, and the row of the step's hidden states where its tokens begin."""
 
@@ -96,33 +83,6 @@ class Engine:
         self._grammars: Grammars | None = None
         self.ready = ready
 
-    @classmethod
-    def load(cls, load: Load, on_progress: Callable[[Progress], None]) -> Engine:
-        """Open, plan and load what `load` names. Raises a QLocalError when the file or the machine cannot."""
-        start = time.perf_counter()
-        before = used_bytes(["cpu"])
-        checkpoint = open_checkpoint(Path(load.path))
-        assembled = lead(load, checkpoint, on_progress)
-        plan, seat, team = assembled.plan, assembled.seat, assembled.team
-        dispatch.set_threads(assembled.threads)
-        try:
-            with out_of_memory_in_words(checkpoint.path.name, plan):
-                with torch.inference_mode():
-                    decoder = load_model(checkpoint, plan, load.kernels, _progress(plan, team, on_progress), seat)
-                    speculator = open_speculator(plan, assembled.kernels)
-                if seat is not None and team is not None:
-                    with team.explaining():
-                        seat.collectives.wait_for_all()
-                used = used_bytes(part.device for part in plan.devices)
-                used = {device: max(0, taken - before.get(device, 0)) for device, taken in used.items()}
-                ready = _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head, used)
-                origin = made_by(checkpoint, plan, is_kept=load.sessions_folder is not None)
-                collectives = None if seat is None else seat.collectives
-                return cls(decoder, plan, ready, collectives, team, speculator, load, origin)
-        except BaseException:
-            _end_ranks(team)
-            raise
-
     @property
     def rank_sockets(self) -> list[socket.socket]:
         """What becomes readable when `check_ranks` has something to say."""
@@ -153,7 +113,7 @@ class Engine:
             try:
                 self._relay.close()
             finally:
-                _end_ranks(self._team)
+                self._team.leave()
 
     @property
     def has_work(self) -> bool:
@@ -215,8 +175,8 @@ class Engine:
                 self._keeper.note_work()
             begun = time.perf_counter()
             try:
-                placed = self._compute(batch, _between(batch, given_up))
-            except _InVain:
+                placed = self._compute(batch, between_layers(batch, given_up))
+            except InVain:
                 messages, self._outbox = self._outbox, []
                 return messages
             placed = self._score_prompts(placed)
@@ -417,29 +377,6 @@ class Engine:
         )
 
 
-class _InVain(Exception):
-    """Nobody waits for what the step reads."""
-
-
-def _between(batch: list[ScheduledRun], given_up: Callable[[], Container[str]] | None) -> Between | None:
-    """Return what ends a step that reads for nobody, asked between layers; None where a step is short."""
-    readers = [run.sequence.request_id for run in batch if run.num_known > 1]
-    if given_up is None or not readers:
-        return None
-    looked_at = time.perf_counter()
-
-    def look() -> None:
-        nonlocal looked_at
-        now = time.perf_counter()
-        if now - looked_at < LOOK_S:
-            return
-        looked_at, gone = now, given_up()
-        if all(request_id in gone for request_id in readers):
-            raise _InVain
-
-    return look
-
-
 @dataclass(frozen=True)
 class Usage:
     """What `Pong` tells: sequences and cache blocks in use."""
@@ -453,37 +390,3 @@ class Usage:
 def _is_finite(values: Tensor) -> bool:
     """Say whether no number is broken: one that is makes the sum so, in one operation instead of four."""
     return math.isfinite(float(values.sum()))
-
-
-def _progress(plan: Plan, team: Team | None, on_progress: Callable[[Progress], None]) -> OnProgress:
-    """Return what the loader calls: it tells how far loading is, and looks after the other ranks."""
-    stage = f"loading {brief(plan)}"
-    # Of a tensor split this rank knows its own device, which is the first.
-    parts = plan.devices[:1] if plan.split == "tensor" else plan.devices
-    device_of = {layer: part.device for part in parts for layer in part.layers}
-    layers = {part.device: [0, 0] for part in parts}
-    for device in device_of.values():
-        layers[device][1] += 1
-
-    def tell(done: int, total: int, layer: int | None) -> None:
-        if team is not None:
-            team.check()
-        if layer is not None:
-            layers[device_of[layer]][0] += 1
-        on_progress(Progress(stage, done, total, {device: list(count) for device, count in layers.items()}))
-
-    return tell
-
-
-def _end_ranks(team: Team | None) -> None:
-    if team is not None:
-        team.end()
-        leave()
-
-
-def _ready(
-    checkpoint: Checkpoint, plan: Plan, load_s: float, held_head: HeldHead | None, used: dict[str, int]
-) -> Ready:
-    loaded_bytes = sum(stored.num_bytes for stored in checkpoint.tensors.values())
-    devices = [part.device for part in plan.devices]
-    return Ready(plan.max_context, plan.slots, plan.to_json(), devices, loaded_bytes, load_s, held_head, used)

@@ -55,9 +55,9 @@ def _first(connection: Connection) -> tuple[Join | Load, list[Message]]:
 
 def _lead(load: Load, messages: list[Message], connection: Connection) -> None:
     """Load the model, then step while there is work. Ends by `Closed`."""
-    from qlocal.engine.engine import Engine  # torch: seconds, and it reads the environment that main has set
+    from qlocal.engine.loading import load_engine  # torch: seconds, and it reads the environment that main has set
 
-    engine = Engine.load(load, connection.send)
+    engine = load_engine(load, connection.send)
     is_keeping = False
     during: list[Message] = []
 

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from qlocal.endings import ending
 from qlocal.engine.connection import Closed, Connection
 from qlocal.errors import EngineError
+from qlocal.parallel.rendezvous import leave
 from qlocal.protocol import Failed, Join
 
 LOST_CONTACT = "another rank went away"
@@ -119,6 +120,11 @@ class Team:
         self._members.clear()
         if self._folder is not None:
             self._folder.cleanup()
+
+    def leave(self) -> None:
+        """End the others, and this process's part in their exchanges."""
+        self.end()
+        leave()
 
 
 def _start(join: Join, device: str) -> _Member:

@@ -95,7 +95,7 @@ def test_a_step_that_reads_for_nobody_ends_half_way(
     qwen: MemoryCheckpoint, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the readable layers and by the native step. What it had begun is read anew when somebody asks again."""
-    monkeypatch.setattr("qlocal.engine.engine.LOOK_S", 0.0)
+    monkeypatch.setattr("qlocal.engine.giving_up.LOOK_S", 0.0)
     long, short = request("long", random_ids(VOCAB, 30), 3), request("short", [1, 2, 3], 3)
     expected = run(engine_of(qwen, dtype=dtype), long, short)
     engine = engine_of(qwen, dtype=dtype)
@@ -118,7 +118,7 @@ def test_a_step_that_reads_for_nobody_ends_half_way(
 
 
 def test_a_step_goes_on_for_who_still_waits(qwen: MemoryCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlocal.engine.engine.LOOK_S", 0.0)
+    monkeypatch.setattr("qlocal.engine.giving_up.LOOK_S", 0.0)
     engine = engine_of(qwen)
     engine.submit(request("gone", random_ids(VOCAB, 12), 3))
     engine.submit(request("waits", random_ids(VOCAB, 12, seed=1), 3))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qlocal.engine import bench, evaluate
-from qlocal.engine.engine import Engine
 from qlocal.engine.evaluate import Measured
+from qlocal.engine.loading import load_engine
 from qlocal.errors import ConfigError, UsageError
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import native
@@ -69,7 +69,7 @@ def test_a_head_held_in_fewer_bits_is_measured_with_what_it_saves(model: Path, t
 
 @needs_native
 def test_the_engine_says_what_it_did_to_the_head(model: Path) -> None:
-    engine = Engine.load(Load(str(model), ["cpu"], max_context=64, head="q8_0"), lambda _: None)
+    engine = load_engine(Load(str(model), ["cpu"], max_context=64, head="q8_0"), lambda _: None)
     assert engine.ready.plan["head"] == "q8_0" and engine.ready.held_head is not None
     assert engine.ready.held_head.sentence.startswith("the head is held as q8_0: 0.0 MB instead of 0.1 MB")
 

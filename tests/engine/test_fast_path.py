@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qlocal.engine.engine import Engine
+from qlocal.engine.loading import load_engine
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.guard.client import Guard
 from qlocal.kernels import reference
@@ -73,7 +73,7 @@ def prompts(path: Path, questions: list[str]) -> list[list[int]]:
 
 def answers(path: Path, prompt_ids: list[list[int]], num_tokens: int, dtype: str) -> list[Answer]:
     """Return greedy answers with what was thought of every token, the prompt's included."""
-    engine = Engine.load(Load(str(path), ["cpu"], max_context=512, slots=4, dtype=dtype), lambda _: None)
+    engine = load_engine(Load(str(path), ["cpu"], max_context=512, slots=4, dtype=dtype), lambda _: None)
     sampling = Sampling(temperature=0.0, top_logprobs=TOP)
     made = [
         request(str(i), ids, num_tokens, sampling, num_tokens=engine.vocab_size) for i, ids in enumerate(prompt_ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlocal.engine.engine import _progress
+from qlocal.engine.loading import _progress
 from qlocal.plan import make_plan
 from qlocal.protocol import Progress
 from tests.memory_checkpoint import MemoryCheckpoint

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlocal.engine import engine as engine_module
+from qlocal.engine import loading
 from qlocal.engine.engine import Engine
+from qlocal.engine.loading import load_engine
 from qlocal.errors import PlanError, UnsupportedError
 from qlocal.plan import places
 from qlocal.protocol import Load
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, *devices: str) -> Engine:
-    return Engine.load(Load(str(folder), list(devices), max_context=512), lambda _: None)
+    return load_engine(Load(str(folder), list(devices), max_context=512), lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_the_sentence_has_what_was_planned_and_what_to_do(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(engine_module, "load_model", fail)
+    monkeypatch.setattr(loading, "load_model", fail)
     with pytest.raises(PlanError, match=r"ran out while model was loaded.* MiB of .* free on cpu.*--context 256"):
         load(folder, "cpu")
 
@@ -52,7 +53,7 @@ def test_other_failures_are_left_as_they_are(folder: Path, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(engine_module, "load_model", fail)
+    monkeypatch.setattr(loading, "load_model", fail)
     with pytest.raises(RuntimeError, match="shapes differ"):
         load(folder, "cpu")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from qlocal.engine.engine import Engine
+from qlocal.engine.loading import load_engine
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.layers.loader import load_model
 from qlocal.metrics import forward_logits
@@ -45,7 +45,7 @@ def test_logits_are_those_of_transformers(model: tuple[Path, dict[str, Any]]) ->
 @pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]], ids=["one", "split"])
 def test_greedy_answer_is_that_of_transformers(model: tuple[Path, dict[str, Any]], devices: list[str]) -> None:
     path, golden = model
-    engine = Engine.load(Load(str(path), devices, max_context=256, dtype="float32"), lambda _: None)
+    engine = load_engine(Load(str(path), devices, max_context=256, dtype="float32"), lambda _: None)
     ids, expected = golden["input_ids"], golden["greedy"]
     num_tokens = engine.vocab_size
     answers = run(engine, *(request(f"r{i}", ids[i:], 16, num_tokens=num_tokens) for i in range(4)))

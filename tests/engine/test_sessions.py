@@ -9,6 +9,7 @@ import pytest
 
 from qlocal.engine.engine import Engine
 from qlocal.engine.keeping import MIN_KEPT_TOKENS
+from qlocal.engine.loading import load_engine
 from qlocal.protocol import Load, Sampling
 from tests import tiny
 from tests.engine.running import Answer, request, run
@@ -28,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine_at(model: Path, sessions: Path | None, kv: str | None = None, quota: int = 1 << 30) -> Engine:
     load = Load(str(model), ["cpu"], max_context=CONTEXT, slots=1, threads=1, kv=kv)
     kept = {} if sessions is None else {"sessions_folder": str(sessions), "sessions_bytes": quota}
-    return Engine.load(Load(**{**vars(load), **kept}), lambda _: None)
+    return load_engine(Load(**{**vars(load), **kept}), lambda _: None)
 
 
 def ask(engine: Engine, prompt: list[int], tokens: int = 6) -> Answer:

@@ -54,10 +54,10 @@ import os, sys
 from pathlib import Path
 import psutil
 from qlocal import devices
-from qlocal.engine.engine import Engine
+from qlocal.engine.loading import load_engine
 from qlocal.protocol import Load
 devices._NODES = Path(sys.argv[2])
-engine = Engine.load(Load(sys.argv[1], ["cpu", "cpu"], dtype="float32", threads=2, split="tensor"), lambda _: None)
+engine = load_engine(Load(sys.argv[1], ["cpu", "cpu"], dtype="float32", threads=2, split="tensor"), lambda _: None)
 ranks = [psutil.Process(), *psutil.Process().children()]
 print([sorted({cpu for t in rank.threads() for cpu in os.sched_getaffinity(t.id)}) for rank in ranks])
 """

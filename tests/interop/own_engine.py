@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from qlocal.engine.engine import Engine
+from qlocal.engine.loading import load_engine
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.gguf_checkpoint import GgufCheckpoint, stacked_shape
 from qlocal.formats.gguf_rows import permute_rows
@@ -48,7 +48,7 @@ class GreedyAnswer:
 
 def greedy_answers(path: Path, prompt_ids: list[list[int]], num_tokens: int, dtype: str) -> list[GreedyAnswer]:
     """Return `num_tokens` greedy tokens for each prompt, by the whole engine; nothing ends an answer earlier."""
-    engine = Engine.load(Load(str(path), ["cpu"], max_context=512, dtype=dtype), lambda _: None)
+    engine = load_engine(Load(str(path), ["cpu"], max_context=512, dtype=dtype), lambda _: None)
     sampling = Sampling(temperature=0.0, top_logprobs=TOP_LOGPROBS)
     requests = [
         running.request(str(i), ids, num_tokens, sampling, num_tokens=engine.vocab_size)

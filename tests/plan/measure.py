@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qlocal.devices import give_back_freed_memory
 from qlocal.engine import engine as engine_module
-from qlocal.engine.engine import Engine
+from qlocal.engine.loading import load_engine
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
 from qlocal.protocol import Load, Sampling, Submit
@@ -57,7 +57,7 @@ def measure(path: str, dtype: str) -> dict[str, int]:
     checkpoint = open_checkpoint(Path(path))  # vocabularies are no part of a plan
     engine_module.open_checkpoint = lambda _: checkpoint
     before = settled()
-    engine = Engine.load(Load(path, ["cpu"], max_context=CONTEXT, slots=1, dtype=dtype), lambda _: None)
+    engine = load_engine(Load(path, ["cpu"], max_context=CONTEXT, slots=1, dtype=dtype), lambda _: None)
     for layer in engine._runner._storage.layers:
         for side in (layer.keys, layer.values):
             side.memory.fill_(1)
