@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from qlocal.devices import give_back_freed_memory
-from qlocal.engine import engine as engine_module
+from qlocal.engine import loading
 from qlocal.engine.loading import load_engine
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
@@ -55,7 +55,7 @@ def settled() -> int:
 
 def measure(path: str, dtype: str) -> dict[str, int]:
     checkpoint = open_checkpoint(Path(path))  # vocabularies are no part of a plan
-    engine_module.open_checkpoint = lambda _: checkpoint
+    loading.open_checkpoint = lambda _: checkpoint
     before = settled()
     engine = load_engine(Load(path, ["cpu"], max_context=CONTEXT, slots=1, dtype=dtype), lambda _: None)
     for layer in engine._runner._storage.layers:
