@@ -92,6 +92,8 @@ class Status:
     plan: known as soon as the headers are read. used: bytes that loading took, by device.
     held_head: what was done to the output head at load, None where it is held as it is stored.
     template: known when the model's text side is open; None also for a model without one.
+    weights: a hash of what the model's files hold; None before it is known and where they cannot be read.
+    sampling: the fields of a request that gives none, by name.
     in_flight: answers that are being written or wait for their turn, of all clients.
     """
 
@@ -108,6 +110,8 @@ class Status:
     used: Mapping[str, int] | None = None
     in_flight: int = 0
     template: Template | None = None
+    weights: str | None = None
+    sampling: Mapping[str, Any] | None = None
 
     @property
     def memory(self) -> str | None:
@@ -139,6 +143,8 @@ class Status:
             in_flight=values.get("in_flight", 0),
             held_head=HeldHead(**{f.name: head[f.name] for f in fields(HeldHead)}) if head else None,
             template=Template(**{f.name: template[f.name] for f in fields(Template)}) if template else None,
+            weights=values.get("weights"),
+            sampling=values.get("sampling"),
         )
 
 

@@ -22,8 +22,8 @@ class Section:
     rows: Sequence[tuple[str, str]]
 
 
-def answer_section(message: Message | None) -> Section:
-    """Return what is known of the last answer's reading and writing."""
+def answer_section(message: Message | None, *, is_chosen: bool = False) -> Section:
+    """Return what is known of an answer's reading and writing. is_chosen: by the cursor, instead of being the last."""
     meta = {} if message is None else message.meta
     prompt, cached = _int(meta, "prompt_tokens"), _int(meta, "cached_tokens") or 0
     written, prefill_s, first_s = _int(meta, "completion_tokens"), _float(meta, "prefill_s"), _float(meta, "first_s")
@@ -42,7 +42,8 @@ def answer_section(message: Message | None) -> Section:
     if drafted:
         sentence = t("{accepted:,} of {drafted:,} were right ({share:.0%})")
         rows.append((t("guesses"), sentence.format(accepted=accepted, drafted=drafted, share=accepted / drafted)))
-    return Section(t("Last answer"), rows or [("", t("None in this conversation yet."))])
+    title = t("Answer at the cursor") if is_chosen else t("Last answer")
+    return Section(title, rows or [("", t("None in this conversation yet."))])
 
 
 def _at_speed(num_tokens: int, tokens_per_s: float | None) -> str:

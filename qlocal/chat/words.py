@@ -126,15 +126,6 @@ def salvaged(salvage: Salvage) -> str:
     return " ".join(part for part in (kept, read, lost, cut, untitled) if part)
 
 
-def repeated(is_same: bool, before: str | None, now: str | None) -> str:
-    """Say whether an answer came out as it was."""
-    if is_same:
-        return t("The same text again.")
-    if before != now:
-        return t("Another text: it was made by {before}, this by {now}.").format(before=before, now=now)
-    return t("Another text, with the same seed: another version, other kernels or other company made it.")
-
-
 def no_such_command(name: str, hint: str | None) -> str:
     """Say that a slash command is unknown; the text stays in the editor."""
     return t("There is no command /{name}.").format(name=name) + (f" {hint}" if hint else "")

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Sequence
-from typing import Any
 
 from qlocal.errors import RequestError, TokenizerError
-from qlocal.protocol import Sampling
 from qlocal.server.answer_format import grammar_of
 from qlocal.server.chat_messages import ChatMessage
 from qlocal.server.generation import Job, OfferedTools
-from qlocal.server.requests import ChatRequest, CompletionRequest, Options
+from qlocal.server.requests import ChatRequest, CompletionRequest
+from qlocal.server.sampling import sampling_of
 from qlocal.server.text import ModelText
 from qlocal.server.tools import Tool
 from qlocal.server.truncate import Cut, Encode, cut_middle
 
 ANSWER_TOKENS = 1024
 """Room that is left for an answer when a prompt is cut, if nobody says how long it may be."""
-FALLBACK_TEMPERATURE = 0.7
-FALLBACK_TOP_P = 0.95
-"""For models whose makers recommend nothing: OpenAI's default of 1.0 makes small 4-bit models ramble."""
 
 
 class Prompts:
@@ -45,7 +41,7 @@ class Prompts:
         if request.truncate == "middle":
             room = self.max_context - (request.limit or min(ANSWER_TOKENS, self.max_context // 4))
             cut = await _without_middle(messages, cut.ids, room, encode)
-        sampling = _sampling(request, self.model, request.num_logprobs)
+        sampling = sampling_of(request, self.model, request.num_logprobs)
         limits = [self.limit(cut.ids, request.limit, "messages")]
         return Job(
             f"chatcmpl-{uuid.uuid4().hex}",
@@ -69,7 +65,7 @@ class Prompts:
                 await self.encode(p) if isinstance(p, str) else self.checked_ids(p, "prompt") for p in request.prompts
             ]
         limits = [self.limit(ids, request.max_tokens, "prompt") for ids in prompts]
-        sampling = _sampling(request, self.model, request.logprobs)
+        sampling = sampling_of(request, self.model, request.logprobs)
         job_id = f"cmpl-{uuid.uuid4().hex}"
         fills = self.model.tokenizer.fill_in if request.suffix else None
         return Job(
@@ -186,28 +182,3 @@ async def _without_middle(messages: Sequence[ChatMessage], ids: list[int], room:
             hint="Shorten the other messages, or ask for a shorter answer.",
         )
     return cut
-
-
-def _sampling(request: Options, model: ModelText, num_logprobs: int | None) -> Sampling:
-    """Return the request's sampling over the makers' defaults over our own."""
-    num_tokens = model.tokenizer.num_tokens
-    if wrong := next((i for i in request.biases if i >= num_tokens), None):
-        raise RequestError(f"logit_bias names the token {wrong}, expected ids below {num_tokens}", param="logit_bias")
-    makers = model.defaults
-
-    def first(*values: Any) -> Any:
-        return next((value for value in values if value is not None), None)
-
-    silent = makers.temperature is None and makers.top_p is None and makers.top_k is None
-    return Sampling(
-        temperature=first(request.temperature, makers.temperature, FALLBACK_TEMPERATURE if silent else 1.0),
-        top_k=first(request.top_k, makers.top_k),
-        top_p=first(request.top_p, makers.top_p, FALLBACK_TOP_P if silent else 1.0),
-        min_p=first(request.min_p, 0.0),
-        repetition_penalty=first(request.repetition_penalty, makers.repetition_penalty, 1.0),
-        presence_penalty=first(request.presence_penalty, 0.0),
-        frequency_penalty=first(request.frequency_penalty, 0.0),
-        seed=request.seed,
-        logit_bias=request.biases,
-        top_logprobs=num_logprobs,
-    )

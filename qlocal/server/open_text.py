@@ -23,6 +23,6 @@ def text_opener(guard: Guard) -> OpenText:
         stops = {*checkpoint.config.eos_token_ids, *defaults.stop_ids, *tokenizer.end_of_turn_ids}
         text = data.chat_template
         template = None if text is None else Template(sha256(text), known_as(text))
-        return ModelText(name, path, tokenizer, tuple(sorted(stops)), defaults, template)
+        return ModelText(name, path, tokenizer, tuple(sorted(stops)), defaults, template, checkpoint.files)
 
     return open_text

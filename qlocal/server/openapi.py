@@ -120,6 +120,8 @@ STATUS = _object(
     held_head=_or_null(_object(type=TEXT, loss=NUMBER, stored_bytes=INTEGER, held_bytes=INTEGER)),
     used=_or_null(_map(INTEGER)),
     in_flight=INTEGER,
+    weights=_or_null(TEXT),
+    sampling=_or_null(_map(NUMBER)),
 )
 VARIANT = _object(
     **dict.fromkeys(("name", "path", "format"), TEXT),

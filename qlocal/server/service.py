@@ -16,12 +16,14 @@ from qlocal.catalog import display_name
 from qlocal.config import FROM_CONTEXT, NO_DRAFT, STORED, EngineOptions, device_list, kv_types
 from qlocal.devices import free_bytes
 from qlocal.errors import EngineError, QLocalError, RequestError
+from qlocal.formats.identity import content_identity
 from qlocal.protocol import Finished, Load, Sampling, Submit, Tokens
 from qlocal.schema import EngineState, LoadProgress, Template
 from qlocal.server import variants
 from qlocal.server.engine_client import EngineClient
 from qlocal.server.own_requests import LoadRequest
 from qlocal.server.preflight import shown_plan
+from qlocal.server.sampling import default_sampling, told
 from qlocal.server.seen_templates import SeenTemplates
 from qlocal.server.status import StatusBoard
 from qlocal.server.text import ModelText, OpenText
@@ -115,6 +117,8 @@ class Service:
             used=None,
             held_head=None,
             template=None,
+            weights=None,
+            sampling=None,
             progress=LoadProgress("reading headers and tokenizer"),
         )
         self._loading = asyncio.create_task(self._load(name, path, options), name="load")
@@ -207,6 +211,7 @@ class Service:
             self._model = await asyncio.to_thread(self._open_text, name, path)
             if (template := self._model.template) is not None:
                 self._show_template(name, template)
+            await self._show_origin(self._model)
             if load.draft not in (FROM_CONTEXT, NO_DRAFT):
                 await asyncio.to_thread(self._check_draft, self._model, Path(load.draft))
         except QLocalError as error:
@@ -230,6 +235,15 @@ class Service:
                 name,
             )
         self.board.update(template=template)
+
+    async def _show_origin(self, model: ModelText) -> None:
+        """Tell what makes an answer of this model be the same again: before it is ready, so that no answer lacks it."""
+        try:
+            weights = await asyncio.to_thread(content_identity, model.files) if model.files else None
+        except OSError as error:
+            log.warning("%s: which weights its files hold cannot be told: %s", model.name, error)
+            weights = None
+        self.board.update(weights=weights, sampling=told(default_sampling(model.defaults)))
 
     def _check_draft(self, model: ModelText, path: Path) -> None:
         """Raise UsageError when a draft model speaks of other tokens."""

@@ -61,7 +61,8 @@ class TextCodec(Protocol):
 
 @dataclass
 class ModelText:
-    """Tokenizer, stop ids, sampling defaults and template of one checkpoint. `name` is its id for clients."""
+    """Tokenizer, stop ids, sampling defaults and template of one checkpoint. `name` is its id for clients. files: those
+    that hold its weights."""
 
     name: str
     path: Path
@@ -69,6 +70,7 @@ class ModelText:
     stop_ids: tuple[int, ...]
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     template: Template | None = None
+    files: tuple[Path, ...] = ()
     _one_job: asyncio.Lock = field(default_factory=asyncio.Lock)
     _checked: OrderedDict[str, GrammarError | None] = field(default_factory=OrderedDict)
 

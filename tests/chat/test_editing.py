@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from textual.widgets import OptionList
 
+from qlocal.chat import origin
 from qlocal.chat.events import Done, TextDelta
+from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.screens.picker import Picker
-from qlocal.chat.store.records import MessageState, Role
+from qlocal.chat.store.records import Message, MessageState, Role
+from qlocal.schema import EngineState, Status
 from tests.chat.driving import Chat, run_chat, stored
 from tests.chat.scripted import ScriptedLink, answer_of
 
@@ -102,6 +107,60 @@ def test_running_again_asks_with_the_same_seed_and_says_whether_the_text_is_the_
         await chat.until(lambda: "Another text, with the same seed" in chat.notice)
 
     run_chat(tmp_path, ScriptedLink([answer_of("First."), answer_of("First."), answer_of("Else.")]), use)
+
+
+STATUS = Status(
+    EngineState.READY,
+    "1",
+    1,
+    "tiny-model",
+    "/m/tiny",
+    plan={"key_type": "f16", "value_type": "f16"},
+    weights="a" * 32,
+    sampling={"temperature": 0.6, "top_p": 0.9},
+)
+
+
+def ready(**changes: Any) -> LinkState:
+    status = replace(STATUS, **changes)
+    return LinkState(Phase.READY, status.model, max_context=4096, status=status)
+
+
+def test_running_again_uses_sampler_and_seed_as_they_were_and_says_what_has_changed_since(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.say("/sampling top_p=0.5")
+        await chat.until(lambda: "top_p 0.5" in chat.notice)
+        await ask(chat, "one", "First.")
+        assert chat.link.options[-1].keys() == {"top_p", "seed"}, "what the makers recommend is the server's to add"
+        await chat.say("/sampling temperature=0.1")
+        await chat.until(lambda: "temperature 0.1" in chat.notice)
+        now = ready(weights="b" * 32, sampling={"temperature": 1.0}, plan={"key_type": "q8", "value_type": "q4"})
+        chat.link.push(now)
+        await chat.until(lambda: chat.app.chat.desk.link_state == now)
+        await chat.say("/run-again")
+        await chat.until(lambda: "The same text again, though" in chat.notice)
+        assert "the model's files" in chat.notice and "(then f16, f16, now q8, q4)" in chat.notice
+        first = chat.link.options[0]
+        assert chat.link.options[-1] == {"temperature": 0.6, "top_p": 0.5, "seed": first["seed"]}
+        await chat.until_idle()
+        await chat.say("/run-again")
+        await chat.until(lambda: "Another text, with the same seed" in chat.notice)
+
+    link = ScriptedLink([answer_of("First."), answer_of("First."), answer_of("Else.")], first_states=[ready()])
+    run_chat(tmp_path, link, use, size=(160, 30))
+    made_by = stored(tmp_path).branch(1)[-1].meta["made_by"]
+    assert (made_by["weights"], made_by["key_type"], made_by["path"]) == ("b" * 32, "q8", "/m/tiny")
+
+
+def test_files_that_were_only_moved_are_no_change() -> None:
+    def made(**meta: Any) -> Message:
+        return Message(1, None, Role.ASSISTANT, "x", MessageState.COMPLETE, "m", 0.0, {"made_by": meta})
+
+    assert origin.changes(made(weights="a", path="/x"), made(weights="a", path="/y")) == []
+    assert origin.changes(made(weights=None), made(weights="a")) == [], "of an older server nothing is known"
+    assert origin.changes(made(weights="a"), made(weights="b")) == ["the model's files"]
+    imported = Message(1, None, Role.ASSISTANT, "x", MessageState.COMPLETE, "m", 0.0, {"made_by": "me", "asked": []})
+    assert origin.changes(imported, made(weights="a")) == [] and origin.origin_section(imported).rows
 
 
 def test_the_tree_shows_all_branches_and_goes_to_one(tmp_path: Path) -> None:

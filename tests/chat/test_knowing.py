@@ -96,6 +96,33 @@ def test_statistics_tell_speeds_cache_memory_and_planned_against_actual(tmp_path
     run_chat(tmp_path, link, use, size=(120, 40))
 
 
+def test_the_details_of_an_answer_tell_what_made_it(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.say("go")
+        await chat.until_shown("one.")
+        await chat.until_idle()
+        seed = chat.link.options[0]["seed"]
+        now = replace(first, status=replace(first.status or STATUS, weights="f" * 32))
+        chat.link.push(now)
+        await chat.until(lambda: chat.app.chat.desk.link_state == now)
+        await chat.say("and on")
+        await chat.until_shown("two.")
+        await chat.until_idle()
+        await opened(chat, "statistics")
+        for part in ("Last answer", "What made it", "f" * 16, "temperature 0.6, top_k 20", "q8, q4", "/m/tiny"):
+            assert part in rows(chat), part
+        await chat.pilot.press("escape")
+        for _ in range(3):
+            await chat.pilot.press("alt+up")
+        await opened(chat, "statistics")
+        for part in ("Answer at the cursor", "0123456789abcdef", f"seed                 {seed}"):
+            assert part in rows(chat), part
+
+    first = ready(weights="0123456789abcdef" * 2, sampling={"temperature": 0.6, "top_k": 20})
+    link = ScriptedLink([answer_of("one."), answer_of("two.")], first_states=[first])
+    run_chat(tmp_path, link, use, size=(120, 60))
+
+
 def test_statistics_are_read_anew_while_they_are_shown(tmp_path: Path) -> None:
     async def use(chat: Chat) -> None:
         await opened(chat, "statistics")

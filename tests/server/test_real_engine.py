@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from qlocal.formats.checkpoint import open_checkpoint
+from qlocal.formats.identity import content_identity
 from qlocal.tokenizer.known_templates import sha256
 from tests.server.conftest import Running
 from tests.server.real import TOOL_TEMPLATE, real_server
@@ -38,6 +41,15 @@ def client(server: Running) -> Iterator[httpx.Client]:
 def test_the_status_tells_of_a_template_that_nobody_knows(client: httpx.Client) -> None:
     template = client.get("/qlocal/status").json()["template"]
     assert template == {"sha256": sha256(TOOL_TEMPLATE), "known_as": None, "is_new": True}
+
+
+def test_the_status_tells_what_made_the_answers(client: httpx.Client) -> None:
+    status = client.get("/qlocal/status").json()
+    assert status["weights"] == content_identity(open_checkpoint(Path(status["path"])).files)
+    assert status["sampling"].keys() >= {"temperature", "top_p", "repetition_penalty"}
+    body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "seed": 1}
+    plain, told = (client.post(URL, json=body | more).json() for more in ({}, status["sampling"]))
+    assert plain["choices"] == told["choices"]
 
 
 def ask(client: httpx.Client, **fields: Any) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from qlocal.chat.features.base import Feature
 from qlocal.chat.features.turns import Turns
 from qlocal.chat.languages import t
 from qlocal.chat.link_state import Link
+from qlocal.chat.origin import origin_section
 from qlocal.chat.screens.facts import FactsScreen
 from qlocal.chat.screens.log import LogScreen
 from qlocal.chat.screens.models import ModelScreen
-from qlocal.chat.store.records import Role
+from qlocal.chat.store.records import Message, Role
 
 MAX_REPORT_BYTES = 16 << 20
 
@@ -62,13 +63,22 @@ class Knowing(Feature):
         status, branch = self.desk.link_state.status, self.desk.session.branch
         devices = [part["device"] for part in (status.plan or {}).get("devices", ())] if status is not None else []
         now = await asyncio.to_thread(machine.look, devices, None if status is None else status.pid)
-        last = next((message for message in reversed(branch) if message.role is Role.ASSISTANT), None)
+        chosen = self._chosen()
+        shown = chosen or next((message for message in reversed(branch) if message.role is Role.ASSISTANT), None)
         return [
             facts.model_section(status, self.desk.link_state.model),
-            facts.answer_section(last),
+            facts.answer_section(shown, is_chosen=chosen is not None),
             facts.conversation_section(branch),
             facts.memory_section(status, now),
+            origin_section(shown),
         ]
+
+    def _chosen(self) -> Message | None:
+        """Return the answer that the cursor is on."""
+        entry = self.desk.transcript.cursor_entry
+        chosen = None if entry is None else entry.entry_id
+        branch = self.desk.session.branch
+        return next((m for m in branch if m.message_id == chosen and m.role is Role.ASSISTANT), None)
 
     async def _plan(self, link: Link) -> None:
         chosen = await self.desk.ask(ModelScreen(await link.choices(), self.desk.link_state.model))

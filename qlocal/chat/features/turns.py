@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Coroutine
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from textual.worker import Worker
 
-from qlocal.chat import words
+from qlocal.chat import origin, words
 from qlocal.chat.actions import Action
 from qlocal.chat.answer import Answer, Begun
 from qlocal.chat.desk import Desk
@@ -122,17 +122,18 @@ class Turns(Feature):
         await self._receive_answer(prompt_id, begun)
 
     async def repeat(self, answer: Message, prompt_id: int) -> None:
-        """Ask for an answer as it was asked for, seed included, and say whether the text is the same."""
+        """Ask for an answer as it was asked for, sampler and seed, and say whether the text is the same and what has
+        changed since."""
         await self._until_ready()
-        made_by = answer.meta.get("asked", {})
-        if "seed" not in made_by:
+        asked = answer.meta.get("asked")
+        if not isinstance(asked, dict) or "seed" not in asked:
             self.desk.say(words.NO_SEED)
             return
-        await self._receive_answer(prompt_id, asked=made_by)
+        await self._receive_answer(prompt_id, asked=asked)
         await self.desk.session.refresh_last()
         again = self.desk.session.last_answer()
-        is_same = again is not None and again.content == answer.content
-        self.desk.say(words.repeated(is_same, answer.model, self.desk.link_state.model))
+        if again is not None and again.state is MessageState.COMPLETE:
+            self.desk.say(origin.repeated(answer, again))
 
     async def _with_those_that_wait(self, work: Coroutine[Any, Any, None]) -> None:
         """Do a turn, then those that were asked for meanwhile; what goes wrong gives their texts back to the editor."""
@@ -198,14 +199,16 @@ class Turns(Feature):
         request = self.desk.session.request(prompt_id)
         message = await self.desk.session.begin_answer(self.desk.link_state.model, prompt_id)
         self.desk.show_branch()
-        asked = asked or {**self.desk.session.sampling, "seed": self.desk.session.sampling.get("seed", new_seed())}
-        structured = self.desk.feature(Structured)
+        sampling, structured = self.desk.session.sampling, self.desk.feature(Structured)
         structured.begin()
-        options: dict[str, Any] = {**asked, **structured.options}
+        seed = sampling.get("seed", new_seed())
+        options: dict[str, Any] = asked or {**sampling, "seed": seed, **structured.options}
+        asked = asked or origin.asked_for(options, self.desk.link_state)
         if begun is not None:
             self.desk.transcript.append_text(begun.text)
             options |= _going_on(request, begun)
-        answer = Answer(self.desk.store, message.message_id, begun, {"asked": asked, "made_by": self._made_by()})
+        about = {"asked": asked, "made_by": origin.made_by(self.desk.link_state)}
+        answer = Answer(self.desk.store, message.message_id, begun, about)
         self._is_reading = False
         self.desk.update_status(tokens_per_s=None, acceptance=None)
         ticker = self.desk.screen.set_interval(SPEED_S, lambda: self._show_speed(answer))
@@ -216,21 +219,6 @@ class Turns(Feature):
             ticker.stop()
             self.desk.transcript.flush()
             self._after_answer(answer)
-
-    def _made_by(self) -> dict[str, Any]:
-        """Return what is known of the model and the engine, beside the model's name."""
-        status, endpoint = self.desk.link_state.status, self.desk.link_state.endpoint
-        if status is None:
-            return {} if endpoint is None else {"endpoint": endpoint}
-        plan, head = status.plan or {}, status.held_head
-        return {
-            "version": status.version,
-            "path": status.path,
-            "head": None if head is None else asdict(head),
-            "key_type": plan.get("key_type"),
-            "value_type": plan.get("value_type"),
-            "template_sha256": None if status.template is None else status.template.sha256,
-        }
 
     def _show_event(self, event: AnswerEvent) -> None:
         match event:
