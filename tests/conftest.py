@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from qlocal.kernels import native
 from tests import tiny
 
 # How long an example takes says how busy the machine is, and nothing about the code.
@@ -15,6 +17,21 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--native", type=Path, help="another build of the library to test, as scripts/sanitize makes it")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _another_build(request: pytest.FixtureRequest) -> Iterator[None]:
+    path: Path | None = request.config.getoption("--native", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if path is not None:
+            patch.setattr(native, "_find", lambda: path)
+            native.load.cache_clear()
+        yield
+    native.load.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,26 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from qlocal.kernels import native
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--native", type=Path, help="another build of the library to test, as scripts/sanitize makes it")
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _another_build(request: pytest.FixtureRequest) -> Iterator[None]:
-    path: Path | None = request.config.getoption("--native", None)
-    with pytest.MonkeyPatch.context() as patch:
-        if path is not None:
-            patch.setattr(native, "_find", lambda: path)
-            native.load.cache_clear()
-        yield
-    native.load.cache_clear()
 
 
 @pytest.fixture(params=[isa.name.lower() for isa in native.Isa])
