@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -15,15 +15,12 @@ import pytest
 
 from qlocal.chat.store.database import open_database
 from qlocal.chat.store.history import History
-from qlocal.chat.store.records import MessageState, Role
+from qlocal.chat.store.records import Role
 from qlocal.errors import HistoryError
-from tests.chat.driving import stored
-from tests.chat.killing import is_whole
-from tests.chat.test_terminal import ROOT, Terminal
-from tests.chat.test_terminal import url as url  # a fixture
+from tests.chat.kills import VICTIMS, kill
+from tests.chat.test_terminal import ROOT
 
 SLOW = pytest.mark.slow
-_WORD = re.compile(rb"word(\d+)")
 
 
 @pytest.mark.parametrize("cycles", [25, pytest.param(10_000, marks=SLOW)])
@@ -35,55 +32,12 @@ def test_killed_writers_break_nothing_and_lose_nothing_they_said_was_there(tmp_p
 
 
 @pytest.mark.parametrize("moment", [0, *(pytest.param(number, marks=SLOW) for number in range(1, 20))])
-def test_a_killed_chat_has_all_that_was_on_the_screen_a_second_before(url: str, tmp_path: Path, moment: int) -> None:
-    chance = random.Random(moment)
-    terminal = Terminal(url, tmp_path)
-    terminal.until(b"fake-model")
-    terminal.press(b"slow\r")
-    terminal.until(b"word3")
-    terminal.press(b"next question")
-    typed_at, ends_at = time.monotonic(), time.monotonic() + 1.2 + 2.0 * chance.random()
-    seen: list[tuple[float, int]] = []
-    while time.monotonic() < ends_at:
-        terminal.read()
-        seen.append((time.monotonic(), max((int(n) for n in _WORD.findall(terminal.output)), default=0)))
-    terminal.process.kill()
-    killed_at = time.monotonic()
-    terminal.close()
-    history = stored(tmp_path)
-    prompt, answer = history.branch(1)
-    expected = max(number for at, number in seen if at < killed_at - 1.0)
-    assert prompt.content == "slow" and f"word{expected} " in answer.content and expected > 0
-    assert typed_at < killed_at - 1.0 and history.draft(1) == "next question"
-    history.close_orphans()
-    assert history.branch(1)[1].state is MessageState.STOPPED
-    assert is_whole(tmp_path / "history.sqlite3")
-
-
-@pytest.mark.parametrize("moment", [0, *(pytest.param(number, marks=SLOW) for number in range(1, 20))])
-def test_when_the_server_is_killed_the_text_stays_and_the_chat_says_why(tmp_path: Path, moment: int) -> None:
-    script = (
-        "import sys, time; from tests.chat.fake_server import fake_server\n"
-        "with fake_server() as url: print(url, flush=True); time.sleep(600)"
-    )
-    server = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    terminal = Terminal(server.stdout.readline().strip(), tmp_path)
-    try:
-        terminal.until(b"fake-model")
-        terminal.press(b"slow\r")
-        terminal.until(b"word5")
-        time.sleep(random.Random(moment).random())
-        server.kill()
-        terminal.until("■".encode())
-        shown = max(int(number) for number in _WORD.findall(terminal.output))
-        terminal.press(b"\x11")
-        assert terminal.close() == 0
-    finally:
-        server.kill()
-        server.communicate()
-    _, answer = stored(tmp_path).branch(1)
-    assert answer.state is MessageState.FAILED and answer.meta["error"] and f"word{shown}" in answer.content
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_kill_takes_the_last_second_at_most_and_the_chat_says_why_and_goes_on(victim: str, moment: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="kills-") as home:  # a socket's path must be short
+        found = kill(victim, moment, Path(home))
+    assert (found.lost, found.is_kept, found.is_whole) == (0, True, True), found
+    assert found.why, found
 
 
 @pytest.mark.parametrize("flips", [40, pytest.param(2000, marks=SLOW)])

@@ -27,7 +27,7 @@ START = (
     "import sys; from qlocal.chat.app import run_chat; from qlocal.config import ChatOptions;"
     "sys.exit(run_chat(ChatOptions(endpoint=sys.argv[1])))"
 )
-WAIT_S = 30.0
+WAIT_S = 90.0
 
 
 @pytest.fixture
@@ -37,24 +37,29 @@ def url() -> Iterator[str]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    return {**os.environ, "QLOCAL_HOME": str(home), "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+    own = {"QLOCAL_HOME": str(home), "QLOCAL_RUNTIME": str(home / "run")}
+    return {**os.environ, **own, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
 
 
 class Terminal:
     """A pty of 100 by 30 with the chat in it."""
 
-    def __init__(self, url: str, home: Path) -> None:
+    def __init__(self, url: str, home: Path, start: str = START) -> None:
+        """url: what `start`, a program, is told to talk with."""
         self.output = b""
         self.master, slave = pty.openpty()
         ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-        command = [sys.executable, "-c", START, url]
+        command = [sys.executable, "-c", start, url]
         self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment(home))
         os.close(slave)
 
     def until(self, text: bytes) -> None:
+        self.until_so(lambda: text in self.output, repr(text))
+
+    def until_so(self, is_so: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + WAIT_S
-        while text not in self.output:
-            assert time.monotonic() < deadline, f"{text!r} did not appear"
+        while not is_so():
+            assert time.monotonic() < deadline, f"{what} did not appear"
             self.read()
 
     def read(self) -> None:
