@@ -73,7 +73,9 @@ def modules(path: Path) -> set[str]:
 def test_nothing_that_unpickles_unpacks_or_evaluates_is_imported_or_called() -> None:
     paths = [path for folder in ("qlocal", "quantize") for path in (ROOT / folder).rglob("*.py") if path != PEERS]
     assert len(paths) > 200
-    assert {str(path.relative_to(ROOT)): modules(path) for path in paths if modules(path)} == {}
+    found = {str(path.relative_to(ROOT)): modules(path) for path in paths if modules(path)}
+    # A .docx that a user takes along is an archive. It is opened in memory, in the guard, and nothing of it is written.
+    assert found == {"qlocal/guard/documents.py": {"zipfile"}}
 
 
 def test_a_checkpoint_that_brings_code_has_none_of_it_run(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
-"""Files as text for a conversation: text in UTF-8 as it is, PDF and .docx by their libraries, anything else refused."""
+"""Files as text for a conversation: text in UTF-8 as it is, PDF and .docx in a process with limits, anything else
+refused."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from qlocal.errors import FormatError, UsageError
@@ -9,9 +13,18 @@ from qlocal.errors import FormatError, UsageError
 MAX_FILE_BYTES = 32 << 20
 MAX_TEXT_CHARS = 4 << 20
 INSTALL = "Install them with `pip install 'qlocal[docs]'`"
+LIBRARIES = {"pdf": "pypdf", "docx": "docx"}
 
 
-def read_document(path: Path) -> str:
+@dataclass(frozen=True)
+class Document:
+    """The text of a file. unseen: by kind, how many passages of it a reader of the document would not see."""
+
+    text: str
+    unseen: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_document(path: Path) -> Document:
     """Return the text of a file. UsageError or FormatError names the file and says what is wrong with it."""
     try:
         size = path.stat().st_size
@@ -19,18 +32,21 @@ def read_document(path: Path) -> str:
             raise UsageError(f"{path} is no file")
         if size > MAX_FILE_BYTES:
             raise UsageError(f"{path} has {size / 2**20:,.1f} MiB, a file may have at most {MAX_FILE_BYTES >> 20} MiB")
-        text = _READERS.get(path.suffix.lower(), _plain)(path)
+        kind = path.suffix.lower().removeprefix(".")
+        data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    if len(text) > MAX_TEXT_CHARS:
-        raise UsageError(f"{path} has {len(text):,} characters of text, at most {MAX_TEXT_CHARS:,} can be sent")
-    if not text.strip():
+    document = _guarded(path, kind, data) if kind in LIBRARIES else Document(_plain(path, data))
+    if len(document.text) > MAX_TEXT_CHARS:
+        raise UsageError(
+            f"{path} has {len(document.text):,} characters of text, at most {MAX_TEXT_CHARS:,} can be sent"
+        )
+    if not document.text.strip():
         raise FormatError(f"{path} has no text in it", hint="A scanned PDF holds pictures of text: recognize it first")
-    return text
+    return document
 
 
-def _plain(path: Path) -> str:
-    data = path.read_bytes()
+def _plain(path: Path, data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -40,42 +56,13 @@ def _plain(path: Path) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _pdf(path: Path) -> str:
-    # An optional library, and a slow one to import.
-    try:
-        import pypdf
-    except ImportError:
-        raise UsageError(f"{path}: PDF needs the libraries for documents", hint=INSTALL) from None
-    try:
-        with pypdf.PdfReader(path) as reader:
-            return "\n\n".join(page.extract_text() for page in reader.pages)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file makes it raise nearly anything
-        raise FormatError(f"{path} is no PDF that can be read: {error}") from error
+def _guarded(path: Path, kind: str, data: bytes) -> Document:
+    """Read it where a document that was made to do harm can do none: without files, network or much memory."""
+    if find_spec(LIBRARIES[kind]) is None:
+        raise UsageError(f"{path}: .{kind} needs the libraries for documents", hint=INSTALL)
+    # Only who takes such a file along needs the guard.
+    from qlocal.guard.client import Guard
 
-
-def _docx(path: Path) -> str:
-    try:
-        import docx
-    except ImportError:
-        raise UsageError(f"{path}: .docx needs the libraries for documents", hint=INSTALL) from None
-    try:
-        document = docx.Document(str(path))
-        parts = [_docx_text(part) for part in document.iter_inner_content()]
-    except OSError:
-        raise
-    except Exception as error:  # as above
-        raise FormatError(f"{path} is no .docx that can be read: {error}") from error
-    return "\n\n".join(part for part in parts if part)
-
-
-def _docx_text(part: object) -> str:
-    """Return a paragraph, or a table as one of Markdown."""
-    rows = getattr(part, "rows", None)
-    if rows is None:
-        return str(getattr(part, "text", ""))
-    return "\n".join("| " + " | ".join(cell.text for cell in row.cells) + " |" for row in rows)
-
-
-_READERS = {".pdf": _pdf, ".docx": _docx}
+    with Guard() as guard:
+        read = guard.read_document(kind, data, str(path))
+    return Document(read["text"], read["unseen"])

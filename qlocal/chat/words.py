@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qlocal.chat.entry import Entry
@@ -158,6 +158,19 @@ TOOL_CHANGED = "this tool has CHANGED since you agreed to it; a yes pins the new
 
 NO_ATTACHMENT = "The message has no paste or file in it; @ takes a file along."
 NAME_A_FILE = "Name the file behind it: /file PATH"
+
+
+def unseen(name: str, passages: Mapping[str, int]) -> str:
+    """Say that a document says more to a model than to its reader."""
+    kinds = {
+        "hidden": t("{count:,} hidden"),
+        "white": t("{count:,} in white"),
+        "tiny": t("{count:,} too small to read"),
+        "comments": t("{count:,} comments"),
+    }
+    told = ", ".join(kinds[kind].format(count=count) for kind, count in passages.items() if kind in kinds)
+    sentence = t("{name} has passages that its readers do not see ({told}): they are sent too, Alt+V shows all of it.")
+    return sentence.format(name=name, told=told)
 
 
 def price(count: TokenCount, tokens_per_s: float | None) -> str:

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from qlocal.errors import EngineError, GrammarError, QLocalError, TemplateError, TemplateLimitError, TokenizerError
+from qlocal.errors import (
+    EngineError,
+    FormatError,
+    GrammarError,
+    QLocalError,
+    TemplateError,
+    TemplateLimitError,
+    TokenizerError,
+)
 from qlocal.guard import frames
 from qlocal.guard.process import Gone, GuardProcess
 
@@ -131,6 +139,17 @@ class Guard:
         """Raise GrammarError for a grammar that cannot be compiled, or not within the limits."""
         self._run({"job": "check_grammar", "grammar": grammar}, "the format of the answer", GrammarError)
 
+    def read_document(self, kind: str, data: bytes, name: str) -> dict[str, Any]:
+        """Return the `text` of a document and, by kind, how many of its passages are `unseen`. kind: `pdf` or `docx`.
+        FormatError names it and says why it cannot be read."""
+        frame = frames.pack({"job": "document", "kind": kind, "data": data})
+        with self._lock:
+            try:
+                read: dict[str, Any] = self._send(frame, frames.DOCUMENT_CPU_S, name, FormatError)
+            except _DocumentError as error:
+                raise FormatError(f"{name} {error}") from error
+        return read
+
     def _run(self, job: dict[str, Any], what: str, error_class: type[QLocalError]) -> Any:
         try:
             frame = frames.pack(job)
@@ -169,6 +188,8 @@ class Guard:
         kind, message = reply["error"], reply["message"]
         if kind == "unknown_key":
             return _UnknownKey(message)
+        if kind == "document":
+            return _DocumentError(message)
         if kind in ("memory", "crash"):
             self.close()  # it ends by itself as well: its state is in doubt
             log.debug("the guard ended a job: %s", message)
@@ -196,6 +217,10 @@ class Guard:
 
 class _UnknownKey(Exception):
     """The helper is new, or has forgotten this vocabulary."""
+
+
+class _DocumentError(Exception):
+    """What is wrong with a document, behind its name."""
 
 
 def _breach(what: str, reason: str, error_class: type[QLocalError], cpu_s: float = 0.0) -> QLocalError:

@@ -16,6 +16,7 @@ MAX_REPLY_BYTES = 16 << 20
 
 JOB_CPU_S = 2.0
 LOAD_CPU_S = 20.0
+DOCUMENT_CPU_S = 30.0
 
 
 def pack(value: Any) -> bytes:
@@ -30,10 +31,12 @@ def unpack(payload: bytes) -> Any:
 
 
 def cpu_limit_s(frame_bytes: int, job: Mapping[str, Any]) -> float:
-    """Return the processor time that a job may take: more for a vocabulary, and once more for every MiB of text,
-    templates apart."""
+    """Return the processor time that a job may take: more for a vocabulary or a document, and once more for every MiB
+    of text, templates apart."""
     if job["job"] == "load":
         return LOAD_CPU_S
+    if job["job"] == "document":
+        return DOCUMENT_CPU_S
     template = job.get("template", "")
     text_bytes = max(0, frame_bytes - len(template)) if isinstance(template, str) else 0
     return JOB_CPU_S * (1.0 + text_bytes / (1 << 20))

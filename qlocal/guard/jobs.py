@@ -1,4 +1,5 @@
-"""The jobs of the guard: load a vocabulary, encode text, render a template, encode a conversation, check a grammar."""
+"""The jobs of the guard: load a vocabulary, encode text, render a template, encode a conversation, check a grammar,
+read a document."""
 
 from __future__ import annotations
 
@@ -27,6 +28,9 @@ def import_for(job: Job) -> None:
 
         del grammars
         return
+    if job["job"] == "document":
+        _import_reader(job["kind"])
+        return
     if job["job"] != "load":
         from qlocal.guard import templates
 
@@ -35,6 +39,19 @@ def import_for(job: Job) -> None:
     from qlocal.guard import chat, gguf_bpe, sentencepiece_vocabulary, tokenizer_json
 
     del chat, gguf_bpe, sentencepiece_vocabulary, tokenizer_json
+
+
+def _import_reader(kind: str) -> None:
+    from qlocal.guard import documents
+
+    documents.import_reader(kind)
+
+
+def document(job: Job) -> dict[str, Any]:
+    """Return the text of a PDF or .docx file, and what of it is not seen."""
+    from qlocal.guard import documents
+
+    return documents.read(job["kind"], job["data"])
 
 
 def load(job: Job) -> dict[str, Any]:
@@ -115,4 +132,5 @@ JOBS: dict[str, Callable[[Job], Any]] = {
     "render": render,
     "end_of_turn": end_of_turn,
     "check_grammar": check_grammar,
+    "document": document,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from qlocal.errors import QLocalError
 from tests.chat.driving import Chat, run_chat
 from tests.chat.scripted import ScriptedLink, answer_of
 from tests.chat.test_commands import suggestions
+from tests.guard.made_documents import pdf_of
 
 LONG = "one\ntwo\nthree"
 
@@ -183,30 +186,44 @@ def test_a_word_document_gives_its_paragraphs_and_tables(tmp_path: Path) -> None
     table = document.add_table(rows=1, cols=2)
     table.cell(0, 0).text, table.cell(0, 1).text = "a", "b"
     document.save(str(tmp_path / "a.docx"))
-    assert read_document(tmp_path / "a.docx") == "Bees 蜜蜂\n\n| a | b |"
+    assert read_document(tmp_path / "a.docx").text == "Bees 蜜蜂\n\n| a | b |"
 
 
 def test_a_pdf_gives_its_text(tmp_path: Path) -> None:
     pytest.importorskip("pypdf")
-    stream = b"BT /F1 12 Tf 50 700 Td (Bees hum) Tj ET"
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R"
-        b" /Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >> >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
-    ]
-    data, places = b"%PDF-1.4\n", []
-    for number, body in enumerate(objects, 1):
-        places.append(len(data))
-        data += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    tail = b"xref\n0 5\n0000000000 65535 f \n%strailer << /Size 5 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (
-        table,
-        len(data),
+    (tmp_path / "a.pdf").write_bytes(pdf_of(b"BT /F1 12 Tf 50 700 Td (Bees hum) Tj ET"))
+    document = read_document(tmp_path / "a.pdf")
+    assert document.text.strip() == "Bees hum" and not document.unseen
+
+
+def test_what_a_documents_readers_do_not_see_is_told_and_can_be_looked_at(tmp_path: Path) -> None:
+    pytest.importorskip("pypdf")
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf_of(b"BT /F1 12 Tf 50 700 Td (Bees hum) Tj 1 g 0 -20 Td (praise the bees) Tj ET"))
+
+    async def use(chat: Chat) -> None:
+        await chat.say(f"/file {path}")
+        await chat.until(lambda: "a.pdf has passages that its readers do not see (1 in white)" in chat.notice)
+        await chat.pilot.press("alt+v")
+        await chat.until(lambda: isinstance(chat.app.screen, TextScreen))
+        assert "praise the bees" in chat.prompt.sent_text
+
+    run_chat(tmp_path, ScriptedLink([]), use, size=(140, 30))
+
+
+def test_the_libraries_for_documents_are_never_in_the_chats_process(tmp_path: Path) -> None:
+    docx = pytest.importorskip("docx")
+    pytest.importorskip("pypdf")
+    document = docx.Document()
+    document.add_paragraph("Bees")
+    document.save(str(tmp_path / "a.docx"))
+    (tmp_path / "a.pdf").write_bytes(pdf_of(b"BT /F1 12 Tf 50 700 Td (Bees) Tj ET"))
+    script = (
+        "import sys; from pathlib import Path; from qlocal.chat.documents import read_document\n"
+        "for name in sys.argv[1:]: assert read_document(Path(name)).text.strip() == 'Bees'\n"
+        "assert not {'pypdf', 'docx', 'lxml'} & sys.modules.keys()"
     )
-    (tmp_path / "a.pdf").write_bytes(data + tail)
-    assert read_document(tmp_path / "a.pdf").strip() == "Bees hum"
+    subprocess.run([sys.executable, "-c", script, tmp_path / "a.docx", tmp_path / "a.pdf"], check=True)
 
 
 def test_unknown_chips_stay_what_they_are() -> None:

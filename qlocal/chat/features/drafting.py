@@ -80,7 +80,10 @@ class Drafting(Feature):
     async def _attach(self, path: str) -> None:
         found = typed_path(path)
         # In a thread: a large PDF takes seconds.
-        self.desk.prompt.attach(await asyncio.to_thread(read_document, found), path)
+        document = await asyncio.to_thread(read_document, found)
+        self.desk.prompt.attach(document.text, path)
+        if document.unseen:
+            self.desk.say(words.unseen(found.name, document.unseen))
 
     async def _count_chip(self, number: int, sent: str) -> None:
         """Ask for the whole message and for one without a word: the difference is the text's own."""

@@ -1,0 +1,302 @@
+"""The text of PDF and .docx files of strangers, and how much of it a reader of the document would not see.
+
+Nothing is left out for being unseen: what is sent to a model can be looked at, and is told of. Covered text, and text
+outside the page, is not told apart.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import importlib
+import math
+import pkgutil
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from encodings.aliases import aliases
+from io import BytesIO
+from typing import Any, Protocol
+
+from qlocal.guard.errors import JobError
+
+HIDDEN, WHITE, TINY, COMMENTS = "hidden", "white", "tiny", "comments"
+MAX_TEXT_CHARS = 4 << 20
+MAX_UNPACKED_BYTES = 128 << 20
+MAX_PARTS = 10_000
+LEAST_POINTS = 2.0
+LEAST_WHITE = 0.95
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_MC = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
+_NOT_SHOWN = {f"{_W}del", f"{_W}moveFrom", f"{_W}instrText", f"{_W}rPr", f"{_W}pPr", f"{_MC}Fallback"}
+_SPACES = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
+
+
+def import_reader(kind: str) -> None:
+    """Import all that reading such a document may take, while files may still be opened: the libraries import some of
+    themselves, and of Python's encodings, only when a document needs it."""
+    package = importlib.import_module(_LIBRARIES[kind])
+    names = {module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")}
+    for name in sorted(names | {"lxml.etree"} if kind == "docx" else names):
+        with contextlib.suppress(ImportError):  # of what is optional there
+            importlib.import_module(name)
+    for encoding in set(aliases.values()):
+        with contextlib.suppress(LookupError):  # of another system
+            codecs.lookup(encoding)
+
+
+class _Unseen:
+    """Counts passages that are not seen; what follows one of its kind at once is the same passage."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._last: str | None = None
+
+    def passage(self, kind: str | None) -> None:
+        """Note the next piece of text; None for one that is seen."""
+        if kind is not None and kind != self._last:
+            self.counts[kind] += 1
+        self._last = kind
+
+
+def read(kind: str, data: bytes) -> dict[str, Any]:
+    """Return `text` and, by kind, how many passages are `unseen`. JobError for what is no such document."""
+    unseen = _Unseen()
+    try:
+        text = "\n\n".join(_limited(_READERS[kind](data, unseen)))
+    except (JobError, MemoryError):
+        raise
+    except RecursionError:
+        raise JobError("document", "is nested too deeply") from None
+    except Exception as error:  # a damaged file makes the libraries raise nearly anything
+        raise JobError("document", f"is no {_NAMES[kind]} that can be read: {error}") from error
+    return {"text": text, "unseen": dict(unseen.counts)}
+
+
+class _Reader(Protocol):
+    def __call__(self, data: bytes, unseen: _Unseen) -> Iterator[str]: ...
+
+
+def _limited(parts: Iterator[str]) -> Iterator[str]:
+    num_chars = 0
+    for part in parts:
+        num_chars += len(part)
+        if num_chars > MAX_TEXT_CHARS:
+            raise JobError("document", f"has more than {MAX_TEXT_CHARS:,} characters of text, which is the limit")
+        if part:
+            yield part
+
+
+def _pdf(data: bytes, unseen: _Unseen) -> Iterator[str]:
+    import pypdf
+
+    comments = []
+    with pypdf.PdfReader(BytesIO(data)) as reader:
+        for page in reader.pages:
+            yield page.extract_text(visitor_operand_before=_Painting(unseen).before)
+            comments += list(_annotations(page))
+    yield _comments(comments, unseen)
+
+
+def _annotations(page: Any) -> Iterator[str]:
+    """Return what readers have noted on a page."""
+    found = page.get("/Annots")
+    for one in () if found is None else found.get_object():
+        annotation = one.get_object()
+        if annotation.get("/Subtype") not in ("/Link", "/Widget", "/Popup") and annotation.get("/Contents"):
+            yield str(annotation["/Contents"])
+
+
+class _Painting:
+    """How a page paints its text: colour, rendering mode and size, as its operators change them."""
+
+    def __init__(self, unseen: _Unseen) -> None:
+        self._unseen = unseen
+        self._is_white, self._mode, self._points = False, 0, 12.0
+        self._stack: list[tuple[bool, int, float]] = []
+
+    def before(self, operator: bytes, operands: Sequence[Any], cm: Sequence[float], tm: Sequence[float]) -> None:
+        match operator:
+            case b"q":
+                self._stack.append((self._is_white, self._mode, self._points))
+            case b"Q" if self._stack:
+                self._is_white, self._mode, self._points = self._stack.pop()
+            case b"g" | b"rg" | b"k" | b"sc" | b"scn":
+                self._is_white = _is_white([float(one) for one in operands if isinstance(one, int | float)])
+            case b"cs":
+                self._is_white = False
+            case b"Tr" if operands and isinstance(operands[0], int):
+                self._mode = int(operands[0])
+            case b"Tf" if len(operands) > 1 and isinstance(operands[1], int | float):
+                self._points = abs(float(operands[1]))
+            case b"Tj" | b"TJ" | b"'" | b'"' if operands and _has_text(operands[-1]):
+                scale = math.sqrt(abs((tm[0] * tm[3] - tm[1] * tm[2]) * (cm[0] * cm[3] - cm[1] * cm[2])))
+                is_tiny = self._points * scale < LEAST_POINTS
+                kind = HIDDEN if self._mode in (3, 7) else WHITE if self._is_white else TINY if is_tiny else None
+                self._unseen.passage(kind)
+
+
+def _has_text(operand: Any) -> bool:
+    parts = operand if isinstance(operand, list) else [operand]
+    return any(isinstance(one, str | bytes) and one.strip() for one in parts)
+
+
+def _is_white(numbers: Sequence[float]) -> bool:
+    """Whether these are white in grey, in RGB, or without any ink in CMYK."""
+    if len(numbers) == 4:
+        return max(numbers) <= 1 - LEAST_WHITE
+    return bool(numbers) and min(numbers) >= LEAST_WHITE
+
+
+def _docx(data: bytes, unseen: _Unseen) -> Iterator[str]:
+    import docx
+    from docx.opc.constants import RELATIONSHIP_TYPE
+
+    _check_parts(data)
+    document = docx.Document(BytesIO(data))
+    styles, comments = (_related(document, kind) for kind in (RELATIONSHIP_TYPE.STYLES, RELATIONSHIP_TYPE.COMMENTS))
+    for tree in (document.element, styles, comments):
+        if tree is not None and tree.getroottree().docinfo.doctype:
+            raise JobError("document", "defines entities of its own, which no word processor writes")
+    looks = _Looks(styles)
+    yield from _blocks(document.element.body, looks, unseen)
+    noted = [] if comments is None else list(comments)
+    yield _comments([_on_one_line(list(_blocks(one, looks, _Unseen()))) for one in noted], unseen)
+
+
+def _related(document: Any, kind: str) -> Any:
+    """Return the XML of a part beside the text, None where there is none. The library would take its own then."""
+    from docx.oxml.parser import parse_xml
+
+    try:
+        part = document.part.part_related_by(kind)
+    except KeyError:
+        return None
+    return part.element if hasattr(part, "element") else parse_xml(part.blob)
+
+
+def _check_parts(data: bytes) -> None:
+    with zipfile.ZipFile(BytesIO(data)) as archive:
+        parts = archive.infolist()
+    unpacked = sum(part.file_size for part in parts)
+    if unpacked > MAX_UNPACKED_BYTES or len(parts) > MAX_PARTS:
+        raise JobError(
+            "document",
+            f"unpacks to {len(parts):,} parts with {unpacked / 2**20:,.0f} MiB, "
+            f"at most {MAX_PARTS:,} parts with {MAX_UNPACKED_BYTES >> 20} MiB are read",
+        )
+
+
+def _blocks(element: Any, looks: _Looks, unseen: _Unseen) -> Iterator[str]:
+    """Yield the paragraphs of an element, and its tables as those of Markdown."""
+    for child in element:
+        if child.tag == f"{_W}p":
+            yield _paragraph(child, looks, unseen)
+        elif child.tag == f"{_W}tbl":
+            rows = [
+                [list(_blocks(cell, looks, unseen)) for cell in row.iter(f"{_W}tc")] for row in child.iter(f"{_W}tr")
+            ]
+            yield "\n".join("| " + " | ".join(_on_one_line(cell) for cell in row) + " |" for row in rows)
+        elif child.tag not in _NOT_SHOWN:
+            yield from _blocks(child, looks, unseen)
+
+
+def _on_one_line(parts: Sequence[str]) -> str:
+    return " ".join(part.replace("\n", " ") for part in parts if part)
+
+
+def _paragraph(paragraph: Any, looks: _Looks, unseen: _Unseen) -> str:
+    text = []
+    for node in _shown(paragraph):
+        if node.tag == f"{_W}p":  # of a text box
+            text.append("\n")
+        elif node.tag == f"{_W}t":
+            text.append(node.text or "")
+            if text[-1].strip():
+                unseen.passage(looks.unseen(node))
+        else:
+            text.append(_SPACES.get(node.tag, ""))
+    return "".join(text)
+
+
+def _shown(element: Any) -> Iterator[Any]:
+    for child in element:
+        if child.tag not in _NOT_SHOWN:
+            yield child
+            yield from _shown(child)
+
+
+class _Looks:
+    """How the runs of a Word document look: by themselves, by their style and by that of their paragraph."""
+
+    def __init__(self, styles: Any) -> None:
+        found = () if styles is None else styles.iter(f"{_W}style")
+        self._styles = {style.get(f"{_W}styleId"): style for style in found}
+
+    def unseen(self, text: Any) -> str | None:
+        """Return why the text of a run is not seen, None where it is."""
+        run = next(text.iterancestors(f"{_W}r"), None)
+        if run is None:
+            return None
+        paragraph = next(run.iterancestors(f"{_W}p"))
+        properties = [*self._properties(run, "r"), *self._properties(paragraph, "p")]
+        if _value(properties, "vanish", "1") not in (None, "0", "false", "off"):
+            return HIDDEN
+        if _is_white(_colour(_value(properties, "color"))) and not _is_on_colour(run):
+            return WHITE
+        half_points = _value(properties, "sz") or "24"
+        return TINY if half_points.isdecimal() and int(half_points) < 2 * LEAST_POINTS else None
+
+    def _properties(self, element: Any, kind: str) -> Iterator[Any]:
+        """Yield what says how text looks, the nearest first: of a run or paragraph itself, then of its styles."""
+        own = element.find(f"{_W}{kind}Pr")
+        if own is None:
+            return
+        if kind == "r":
+            yield own
+        style, seen = own.find(f"{_W}{kind}Style"), set()
+        while style is not None and (name := style.get(f"{_W}val")) in self._styles and name not in seen:
+            seen.add(name)
+            found = self._styles[name]
+            if (looks := found.find(f"{_W}rPr")) is not None:
+                yield looks
+            style = found.find(f"{_W}basedOn")
+
+
+def _value(properties: Sequence[Any], name: str, default: str | None = None) -> str | None:
+    for one in properties:
+        if (found := one.find(f"{_W}{name}")) is not None:
+            value = found.get(f"{_W}val", default)
+            return None if value is None else str(value)
+    return None
+
+
+def _colour(digits: str | None) -> list[float]:
+    """Return the parts of a colour as it is written, none for `auto`."""
+    try:
+        return [byte / 255 for byte in bytes.fromhex(digits or "")]
+    except ValueError:
+        return []
+
+
+def _is_on_colour(run: Any) -> bool:
+    """Whether the ground of a run has a colour: its own, its paragraph's or its table cell's."""
+    if run.find(f"{_W}rPr/{_W}highlight") is not None:
+        return True
+    grounds = [run.find(f"{_W}rPr/{_W}shd")]
+    for outer in run.iterancestors(f"{_W}p", f"{_W}tc"):
+        grounds.append(outer.find(f"{outer.tag}Pr/{_W}shd"))
+    fills = [_colour(one.get(f"{_W}fill")) for one in grounds if one is not None]
+    return any(fill and not _is_white(fill) for fill in fills)
+
+
+def _comments(texts: Sequence[str], unseen: _Unseen) -> str:
+    if not texts:
+        return ""
+    unseen.counts[COMMENTS] += len(texts)
+    return "Comments:\n" + "\n".join(f"- {text.strip()}" for text in texts)
+
+
+_READERS: dict[str, _Reader] = {"pdf": _pdf, "docx": _docx}
+_LIBRARIES = {"pdf": "pypdf", "docx": "docx"}
+_NAMES = {"pdf": "PDF", "docx": ".docx"}

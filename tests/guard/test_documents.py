@@ -1,0 +1,179 @@
+"""Documents of strangers: their text as it is, what is not seen of it counted, and none that can do harm."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+
+import pytest
+
+from qlocal.errors import FormatError
+from qlocal.guard import frames
+from qlocal.guard.client import Guard
+from tests.guard.made_documents import W, docx_of, paragraph, pdf_of
+
+pytest.importorskip("docx")
+pytest.importorskip("pypdf")
+SLOW = pytest.mark.slow
+MIB = 1 << 20
+WHITE, HIDDEN, TINY = '<w:color w:val="FFFFFF"/>', "<w:vanish/>", '<w:sz w:val="2"/>'
+DARK_CELL = f'<w:tbl><w:tr><w:tc><w:tcPr><w:shd w:fill="000000"/></w:tcPr>{paragraph("a", WHITE)}</w:tc></w:tr></w:tbl>'
+TEXT = b"BT /F1 12 Tf 50 700 Td %s ET"
+
+
+@pytest.fixture(scope="module")
+def guard() -> Iterator[Guard]:
+    with Guard() as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("operators", "unseen"),
+    [
+        (b"(a) Tj (b) Tj", {}),
+        (b"1 g (a) Tj (b) Tj 0 g (c) Tj 1 1 1 rg (d) Tj", {"white": 2}),
+        (b"0 0 0 0 k [(a) 5 (b)] TJ", {"white": 1}),
+        (b"3 Tr (a) Tj 0 Tr (b) Tj", {"hidden": 1}),
+        (b"/F1 0.5 Tf (a) Tj", {"tiny": 1}),
+        (b"0.01 0 0 0.01 50 700 Tm (a) Tj", {"tiny": 1}),
+        (b"/F1 1 Tf 12 0 0 12 50 700 Tm (a) Tj", {}),
+        (b"ET q 1 g BT /F1 12 Tf (a) Tj ET Q BT /F1 12 Tf (b) Tj", {"white": 1}),
+        (b"1 g ( ) Tj 0.2 g (a) Tj", {}),
+        (b"/F1 (x) Tf (y) Tr /P scn (a) Tj", {}),
+    ],
+)
+def test_text_of_a_pdf_that_is_not_seen_is_sent_and_counted(
+    guard: Guard, operators: bytes, unseen: dict[str, int]
+) -> None:
+    read = guard.read_document("pdf", pdf_of(TEXT % operators), "a.pdf")
+    assert read["unseen"] == unseen and "a" in read["text"]
+
+
+def test_notes_on_a_pdfs_pages_are_sent_as_comments(guard: Guard) -> None:
+    notes = b"/Annots [<< /Subtype /Text /Contents (check this) >> << /Subtype /Link /Contents (no) >>]"
+    read = guard.read_document("pdf", pdf_of(TEXT % b"(a) Tj", page=notes), "a.pdf")
+    assert read["text"].endswith("Comments:\n- check this") and read["unseen"] == {"comments": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "unseen"),
+    [
+        (paragraph("a"), {}),
+        (paragraph("a", WHITE), {"white": 1}),
+        (paragraph("a", WHITE + '<w:shd w:fill="1F3864"/>'), {}),
+        (paragraph("a", '<w:color w:val="auto"/>'), {}),
+        (paragraph("a", HIDDEN), {"hidden": 1}),
+        (paragraph("a", '<w:vanish w:val="0"/>'), {}),
+        (paragraph("a", TINY), {"tiny": 1}),
+        (paragraph("a", WHITE) + paragraph("b") + paragraph("c", WHITE), {"white": 2}),
+        (DARK_CELL, {}),
+        (f"<w:sdt><w:sdtContent>{paragraph('a', HIDDEN)}</w:sdtContent></w:sdt>", {"hidden": 1}),
+    ],
+)
+def test_text_of_a_word_document_that_is_not_seen_is_sent_and_counted(
+    guard: Guard, body: str, unseen: dict[str, int]
+) -> None:
+    read = guard.read_document("docx", docx_of(body), "a.docx")
+    assert read["unseen"] == unseen and "a" in read["text"]
+
+
+def test_what_was_inserted_is_read_and_what_was_deleted_is_not(guard: Guard) -> None:
+    runs = "<w:r><w:t>one </w:t></w:r><w:ins><w:r><w:t>two </w:t></w:r></w:ins>"
+    runs += "<w:del><w:r><w:delText>three</w:delText></w:r></w:del>"
+    body = f"<w:p>{runs}<w:hyperlink><w:r><w:t>four</w:t></w:r></w:hyperlink></w:p>"
+    comments = f"<w:comment>{paragraph('look here')}</w:comment>"
+    read = guard.read_document("docx", docx_of(body, comments=comments), "a.docx")
+    assert read == {"text": "one two four\n\nComments:\n- look here", "unseen": {"comments": 1}}
+
+
+LAUGHS = "<!DOCTYPE x [<!ENTITY a 'ha'>" + "".join(
+    f"<!ENTITY {chr(97 + n)} '{f'&{chr(96 + n)};' * 20}'>" for n in range(1, 12)
+)
+FILE = "<!DOCTYPE x [<!ENTITY a SYSTEM 'file:///etc/passwd'>]>"
+DEEP = 100_000
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            lambda: docx_of(paragraph("a"), parts={"word/media/x": bytes(129 * MIB)}),
+            "at most 10,000 parts with 128 MiB",
+        ),
+        (lambda: docx_of(paragraph("a"), parts={f"x{n}": b"" for n in range(10_001)}), "at most 10,000 parts"),
+        (lambda: docx_of(paragraph("&l;"), before=LAUGHS + "]>"), "no .docx that can be read"),
+        (lambda: docx_of(f'<w:p w:x="&l;"/>{paragraph("a")}', before=LAUGHS + "]>"), "no .docx that can be read"),
+        (lambda: docx_of(paragraph("&a;"), before=FILE), "entities"),
+        (lambda: docx_of("<w:sdt>" * DEEP + "</w:sdt>" * DEEP), ""),
+        (lambda: docx_of(paragraph("a" * (5 * MIB))), "4,194,304 characters"),
+        (lambda: docx_of(paragraph("a"))[:-40], "no .docx that can be read"),
+    ],
+    ids=["unpacks", "parts", "laughs", "laughs in attributes", "file", "deep", "long", "cut"],
+)
+def test_a_hostile_word_document_is_refused_in_a_sentence(guard: Guard, data: object, said: str) -> None:
+    assert callable(data)
+    with pytest.raises(FormatError) as caught:
+        guard.read_document("docx", data(), "mail/a.docx")
+    sentence = str(caught.value)
+    assert sentence.startswith("mail/a.docx ") and said in sentence and "root:" not in sentence
+    assert guard.read_document("docx", docx_of(paragraph("next")), "b.docx")["text"] == "next"
+
+
+FORM = b"<< /Type /XObject /Subtype /Form /BBox [0 0 1 1] /Resources << /XObject << /X1 5 0 R >> >> /Length 6 >>"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: pdf_of(zlib.compress(bytes(1 << 29)), head=b"/Filter /FlateDecode"),
+        lambda: pdf_of(zlib.compress(zlib.compress(bytes(1 << 29))), head=b"/Filter [/FlateDecode /FlateDecode]"),
+        lambda: pdf_of(b"[" * DEEP + b"]" * DEEP),
+        lambda: pdf_of(b"<</a" * DEEP + b">>" * DEEP),
+        lambda: pdf_of(TEXT % b"(a) Tj").replace(b"/Kids [3 0 R]", b"/Kids [2 0 R]"),
+        lambda: pdf_of(TEXT % b"(a) Tj").replace(b"/Parent 2 0 R", b"/Parent 3 0 R"),
+        lambda: pdf_of(b"/X1 Do", more=(FORM + b"\nstream\n/X1 Do\nendstream",)),
+        lambda: pdf_of(b"q " * (MIB // 4)),
+        lambda: b"%PDF-1.4\n" + b"1 0 obj\n" * 100_000 + b"startxref\n9\n%%EOF",
+        lambda: b"",
+    ],
+    ids=["bomb", "bombs", "arrays", "dictionaries", "own kid", "own parent", "own form", "saves", "objects", "empty"],
+)
+def test_a_hostile_pdf_is_read_or_refused_in_a_sentence(guard: Guard, data: object) -> None:
+    assert callable(data)
+    try:
+        assert len(guard.read_document("pdf", data(), "a.pdf")["text"]) < 100
+    except FormatError as error:
+        assert str(error).startswith("a.pdf ") and "\n" not in str(error)
+    assert guard.read_document("pdf", pdf_of(TEXT % b"(next) Tj"), "b.pdf")["text"] == "next"
+
+
+@pytest.mark.parametrize("num_cases", [40, pytest.param(2000, marks=SLOW)])
+@pytest.mark.parametrize("kind", ["pdf", "docx"])
+def test_a_damaged_document_is_read_or_refused(guard: Guard, kind: str, num_cases: int) -> None:
+    look = WHITE + f'<w:rStyle w:val="x" xmlns:w="{W}"/>'
+    whole = docx_of(paragraph("bees", look) * 20) if kind == "docx" else pdf_of(TEXT % (b"1 g (bees) Tj " * 20))
+    chance = random.Random(4)
+    for _ in range(num_cases):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 5])):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        try:
+            assert isinstance(guard.read_document(kind, bytes(damaged), "a")["text"], str)
+        except FormatError as error:
+            assert str(error).startswith("a ")
+
+
+def test_a_document_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Guard() as guard:
+        guard.read_document("pdf", pdf_of(TEXT % b"(a) Tj"), "a.pdf")
+        monkeypatch.setattr(frames, "DOCUMENT_CPU_S", 0.05)
+        with pytest.raises(FormatError, match=r"^a\.pdf was not done within 0 s$"):
+            guard.read_document("pdf", pdf_of(TEXT % (b"(a) Tj " * 200_000)), "a.pdf")
+
+
+def test_an_unfinished_job_leaves_nothing_open_to_the_document(guard: Guard) -> None:
+    """Reading is sealed: what a document made the libraries open would be an error, not a file."""
+    outside = docx_of(paragraph("&a;"), before="<!DOCTYPE x SYSTEM 'file:///etc/hostname'>")
+    with pytest.raises(FormatError):
+        guard.read_document("docx", outside, "a.docx")
