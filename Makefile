@@ -46,10 +46,14 @@ fuzz: setup
 fuzz-long: setup
 	RUST_BACKTRACE=0 $(BIN)/python -m tests.fuzz.run --seconds 43200
 
-# Branches of all that reads strangers' files, by their own tests.
+# Branches of all that reads strangers' files (pyproject.toml names it), by their own tests. What runs in the guard's process
+# runs a second time in the tests' own, where it can be seen: without the limits, and so without the tests of those.
 coverage: setup
-	$(BIN)/python -m coverage run --branch --source=qlocal.formats,qlocal.guard,qlocal.models,qlocal.strict_json \
-		-m pytest tests/formats tests/guard tests/tokenizer tests/fuzz tests/models tests/test_strict_json.py
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest tests/formats tests/models tests/fuzz tests/test_strict_json.py
+	$(BIN)/python -m coverage run --append -m pytest -p tests.guard.in_process -k "not explodes and not properties and not multiple" \
+		tests/tokenizer tests/guard/test_grammars.py tests/guard/test_marks.py tests/guard/test_refusals.py \
+		tests/guard/test_templates.py tests/guard/test_vocabularies.py
 	$(BIN)/python -m coverage report --skip-covered
 
 # openai, LangChain and litellm, in an environment of their own, against a server. CLIENTS_MODEL=FILE: of a real model.

@@ -6,23 +6,12 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-READERS = [
-    *(ROOT / "qlocal" / "formats" / f"{name}.py" for name in (
-        "checkpoint", "generation_config", "gguf_checkpoint", "gguf_metadata", "gguf_reader", "gguf_vocabulary", "gptq",
-        "hf_checkpoint", "hf_folder", "imatrix_file", "json_file", "mapped_file", "quantization_config",
-        "safetensors_file", "sentencepiece_model",
-    )),
-    *(ROOT / "qlocal" / "guard" / f"{name}.py" for name in (
-        "bpe", "chat", "gguf_bpe", "jobs", "marks", "sentencepiece_proto", "sentencepiece_vocabulary", "templates",
-        "tokenizer_json", "vocabulary",
-    )),
-    ROOT / "qlocal" / "models" / "__init__.py",
-    ROOT / "qlocal" / "models" / "config_fields.py",
-    ROOT / "qlocal" / "strict_json.py",
-]  # fmt: skip
+COVERAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["coverage"]
+READERS = [ROOT / name for name in COVERAGE["run"]["include"]]
 TESTS = [
     "tests/formats",
     "tests/guard/test_vocabularies.py",

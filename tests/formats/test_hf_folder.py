@@ -151,6 +151,24 @@ def test_the_post_processor_decides_about_bos_where_the_config_is_silent(tmp_pat
     assert hf_folder.read_tokenizer(folder).add_bos is True
 
 
+@pytest.mark.parametrize("processor", [{"type": "ByteLevel"}, {"type": "Sequence", "processors": 3}, "none"])
+def test_a_post_processor_without_bos_adds_none(tmp_path: Path, processor: Any) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|endoftext|>"}))
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(raw | {"post_processor": processor}))
+    assert hf_folder.read_tokenizer(folder).add_bos is False
+
+
+def test_a_sentencepiece_model_alone_begins_with_bos(tmp_path: Path) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "m", "mixtral")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"model")
+    (folder / "tokenizer_config.json").write_text("{}")
+    data = hf_folder.read_tokenizer(folder)
+    assert (data.sentencepiece_model, data.add_bos) == (b"model", True)
+
+
 def test_sentencepiece_is_taken_where_tokenizer_json_is_its_conversion(tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path / "m", "mixtral")
     (folder / "tokenizer.model").write_bytes(b"model")
@@ -178,6 +196,13 @@ def test_generation_defaults_join_the_stop_ids_of_both_files(tmp_path: Path) -> 
     defaults = open_checkpoint(folder).generation_defaults()
     assert defaults.stop_ids == (3, 5, 7)
     assert (defaults.temperature, defaults.top_k, defaults.top_p, defaults.repetition_penalty) == (0.7, 20, 0.8, 1.1)
+
+
+def test_without_a_generation_config_the_stop_ids_are_those_of_the_model(tmp_path: Path) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "m", overrides={"eos_token_id": [7, 8]})
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    defaults = open_checkpoint(folder).generation_defaults()
+    assert (defaults.stop_ids, defaults.temperature) == ((7, 8), None)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from qlocal.guard import gguf_bpe, jobs, sentencepiece_proto, sentencepiece_vocabulary, templates, tokenizer_json
+from qlocal.guard import (
+    gguf_bpe,
+    grammars,
+    jobs,
+    sentencepiece_proto,
+    sentencepiece_vocabulary,
+    templates,
+    tokenizer_json,
+)
 from qlocal.guard.errors import JobError
 from qlocal.guard.marks import Marks
 from qlocal.guard.vocabulary import MAX_TOKEN_CHARS, AddedToken, Vocabulary
@@ -118,3 +126,16 @@ def test_a_text_on_which_the_library_fails_is_refused() -> None:
     assert vocabulary.encode_plain("a") == [0]
     with pytest.raises(JobError, match="the tokenizer fails on this text: Unk token"):
         vocabulary.encode_plain("b")
+
+
+@pytest.mark.parametrize(
+    ("grammar", "words"),
+    [
+        ('start: "a', "grammar|string|lex|parse"),
+        ('start: %json {"$ref": "#"}', "it allows no answer at all"),
+    ],
+)
+def test_a_grammar_that_cannot_be_followed_is_refused(grammar: str, words: str) -> None:
+    with pytest.raises(JobError, match=words) as caught:
+        grammars.check(grammar)
+    assert caught.value.kind == "grammar" and "\n" not in caught.value.message

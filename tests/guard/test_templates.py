@@ -69,6 +69,7 @@ def test_all_stored_cases_render_or_raise_as_published(shared_data: Path, guard:
         ("{% set n = namespace(a=1) %}{% set n.a = n.a + 1 %}{{ n.a }}", "2"),
         ("{{ missing }}{{ x.missing is defined }}", "False"),
         ("{{ strftime_now('%Y') | length }}", "4"),
+        ("{{ 3 * 2.5 }} {{ 2.5 * 2.0 }} {{ 2.0 ** 3 }}", "7.5 5.0 8.0"),
         ("{{ 'a' * 3 }}{{ 2 ** 10 }}{{ 'ab' | replace('a', 'b') }}{{ ['a', 'b'] | join('-') }}", "aaa1024bba-b"),
         ("{{ '%s=%05d' | format('a', 1) }}{{ 'a\nb' | indent(2) }}{{ 'a' | center(3) }}", "a=00001a\n  b a "),
     ],

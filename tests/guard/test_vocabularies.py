@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlocal.errors import TokenizerError
-from qlocal.guard import bpe, gguf_bpe, sentencepiece_proto, tokenizer_json
+from qlocal.guard import bpe, gguf_bpe, sentencepiece_proto, sentencepiece_vocabulary, tokenizer_json
 from qlocal.guard.bpe import byte_alphabet
 from qlocal.guard.chat import ChatEncoder
 from qlocal.guard.client import Guard
@@ -241,6 +241,21 @@ def test_the_longest_token_at_the_first_place_is_matched_and_white_space_flags_h
 MODEL = sentencepiece_proto.bpe_model(
     [sentencepiece_proto.Piece("<unk>", 0.0, 2), sentencepiece_proto.Piece("\u2581a", -1.5)], has_dummy_prefix=True
 )
+
+
+def test_messages_of_any_kind_are_the_templates_to_read() -> None:
+    encoder = ChatEncoder(tokenizer_json.load(json.dumps(TINY).encode()))
+    plain = encoder.vocabulary.encode_plain("ab")
+    assert encoder.encode_chat("{{ messages[0] }}{{ messages[1][0] }}", {"messages": ["a", ["b"]]}, {}) == plain
+
+
+def test_tokens_that_the_folder_adds_and_pieces_that_are_unused() -> None:
+    pieces = [*MODEL.pieces, sentencepiece_proto.Piece("gone", 0.0, sentencepiece_proto.UNUSED)]
+    vocabulary = sentencepiece_vocabulary.load(MODEL.with_pieces(pieces).encode(), {4: ("<x>", True), 1: (" a", False)})
+    assert vocabulary.token_bytes == [b"<unk>", b" a", b"", b"", b"<x>"]
+    assert [(token.id, token.text, token.is_special) for token in vocabulary.added] == [
+        (0, "<unk>", True), (1, " a", False), (4, "<x>", True),
+    ]  # fmt: skip
 
 
 def test_a_sentencepiece_model_survives_writing_and_reading() -> None:
