@@ -5,8 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from textual.binding import Binding
+
+if TYPE_CHECKING:
+    from qlocal.chat.library import Shelf
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Action:
 
     keys: those it has by default, empty for none; label: for the footer; help: a sentence for palette and help.
     is_shown puts it into the footer. argument: what may stand behind it as a slash command; the method is given it,
-    an empty text for nothing.
+    an empty text for nothing. shelf: where the argument is a name of, or may be one; it is completed then.
     """
 
     name: str
@@ -24,6 +28,7 @@ class Action:
     help: str
     is_shown: bool = True
     argument: str = ""
+    shelf: Shelf | None = None
 
     @property
     def binding_id(self) -> str:

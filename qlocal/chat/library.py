@@ -14,6 +14,7 @@ from qlocal.errors import UsageError
 
 MAX_BYTES = 1 << 20
 MAX_NAME_CHARS = 64
+MAX_NAMES_TOLD = 20
 DEFAULT = "default"
 """A system message or a sampling of this name is that of new conversations."""
 
@@ -53,13 +54,20 @@ class Shelf:
         if not path.exists() and name in self._built_in:
             return self._built_in[name]
         if not path.exists():
-            raise UsageError(f"there is no '{name}' among the {self.kind}", hint=closest(name, self.names()))
+            raise self.missing(name)
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise UsageError(f"{path} has more than {MAX_BYTES:,} bytes")
             return path.read_text(encoding="utf-8").strip("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} cannot be read: {error}") from error
+
+    def missing(self, name: str) -> UsageError:
+        """Return what is to be said of a name that is not there: which ones are, the nearest one first."""
+        names, hint = self.names(), closest(name, self.names())
+        told = ", ".join(names[:MAX_NAMES_TOLD]) + (", …" if len(names) > MAX_NAMES_TOLD else "")
+        listed = f"There are: {told}."
+        return UsageError(f"there is no '{name}' among the {self.kind}", hint=f"{hint} {listed}" if hint else listed)
 
     def write(self, name: str, text: str) -> Path:
         """Keep a text by its name, as a whole or not at all; returns its file."""

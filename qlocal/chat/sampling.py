@@ -24,6 +24,8 @@ def parse_sampling(text: str) -> dict[str, Any]:
     """Return the fields of a preset by its name, or of `name=value` parts. UsageError names what is wrong."""
     if "=" not in text and SAMPLINGS.has(text.strip()):
         return parse_fields(SAMPLINGS.read(text.strip()))
+    if "=" not in text and len(text.split()) == 1:
+        raise SAMPLINGS.missing(text.strip())
     return parse_fields(text)
 
 

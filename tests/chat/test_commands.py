@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from textual.command import CommandPalette
+from textual.events import Key
 from textual.widgets import Static
 
 from qlocal.chat.features import ACTIONS
 from qlocal.chat.preferences import Preferences, load_preferences
 from qlocal.chat.screens.help import HelpScreen
+from qlocal.chat.screens.picker import Picker
 from qlocal.chat.widgets.suggestions import Suggestions
 from qlocal.errors import ConfigError
 from tests.chat.driving import Chat, run_chat
@@ -78,6 +80,29 @@ def test_commands_are_completed_while_they_are_typed(tmp_path: Path) -> None:
         assert not chat.app.chat.query_one(Suggestions).display and chat.prompt.text == "/qu"
         await chat.pilot.press("i")
         assert suggestions(chat) == ["/quit"]
+
+    run_chat(tmp_path, ScriptedLink([]), use)
+
+
+def test_enter_sends_a_whole_command_though_longer_ones_have_its_name_in_them(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.pilot.press("slash", *"system")
+        assert suggestions(chat) == ["/system", "/save-system"]
+        await chat.pilot.press("enter")
+        await chat.until(lambda: isinstance(chat.app.screen, Picker))
+
+    run_chat(tmp_path, ScriptedLink([]), use)
+
+
+def test_enter_in_the_same_instant_as_a_command_sends_it(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.pilot.press("slash", *"hel")
+        assert chat.prompt.is_completing
+        # Both keys are in the queue before the list hears of the first.
+        chat.prompt.post_message(Key("p", "p"))
+        chat.prompt.post_message(Key("enter", "\r"))
+        await chat.until(lambda: isinstance(chat.app.screen, HelpScreen))
+        assert chat.prompt.text == ""
 
     run_chat(tmp_path, ScriptedLink([]), use)
 

@@ -105,7 +105,7 @@ def test_the_sidebar_opens_conversations_and_shows_pins_titles_and_tags(tmp_path
 def test_deleting_a_conversation_asks_first(tmp_path: Path) -> None:
     async def use(chat: Chat) -> None:
         await ask(chat, "about bees", "Bees.")
-        for keys, left in ((("down", "enter"), 1), (("enter",), 0)):
+        for keys, left in ((("enter",), 1), (("down", "enter"), 0)):
             await chat.say("/delete-conversation")
             await chat.until(lambda: isinstance(chat.app.screen, Picker))
             await chat.pilot.press(*keys)

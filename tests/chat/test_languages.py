@@ -13,8 +13,9 @@ import pytest
 from qlocal.chat import words
 from qlocal.chat.features import ACTIONS
 from qlocal.chat.languages import MODULES, speak, t
-from qlocal.chat.link_state import Phase
+from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.preferences import LANGUAGES, Preferences
+from qlocal.chat.stages import stage
 from tests.chat.driving import Chat, run_chat
 from tests.chat.scripted import ScriptedLink, answer_of
 
@@ -82,3 +83,29 @@ def test_the_chat_speaks_chinese(tmp_path: Path) -> None:
         run_chat(tmp_path, ScriptedLink([answer_of("你好！")]), use, preferences=Preferences(language="zh"))
     finally:
         speak("en")
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("reading headers and tokenizer", "正在读取文件头和分词器"),
+        ("loading 1.00 GiB on cpu for 4,096 tokens", "正在加载1.00 GiB 到 cpu，供 4,096 个词元使用"),
+        (
+            "loading 20.0 GiB on cuda:0 and 19.5 GiB on cuda:1 for 8,192 tokens, tensor split",
+            "正在加载20.0 GiB 到 cuda:0，19.5 GiB 到 cuda:1，供 8,192 个词元使用，按张量切分",
+        ),
+        ("waiting for other nodes at 10.0.0.1:7000", "正在 10.0.0.1:7000 等待其他节点"),
+        ("starting the engine again", "正在重新启动引擎"),
+        ("the server that runs loads tiny again, on cpu", "正在运行的服务器重新加载 tiny, on cpu"),
+        ("a stage of a newer server", "a stage of a newer server"),
+    ],
+)
+def test_stages_of_loading_are_in_the_language_of_the_chat(told: str, shown: str, tmp_path: Path) -> None:
+    loading = LinkState(Phase.LOADING, "tiny", stage=told)
+
+    async def use(chat: Chat) -> None:
+        await chat.until(lambda: shown in chat.status)
+        speak("en")
+        assert stage(told) == told
+
+    run_chat(tmp_path, ScriptedLink([], first_states=[loading]), use, preferences=Preferences(language="zh"))

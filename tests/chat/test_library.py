@@ -16,6 +16,7 @@ from qlocal.chat.screens.form import Form
 from qlocal.errors import QLocalError, UsageError
 from tests.chat.driving import Chat, run_chat
 from tests.chat.scripted import ScriptedLink, answer_of
+from tests.chat.test_commands import suggestions
 from tests.chat.test_room import asked, offers, talk
 
 
@@ -121,14 +122,19 @@ def test_a_prompt_is_made_of_the_draft_and_never_overwrites_one_unasked(tmp_path
     async def use(chat: Chat) -> None:
         chat.app.chat.do("save_prompt")
         await chat.until(lambda: "nothing to keep" in chat.notice)
-        for draft, answer, kept in (("one", None, "one"), ("two", "escape", "one"), ("three", "enter", "three")):
+        for draft, answer, kept in (
+            ("one", None, "one"),
+            ("two", "escape", "one"),
+            ("three", "enter", "one"),
+            ("four", "down enter", "four"),
+        ):
             chat.prompt.text = draft
             chat.app.chat.do("save_prompt")
             await chat.until(lambda: shows_form(chat))
             await chat.pilot.press(*"mine", "enter")
             if answer is not None:
                 await chat.until(lambda: asked(chat))
-                await chat.pilot.press(answer)
+                await chat.pilot.press(*answer.split())
             await chat.until(lambda: chat.app.screen is chat.app.chat)
             await chat.until(lambda: not any(worker.group == "choose" for worker in chat.app.workers))
             assert chat.prompt.text == draft and PROMPTS.read("mine") == kept
@@ -194,6 +200,56 @@ def test_system_and_sampling_are_kept_by_name_and_chosen(tmp_path: Path) -> None
         assert offers(chat)[0].startswith("● Speak Latin.") and offers(chat)[-1] == "No system message"
         await chat.pilot.press("up", "enter")
         await chat.until(lambda: session.system is None)
+
+    run_chat(tmp_path, link(), use)
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("/system breif", "There are: brief, teacher."),
+        ("/system latin", "There are: brief, teacher."),
+        ("/sampling livly", "There are: exact, lively, recommended."),
+        ("/prompt explan", "There are: explain, review, rewrite, translate."),
+    ],
+)
+def test_a_mistyped_name_is_no_message_and_the_names_are_listed(tmp_path: Path, typed: str, named: str) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.say(typed)
+        await chat.until(lambda: "there is no" in chat.notice)
+        assert named in chat.notice
+        session = chat.app.chat.desk.session
+        assert session.system is None and session.sampling == {} and chat.link.requests == []
+
+    run_chat(tmp_path, link(), use, size=(160, 40))
+
+
+@pytest.mark.parametrize("text", ["Latin.", "用中文回答", "Speak Latin"])
+def test_a_short_system_message_is_no_mistyped_name(tmp_path: Path, text: str) -> None:
+    async def use(chat: Chat) -> None:
+        await chat.say(f"/system {text}")
+        await chat.until(lambda: chat.app.chat.desk.session.system == text)
+
+    run_chat(tmp_path, link(), use)
+
+
+def test_names_are_completed_behind_their_commands(tmp_path: Path) -> None:
+    PROMPTS.write("exam", "Ask me.")
+
+    async def use(chat: Chat) -> None:
+        await chat.pilot.press("slash", *"prompt", "space")
+        assert suggestions(chat) == ["exam", "explain", "review", "rewrite", "translate"]
+        await chat.pilot.press(*"ex", "down", "tab")
+        assert chat.prompt.text == "/prompt explain" and suggestions(chat) == []
+        await chat.pilot.press("ctrl+u", "slash", *"system", "space", "b", "enter")
+        assert chat.prompt.text == "/system brief"
+        await chat.pilot.press("enter")
+        await chat.until(lambda: chat.app.chat.desk.session.system == SYSTEMS.read("brief"))
+        # A command that is whole asks by itself, though names are shown: none of them is marked.
+        await chat.pilot.press("slash", *"sampling", "space")
+        assert suggestions(chat) == ["exact", "lively", "recommended"]
+        await chat.pilot.press("enter")
+        await chat.until(lambda: asked(chat))
 
     run_chat(tmp_path, link(), use)
 

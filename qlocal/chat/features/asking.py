@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from qlocal.chat import words
-from qlocal.chat.actions import Action
+from qlocal.chat.actions import Action, closest
 from qlocal.chat.features.base import Feature
 from qlocal.chat.languages import t
 from qlocal.chat.library import DEFAULT, SAMPLINGS, SYSTEMS, Shelf
 from qlocal.chat.sampling import parse_fields, parse_sampling, written
 from qlocal.chat.screens.picker import Line, Picker
+from qlocal.errors import UsageError
 
 NONE = "-"
+A_WORD = re.compile(r"[A-Za-z0-9_-]+")
+"""What looks like a name: texts in Chinese have no spaces either, but are no such word."""
 
 
 class Asking(Feature):
@@ -25,6 +29,7 @@ class Asking(Feature):
             "System",
             "Choose a system message by its name, or give one; - takes it away",
             argument="TEXT",
+            shelf=SYSTEMS,
             is_shown=False,
         ),
         Action(
@@ -33,6 +38,7 @@ class Asking(Feature):
             "Sampling",
             "Choose a sampling by its name, or give fields: temperature=0.7 top_p=0.9",
             argument="FIELDS",
+            shelf=SAMPLINGS,
             is_shown=False,
         ),
         Action(
@@ -73,7 +79,7 @@ class Asking(Feature):
         if chosen == NONE:
             await session.change_system(None)
         else:
-            await session.change_system(SYSTEMS.read(chosen) if SYSTEMS.has(chosen) else chosen)
+            await session.change_system(_system_of(chosen))
         self.desk.say(words.SYSTEM_CHANGED if session.system else words.SYSTEM_NONE)
 
     async def _change_sampling(self, text: str) -> None:
@@ -101,3 +107,13 @@ class Asking(Feature):
         elif name == DEFAULT:
             self.desk.session.default_sampling = parse_fields(text)
         self.desk.say(words.exported(path))
+
+
+def _system_of(text: str) -> str:
+    """Return the system message of a name, or the text itself. UsageError where it can only be a mistyped name."""
+    if SYSTEMS.has(text):
+        return SYSTEMS.read(text)
+    if len(text.split()) == 1 and (A_WORD.fullmatch(text) or closest(text, SYSTEMS.names())):
+        missing = SYSTEMS.missing(text)
+        raise UsageError(missing.message, hint=f"{missing.hint} A message of one word ends with a full stop.")
+    return text

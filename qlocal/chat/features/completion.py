@@ -1,4 +1,4 @@
-"""Completing what is typed: slash commands at the beginning, files behind an @."""
+"""Completing what is typed: slash commands at the beginning, names behind them, files behind an @."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Completion(Feature):
             found = []
         else:
             self._refused = ""
-        self._offer(found)
+        # Behind a command that is whole, Enter is its own until a name is begun or marked.
+        self._offer(found, is_marked=not self._typed.endswith(" "))
 
     def on_key(self, key: str) -> None:
         """A key that the prompt has left to the list."""
@@ -45,6 +46,8 @@ class Completion(Feature):
             case "escape":
                 self._refused = self._typed
                 self._offer([])
+            case "enter" if (marked := self._list.marked) is None or marked.text.rstrip() == self._typed:
+                self.desk.prompt.submit()
             case _:
                 self._list.take()
 
@@ -59,9 +62,9 @@ class Completion(Feature):
         self._refused = text.rstrip()
         self._offer([])
 
-    def _offer(self, found: list[Suggestion]) -> None:
-        self._list.offer(found)
-        self.desk.prompt.is_completing = self._list.is_open
+    def _offer(self, found: list[Suggestion], *, is_marked: bool = True) -> None:
+        self._list.offer(found, is_marked=is_marked)
+        self.desk.prompt.completed_text = self.desk.prompt.text if self._list.is_open else None
 
     @property
     def _list(self) -> Suggestions:
@@ -71,13 +74,27 @@ class Completion(Feature):
         from qlocal.chat.features import ACTIONS
 
         if " " in typed:
-            return []
+            return self._names(typed)
         named = [action for action in ACTIONS if action.slash.startswith(typed)]
         named += [action for action in ACTIONS if typed in action.slash and action not in named]
+        named.sort(key=lambda action: action.slash != typed)
+        if len(named) == 1 and named[0].slash == typed:
+            return []
         return [
             Suggestion(f"{PREFIX}{action.slash}{' ' if action.argument else ''}", PREFIX + action.slash, t(action.help))
             for action in named[:MAX_SHOWN]
-            if action.slash != typed
+        ]
+
+    def _names(self, typed: str) -> list[Suggestion]:
+        """Return what can stand behind a command that takes one of the names that the user keeps."""
+        from qlocal.chat.features import ACTIONS
+
+        command, _, begun = typed.partition(" ")
+        shelf = next((action.shelf for action in ACTIONS if action.slash == command.replace("_", "-")), None)
+        if shelf is None or " " in begun:
+            return []
+        return [Suggestion(f"{PREFIX}{command} {name}", name) for name in shelf.names() if name.startswith(begun)][
+            :MAX_SHOWN
         ]
 
 

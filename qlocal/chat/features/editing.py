@@ -153,7 +153,7 @@ class Editing(Feature):
         self.desk.transcript.go_to_entry(chosen)
 
     async def _prune(self, message: Message, conversation_id: int) -> None:
-        lines = [Line(t(words.DELETE_IT), words.first_line(message.content), True), Line(t(words.KEEP_IT), "", False)]
+        lines = [Line(t(words.KEEP_IT), "", False), Line(t(words.DELETE_IT), words.first_line(message.content), True)]
         if await self.desk.ask(Question(t(words.PRUNE), lines, "")):
             count = await self.desk.store.run(lambda history: history.prune(conversation_id, message.message_id))
             await self.desk.session.refresh()

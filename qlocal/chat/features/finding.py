@@ -94,7 +94,7 @@ class Finding(Feature):
     async def _delete(self, conversation_id: int) -> None:
         conversation = await self.desk.store.run(lambda history: history.conversation(conversation_id))
         title = "" if conversation is None else conversation.title
-        lines = [Line(t(words.DELETE_IT), title, True), Line(t(words.KEEP_IT), "", False)]
+        lines = [Line(t(words.KEEP_IT), "", False), Line(t(words.DELETE_IT), title, True)]
         if await self.desk.ask(Question(t(words.DELETE_CONVERSATION), lines, "")):
             self.desk.feature(Turns).end()
             await self.desk.store.run(lambda history: history.delete(conversation_id))

@@ -29,6 +29,7 @@ class Prompts(Feature):
             "Put a prompt of the library into the editor; its variables are asked for",
             is_shown=False,
             argument="NAME",
+            shelf=PROMPTS,
         ),
         Action(
             "save_prompt",
@@ -37,6 +38,7 @@ class Prompts(Feature):
             "Keep the draft, or else your last message, as a prompt of the library",
             is_shown=False,
             argument="NAME",
+            shelf=PROMPTS,
         ),
         Action(
             "edit_prompt",
@@ -45,6 +47,7 @@ class Prompts(Feature):
             "Change a prompt of the library, or write a new one, in $EDITOR",
             is_shown=False,
             argument="NAME",
+            shelf=PROMPTS,
         ),
     )
 
@@ -107,5 +110,5 @@ class Prompts(Feature):
     async def _may_replace(self, name: str) -> bool:
         if not PROMPTS.path(name).exists():
             return True
-        lines: list[Line[bool]] = [Line(t(words.REPLACE_IT), name, True), Line(t(words.KEEP_IT), "", False)]
+        lines: list[Line[bool]] = [Line(t(words.KEEP_IT), "", False), Line(t(words.REPLACE_IT), name, True)]
         return await self.desk.ask(Picker(t(words.IS_KEPT_ALREADY), lines, "")) is True

@@ -36,6 +36,7 @@ from qlocal.chat.messages import (
     SuggestionKey,
     SuggestionTaken,
 )
+from qlocal.chat.stages import stage
 from qlocal.chat.store.salvage import Salvage
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.widgets.notice import Notice
@@ -117,7 +118,7 @@ class ChatScreen(Screen[None]):
             self.desk.warn(words.template_unknown(template.sha256))
         self.desk.update_status(
             model=state.model,
-            state=state.stage or state.phase.value,
+            state=stage(state.stage) if state.stage else state.phase.value,
             fraction=state.fraction,
             max_context=state.max_context,
             others=0 if state.status is None else max(0, state.status.in_flight - is_busy),

@@ -28,8 +28,8 @@ class Prompt(TextArea):
         self._history_idx = 0
         self._draft = ""
         self.attachments = Attachments()
-        self.is_completing = False
-        """Whether a list of suggestions is open, which then gets some of the keys."""
+        self.completed_text: str | None = None
+        """What stood here when the list of suggestions was filled that is open, and gets some of the keys."""
 
     def set_history(self, newest_first: Iterable[str]) -> None:
         """Take over what was sent in earlier sessions."""
@@ -49,9 +49,19 @@ class Prompt(TextArea):
         self.forget()
 
     @property
+    def is_completing(self) -> bool:
+        """Whether a list of suggestions is open."""
+        return self.completed_text is not None
+
+    @property
     def sent_text(self) -> str:
         """What would be sent now: the text with its chips expanded."""
         return self.attachments.expand(self.text)
+
+    def submit(self) -> None:
+        """Send what stands here."""
+        if self.text.strip():
+            self.post_message(PromptSubmitted(self.sent_text))
 
     def attach(self, content: str, name: str | None = None) -> None:
         """Put a chip for a text at the cursor, in the place of what is selected."""
@@ -79,13 +89,14 @@ class Prompt(TextArea):
         self.replace(text, (row, column - num_chars), (row, column))
 
     async def _on_key(self, event: Key) -> None:
-        if self.is_completing and event.key in SUGGESTION_KEYS:
+        # Enter so soon after a key that the list knows nothing of it yet is meant for the text, not for the list.
+        is_stale = event.key == "enter" and self.completed_text != self.text
+        if self.is_completing and event.key in SUGGESTION_KEYS and not is_stale:
             self._take(event)
             self.post_message(SuggestionKey(event.key))
         elif event.key == "enter":
             self._take(event)
-            if self.text.strip():
-                self.post_message(PromptSubmitted(self.sent_text))
+            self.submit()
         elif event.key in NEW_LINE_KEYS:
             self._take(event)
             self.insert("\n")

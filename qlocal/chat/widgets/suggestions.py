@@ -39,25 +39,30 @@ class Suggestions(OptionList, can_focus=False):
     def is_open(self) -> bool:
         return bool(self._shown)
 
-    def offer(self, suggestions: Sequence[Suggestion]) -> None:
-        """Show these, the first one marked; none hides the list."""
+    @property
+    def marked(self) -> Suggestion | None:
+        return None if self.highlighted is None or not self._shown else self._shown[self.highlighted]
+
+    def offer(self, suggestions: Sequence[Suggestion], *, is_marked: bool = True) -> None:
+        """Show these, the first one marked if `is_marked`; none hides the list."""
         if list(suggestions) == self._shown:
             return
         self._shown = list(suggestions)
         self.clear_options()
         self.add_options([Option(_content(one)) for one in self._shown])
         self.display = self.is_open
-        self.highlighted = 0 if self._shown else None
+        self.highlighted = 0 if self._shown and is_marked else None
 
     def move(self, step: int) -> None:
         """Mark the next or the one before."""
         if self._shown:
-            self.highlighted = ((self.highlighted or 0) + step) % len(self._shown)
+            before = self.highlighted if self.highlighted is not None else min(0, -step)
+            self.highlighted = (before + step) % len(self._shown)
 
     def take(self) -> None:
-        """Take the marked one."""
+        """Take the marked one, the first one where none is marked."""
         if self._shown:
-            self.post_message(SuggestionTaken(self._shown[self.highlighted or 0].text))
+            self.post_message(SuggestionTaken((self.marked or self._shown[0]).text))
 
     @on(OptionList.OptionSelected)
     def take_clicked(self, event: OptionList.OptionSelected) -> None:
