@@ -8,7 +8,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from qlocal.chat import words
+from qlocal.chat import entry_words
 from qlocal.chat.entry import Entry, Look
 from qlocal.chat.markdown.stream import Block, MarkdownStream, render_markdown
 from qlocal.chat.markdown.wrap import Line, Ornament, line_width, without_joints, wrap
@@ -137,7 +137,7 @@ class EntryView:
             return
         self.fold_line = self.height
         muted = self._look.palette.muted
-        sentence = words.thought_head(len(thought), is_open=parts.is_thinking, is_unfolded=self._is_unfolded)
+        sentence = entry_words.thought_head(len(thought), is_open=parts.is_thinking, is_unfolded=self._is_unfolded)
         lines = wrap([(sentence, muted)], self._room)
         if self._is_unfolded:
             bar = Ornament("│ ", muted)

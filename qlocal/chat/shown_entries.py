@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qlocal.chat import words
+from qlocal.chat import entry_words
 from qlocal.chat.entry import Entry
 from qlocal.chat.store.records import Message
 from qlocal.chat.summaries import replaced_in
@@ -26,7 +26,7 @@ class ShownEntries:
             pairs = zip(self._messages, messages, strict=False)
             same = next((idx for idx, (old, new) in enumerate(pairs) if old is not new), len(self._messages))
             same = min(same, len(messages))
-        made = [words.entry_of(message, message.message_id in replaced) for message in messages[same:]]
+        made = [entry_words.entry_of(message, message.message_id in replaced) for message in messages[same:]]
         self._messages, self._replaced = list(messages), replaced
         self._entries = [*self._entries[:same], *made]
         return self._entries

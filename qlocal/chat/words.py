@@ -1,20 +1,18 @@
-"""The sentences of the chat, and the words over a message, in English; what shows a constant translates it with `t`."""
+"""The sentences of the chat, in English; what shows a constant translates it with `t`.
+
+`entry_words.py` has those over a message, `token_words.py` those over the tokens of an answer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qlocal.chat.entry import Entry
 from qlocal.chat.events import TokenCount, Usage
 from qlocal.chat.languages import t
-from qlocal.chat.link_state import LinkState, Phase, Variant
-from qlocal.chat.logprobs import TokenLogprobs
-from qlocal.chat.replay import Replay, ReplayedToken
-from qlocal.chat.store.records import Message, MessageState, Role, title_of
+from qlocal.chat.link_state import LinkState, Phase
+from qlocal.chat.store.records import title_of
 from qlocal.chat.store.salvage import Salvage
 from qlocal.chat.thinking import answer_of
-from qlocal.chat.tools.shown import rounds_of, woven
 
 WELCOME = """qlocal
 
@@ -309,119 +307,6 @@ def lines_below(count: int) -> str:
 def theme_is(name: str) -> str:
     """Say which colours are used."""
     return t("Colours: {name}; chat.theme in config.toml keeps them.").format(name=name)
-
-
-def thought_head(num_chars: int, *, is_open: bool, is_unfolded: bool) -> str:
-    """Return the line that stands for what a model thought, or over it."""
-    sentence = t("Thinking … {count} characters") if is_open else t("Thought, {count} characters")
-    return f"{'▾' if is_unfolded else '▸'} {sentence.format(count=f'{num_chars:,}')}"
-
-
-def known_context(branch: Sequence[Message]) -> int | None:
-    """Return the tokens of a stored conversation as its last answer counted them."""
-    meta = branch[-1].meta if branch and not branch[-1].is_summary else {}
-    prompt, completion = meta.get("prompt_tokens"), meta.get("completion_tokens")
-    return prompt + completion if isinstance(prompt, int) and isinstance(completion, int) else None
-
-
-def entry_of(message: Message, is_replaced: bool = False) -> Entry:
-    """Return a stored message as the transcript shows it. is_replaced: a summary is sent in its place."""
-    is_user = message.role is Role.USER
-    return Entry(
-        entry_id=message.message_id,
-        is_user=is_user,
-        text=message.content if is_user else woven(message.content, rounds_of(message.meta)),
-        head=speaker(message),
-        detail=_detail(message, is_replaced),
-        note=_note(message),
-        is_streaming=message.state is MessageState.STREAMING,
-        is_quiet=message.is_left_out,
-    )
-
-
-def speaker(message: Message) -> str:
-    """Say who wrote a message."""
-    if message.role is Role.USER:
-        return t("You")
-    if message.is_summary:
-        return t("Summary by {model}").format(model=message.model or t("Answer"))
-    return message.model or t("Answer")
-
-
-def _detail(message: Message, is_replaced: bool) -> str:
-    parts: list[str] = []
-    if message.is_left_out:
-        parts.append(t("no longer sent"))
-    elif is_replaced:
-        parts.append(t("summarized below"))
-    if message.stands_for:
-        parts.append(t("sent in the place of {count:,} messages").format(count=len(message.stands_for)))
-    if isinstance(tokens := message.meta.get("completion_tokens"), int):
-        parts.append(t("{tokens:,} tokens").format(tokens=tokens))
-    if isinstance(speed := message.meta.get("tokens_per_s"), float):
-        parts.append(t("{speed:.1f} tok/s").format(speed=speed))
-    if message.siblings > 1:
-        parts.append(f"‹{message.sibling_idx + 1}/{message.siblings}›")
-    return "".join(f" · {part}" for part in parts)
-
-
-def _note(message: Message) -> str | None:
-    if message.is_summary and message.meta.get("finish_reason") == "length":
-        return t(SUMMARY_CUT)
-    match message.state:
-        case MessageState.STOPPED:
-            return t(STOPPED)
-        case MessageState.FAILED:
-            return f"■ {message.meta.get('error') or t('failed')}"
-        case _:
-            return None
-
-
-def alternatives_head(model: str | None, tokens: Sequence[TokenLogprobs]) -> str:
-    """Say whose tokens these are, and how sure the model was on the whole."""
-    mean = sum(token.entropy_bits for token in tokens) / max(1, len(tokens))
-    best = sum(token.is_best for token in tokens) / max(1, len(tokens))
-    text = t("{model} · {count:,} tokens · {best:.0%} the likeliest · {mean:.2f} bits each")
-    return text.format(model=model or t("Answer"), count=len(tokens), best=best, mean=mean)
-
-
-def token_head(token_idx: int, count: int, token: TokenLogprobs) -> str:
-    """Say how sure the model was of one token. All that is not among the best counts as one: the entropy is a bound."""
-    text = t("Token {number:,} of {count:,} · entropy ≥ {bits:.2f} bits · others {rest:.1%}")
-    return text.format(number=token_idx + 1, count=count, bits=token.entropy_bits, rest=token.rest)
-
-
-def variant_detail(variant: Variant) -> str:
-    """Say how large a variant is, and what it would change beside the bits."""
-    size = f"{variant.format}, {variant.num_bytes / 2**30:.2f} GiB"
-    return size if variant.is_same_size else t("{size}, a model of another size").format(size=size)
-
-
-def replaying(name: str) -> str:
-    """Say which model reads the answer."""
-    return t("{name} reads the answer …").format(name=name)
-
-
-def swapping(name: str) -> str:
-    """Say that the model in the server is another one for a moment."""
-    return t("Loading {name} in place of the model; it comes back afterwards. Esc ends it.").format(name=name)
-
-
-def replay_head(replay: Replay) -> str:
-    """Say how far two variants are over a whole answer, in llama.cpp's words."""
-    first = replay.first_divergence
-    place = t("never") if first is None else t("token {number:,}").format(number=first + 1)
-    return t(
-        "{replay.candidate} from {replay.reference} · mean KLD {replay.mean_kl:.4f} · median {replay.median_kl:.4f} · "
-        "max {replay.max_kl:.3f} · same top {replay.same_top:.1%} · first divergence {place}"
-    ).format(replay=replay, place=place)
-
-
-def replayed_token(idx: int, count: int, token: ReplayedToken, threshold: float, marked: int) -> str:
-    """Say how far two variants are at one token."""
-    top = t("the same token on top") if token.is_same_top else t("another token on top")
-    text = t("Token {number:,} of {count:,} · KLD {kl:.4f} · {top} · {marked:,} marked from {threshold:g} on")
-    return text.format(number=idx + 1, count=count, kl=token.kl, top=top, marked=marked, threshold=threshold)
 
 
 def compare_count(most: int) -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from qlocal.chat.entry_words import entry_of
 from qlocal.chat.session import Session
 from qlocal.chat.shown_entries import ShownEntries
 from qlocal.chat.store import rows
 from qlocal.chat.store.records import MessageState, Role
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.summaries import replaced_in
-from qlocal.chat.words import entry_of
 
 NUM_EARLIER = 200
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import ClassVar
 
-from qlocal.chat import words
+from qlocal.chat import entry_words, words
 from qlocal.chat.actions import Action
 from qlocal.chat.answer import Answer
 from qlocal.chat.entry import Entry
@@ -94,7 +94,7 @@ class Compare(Feature):
             screen.finish(idx, Entry(idx, False, answer.text, model, note=t(words.STOPPED)))
             raise
         await session.refresh_last()
-        screen.finish(idx, words.entry_of(session.branch[-1]))
+        screen.finish(idx, entry_words.entry_of(session.branch[-1]))
         return message.message_id
 
     async def _keep(self, message_id: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from qlocal.chat import words
+from qlocal.chat import entry_words
 from qlocal.chat.actions import Action
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.turns import Turns
@@ -77,7 +77,7 @@ class Conversations(Feature):
 
     def show(self) -> None:
         """Draw what the session has now, and let every feature know."""
-        self.desk.update_status(context_used=words.known_context(self.desk.session.branch))
+        self.desk.update_status(context_used=entry_words.known_context(self.desk.session.branch))
         self.desk.show_branch()
         for feature in self.desk.features:
             feature.on_conversation()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from qlocal.chat import words
+from qlocal.chat import entry_words, words
 from qlocal.chat.actions import Action
 from qlocal.chat.answer import Begun
 from qlocal.chat.desk import Desk
@@ -178,7 +178,7 @@ def tree_lines(messages: list[Message], shown: set[int]) -> list[Line[int]]:
         message, depth = stack.pop()
         below = children.get(message.message_id, [])
         mark = "●" if message.message_id in shown else "○"
-        who = words.speaker(message)
+        who = entry_words.speaker(message)
         stopped = f" · {t(words.STOPPED)}" if message.state is MessageState.STOPPED else ""
         title = f"{'  ' * depth}{mark} {who}: {words.first_line(message.content)}"
         lines.append(Line(title, stopped, message.message_id))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar
 
-from qlocal.chat import words
+from qlocal.chat import token_words, words
 from qlocal.chat.actions import Action
 from qlocal.chat.features.alternatives import Alternatives
 from qlocal.chat.features.base import Feature
@@ -65,15 +65,15 @@ class Replays(Feature):
     ) -> None:
         message, prompt_id = answer
         loaded, other = variants
-        self.desk.say(words.replaying(loaded.name))
+        self.desk.say(token_words.replaying(loaded.name))
         prompt_ids = await own.tokenize(self.desk.session.request(prompt_id))
         first = await own.score(prompt_ids, await self._answer_of(message, prompt_id, loaded), TOP, keep=True)
         ids = token_ids(first.tokens)
         assert ids is not None and first.reference is not None, "our own server tells ids and what it keeps"
         try:
-            self.desk.say(words.swapping(other.name))
+            self.desk.say(token_words.swapping(other.name))
             await self.desk.feature(Models).use(link, other.path)
-            self.desk.say(words.replaying(other.name))
+            self.desk.say(token_words.replaying(other.name))
             if link.own is None:
                 raise EngineError("the server went away while the answer was read")
             second = await link.own.score(prompt_ids, ids, TOP, against=first.reference)

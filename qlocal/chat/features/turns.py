@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from textual.worker import Worker
 
-from qlocal.chat import origin, words
+from qlocal.chat import entry_words, origin, words
 from qlocal.chat.actions import Action
 from qlocal.chat.answer import Answer, Begun
 from qlocal.chat.desk import Desk
@@ -257,7 +257,7 @@ class Turns(Feature):
     async def _refresh_branch(self) -> None:
         await self.desk.session.refresh_last()
         if self.desk.session.branch:
-            self.desk.transcript.update_last(words.entry_of(self.desk.session.branch[-1]))
+            self.desk.transcript.update_last(entry_words.entry_of(self.desk.session.branch[-1]))
 
 
 def new_seed() -> int:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from textual.binding import Binding, BindingType
 from textual.content import Content
 
-from qlocal.chat import words
+from qlocal.chat import token_words, words
 from qlocal.chat.languages import t
 from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.chat.screens.token_walk import TokenWalk
@@ -43,7 +43,7 @@ class AlternativesScreen(TokenWalk[Fork]):
 
     def __init__(self, model: str | None, tokens: Sequence[TokenLogprobs]) -> None:
         raws = [token.chosen.raw for token in tokens]
-        super().__init__(raws, words.alternatives_head(model, tokens), t(words.ALTERNATIVES_KEYS))
+        super().__init__(raws, token_words.alternatives_head(model, tokens), t(words.ALTERNATIVES_KEYS))
         self._tokens = list(tokens)
         self._candidate_idx = 0
         self._is_hot = False
@@ -60,7 +60,7 @@ class AlternativesScreen(TokenWalk[Fork]):
     def show_panel(self) -> None:
         token_idx = self.tokens.cursor
         token = self._tokens[token_idx]
-        lines = [Content(words.token_head(token_idx, len(self._tokens), token))]
+        lines = [Content(token_words.token_head(token_idx, len(self._tokens), token))]
         for idx, one in enumerate(token.top):
             mark = "›" if idx == self._candidate_idx else " "
             text = visible(one.raw.decode("utf-8", "replace"))

@@ -8,7 +8,7 @@ from rich.cells import set_cell_size
 from textual.binding import Binding, BindingType
 from textual.content import Content
 
-from qlocal.chat import words
+from qlocal.chat import token_words, words
 from qlocal.chat.languages import t
 from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.chat.replay import MARKED_KL, Replay
@@ -34,7 +34,7 @@ class ReplayScreen(TokenWalk[None]):
         self._replay = replay
         self._threshold = MARKED_KL
         raws = [token.reference.chosen.raw for token in replay.tokens]
-        super().__init__(raws, words.replay_head(replay), t(words.REPLAY_KEYS))
+        super().__init__(raws, token_words.replay_head(replay), t(words.REPLAY_KEYS))
 
     def begin(self) -> None:
         self._mark()
@@ -54,7 +54,7 @@ class ReplayScreen(TokenWalk[None]):
         marked = sum(self.is_notable(i) for i in range(len(self._replay.tokens)))
         names = clean_line(self._replay.reference), clean_line(self._replay.candidate)
         lines = [
-            Content(words.replayed_token(idx, len(self._replay.tokens), token, self._threshold, marked)),
+            Content(token_words.replayed_token(idx, len(self._replay.tokens), token, self._threshold, marked)),
             Content.styled(_cells(names[0]) + _cells(names[1]), "bold"),
         ]
         sides = _candidates(token.reference), _candidates(token.candidate)

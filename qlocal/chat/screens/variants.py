@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qlocal.chat import words
+from qlocal.chat import token_words, words
 from qlocal.chat.languages import t
 from qlocal.chat.link_state import Variant
 from qlocal.chat.screens.picker import Line, Picker
@@ -14,5 +14,5 @@ class VariantScreen(Picker[Variant]):
     """Returns a variant."""
 
     def __init__(self, variants: Sequence[Variant]) -> None:
-        lines = [Line(one.name, words.variant_detail(one), one) for one in variants]
+        lines = [Line(one.name, token_words.variant_detail(one), one) for one in variants]
         super().__init__(t(words.VARIANTS), lines, t(words.NO_VARIANT))
