@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qlocal.catalog import resolve
 from qlocal.config import ServeOptions, config_folder, load_settings
+from qlocal.devices import keep_little_freed_memory
 from qlocal.guard.client import Guard
 from qlocal.launch import own_address
 from qlocal.server.access import AccessRules
@@ -28,6 +29,7 @@ def run_server(options: ServeOptions, announce: Callable[[str], None] = print) -
 
     announce: gets one line that says where the server listens. UsageError when it cannot listen there.
     """
+    keep_little_freed_memory()
     settings = load_settings()
     with ExitStack() as stack:
         rules, listener = stack.enter_context(_listen(options, announce))
