@@ -14,6 +14,7 @@ COVERAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
 READERS = [ROOT / name for name in COVERAGE["run"]["include"]]
 TESTS = [
     "tests/formats",
+    "tests/guard/test_documents.py",
     "tests/guard/test_vocabularies.py",
     "tests/guard/test_refusals.py",
     "tests/test_strict_json.py",

@@ -194,11 +194,20 @@ def _blocks(element: Any, looks: _Looks, unseen: _Unseen) -> Iterator[str]:
             yield _paragraph(child, looks, unseen)
         elif child.tag == f"{_W}tbl":
             rows = [
-                [list(_blocks(cell, looks, unseen)) for cell in row.iter(f"{_W}tc")] for row in child.iter(f"{_W}tr")
+                [list(_blocks(cell, looks, unseen)) for cell in _nearest(row, "tc")] for row in _nearest(child, "tr")
             ]
             yield "\n".join("| " + " | ".join(_on_one_line(cell) for cell in row) + " |" for row in rows)
         elif child.tag not in _NOT_SHOWN:
             yield from _blocks(child, looks, unseen)
+
+
+def _nearest(element: Any, kind: str) -> Iterator[Any]:
+    """Yield the rows or cells of a table, and not those of a table in it."""
+    for child in element:
+        if child.tag == f"{_W}{kind}":
+            yield child
+        elif child.tag != f"{_W}tbl":
+            yield from _nearest(child, kind)
 
 
 def _on_one_line(parts: Sequence[str]) -> str:

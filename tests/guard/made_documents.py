@@ -37,20 +37,25 @@ def pdf_of(stream: bytes, *, page: bytes = b"", head: bytes = b"", more: tuple[b
     )
 
 
-def docx_of(body: str, *, before: str = "", parts: Mapping[str, bytes] = {}, comments: str | None = None) -> bytes:
+def docx_of(
+    body: str, *, before: str = "", parts: Mapping[str, bytes] = {}, comments: str = "", styles: str = ""
+) -> bytes:
     """Return a .docx of this XML. before: what stands ahead of the document's root; parts: files beside it."""
     types = f'<Override PartName="/word/document.xml" ContentType="{_TYPES}.document.main+xml"/>'
-    types += f'<Override PartName="/word/comments.xml" ContentType="{_TYPES}.comments+xml"/>' if comments else ""
-    noted = f'<Relationship Id="r1" Type="{_OFFICE}/comments" Target="comments.xml"/>' if comments else ""
+    beside = {name: xml for name, xml in (("comments", comments), ("styles", styles)) if xml}
+    related = ""
+    for name in beside:
+        types += f'<Override PartName="/word/{name}.xml" ContentType="{_TYPES}.{name}+xml"/>'
+        related += f'<Relationship Id="{name}" Type="{_OFFICE}/{name}" Target="{name}.xml"/>'
     files = {
         "[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
         f'<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>{types}'
         "</Types>",
         "_rels/.rels": f'<Relationships xmlns="{_RELATIONSHIPS}">'
         f'<Relationship Id="r1" Type="{_OFFICE}/officeDocument" Target="word/document.xml"/></Relationships>',
-        "word/_rels/document.xml.rels": f'<Relationships xmlns="{_RELATIONSHIPS}">{noted}</Relationships>',
+        "word/_rels/document.xml.rels": f'<Relationships xmlns="{_RELATIONSHIPS}">{related}</Relationships>',
         "word/document.xml": f'{before}<w:document xmlns:w="{W}"><w:body>{body}</w:body></w:document>',
-        **({"word/comments.xml": f'<w:comments xmlns:w="{W}">{comments}</w:comments>'} if comments else {}),
+        **{f"word/{name}.xml": f'<w:{name} xmlns:w="{W}">{xml}</w:{name}>' for name, xml in beside.items()},
         **parts,
     }
     written = BytesIO()

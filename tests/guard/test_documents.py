@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from qlocal.errors import FormatError
-from qlocal.guard import frames
+from qlocal.guard import documents, frames
 from qlocal.guard.client import Guard
+from qlocal.guard.errors import JobError
 from tests.guard.made_documents import W, docx_of, paragraph, pdf_of
 
 pytest.importorskip("docx")
@@ -40,6 +41,8 @@ def guard() -> Iterator[Guard]:
         (b"/F1 1 Tf 12 0 0 12 50 700 Tm (a) Tj", {}),
         (b"ET q 1 g BT /F1 12 Tf (a) Tj ET Q BT /F1 12 Tf (b) Tj", {"white": 1}),
         (b"1 g ( ) Tj 0.2 g (a) Tj", {}),
+        (b"1 g /DeviceRGB cs (a) Tj", {}),
+        (b"Q 1 1 1 sc (a) Tj", {"white": 1}),
         (b"/F1 (x) Tf (y) Tr /P scn (a) Tj", {}),
     ],
 )
@@ -62,6 +65,8 @@ def test_notes_on_a_pdfs_pages_are_sent_as_comments(guard: Guard) -> None:
         (paragraph("a"), {}),
         (paragraph("a", WHITE), {"white": 1}),
         (paragraph("a", WHITE + '<w:shd w:fill="1F3864"/>'), {}),
+        (paragraph("a", WHITE + '<w:highlight w:val="yellow"/>'), {}),
+        (paragraph("a", '<w:color w:val="no colour"/>'), {}),
         (paragraph("a", '<w:color w:val="auto"/>'), {}),
         (paragraph("a", HIDDEN), {"hidden": 1}),
         (paragraph("a", '<w:vanish w:val="0"/>'), {}),
@@ -76,6 +81,40 @@ def test_text_of_a_word_document_that_is_not_seen_is_sent_and_counted(
 ) -> None:
     read = guard.read_document("docx", docx_of(body), "a.docx")
     assert read["unseen"] == unseen and "a" in read["text"]
+
+
+def test_a_style_hides_text_as_well_as_the_text_itself(guard: Guard) -> None:
+    """Styles are found by name, through those they are based on; one that is based on itself ends."""
+    styles = {
+        "pale": f"<w:rPr>{WHITE}</w:rPr>",
+        "paler": '<w:basedOn w:val="pale"/>',
+        "loop": f'<w:basedOn w:val="loop"/><w:rPr>{TINY}</w:rPr>',
+        "lost": '<w:basedOn w:val="nowhere"/>',
+    }
+    written = "".join(f'<w:style w:styleId="{name}">{rest}</w:style>' for name, rest in styles.items())
+
+    def unseen(body: str) -> object:
+        return guard.read_document("docx", docx_of(body, styles=written), "a.docx")["unseen"]
+
+    assert unseen(paragraph("a", '<w:rStyle w:val="paler"/>')) == {"white": 1}
+    assert unseen('<w:p><w:pPr><w:pStyle w:val="paler"/></w:pPr><w:r><w:t>a</w:t></w:r></w:p>') == {"white": 1}
+    assert unseen(paragraph("a", '<w:rStyle w:val="loop"/>')) == {"tiny": 1}
+    assert unseen(paragraph("a", '<w:rStyle w:val="lost"/>')) == {}
+    assert unseen(paragraph("a", '<w:rStyle w:val="paler"/><w:color w:val="000000"/>')) == {}, "what is nearest counts"
+
+
+def test_a_table_in_a_table_is_read_once(guard: Guard) -> None:
+    inner = f"<w:tbl><w:tr><w:tc>{paragraph('in')}</w:tc><w:tc>{paragraph('side')}</w:tc></w:tr></w:tbl>"
+    row = f"<w:sdt><w:sdtContent><w:tr><w:tc>{paragraph('a')}{inner}</w:tc><w:tc>{paragraph('b')}</w:tc></w:tr>"
+    body = f"<w:tbl>{row}</w:sdtContent></w:sdt></w:tbl>"
+    assert guard.read_document("docx", docx_of(body), "a.docx")["text"] == "| a | in | side | | b |"
+
+
+def test_text_boxes_tabs_and_line_ends_are_read(guard: Guard) -> None:
+    box = f"<w:txbxContent>{paragraph('in a box')}</w:txbxContent>"
+    body = f"<w:p><w:r><w:t>a</w:t><w:tab/><w:t>b</w:t><w:br/><w:t>c</w:t></w:r><w:r><w:pict>{box}</w:pict></w:r></w:p>"
+    body += "<w:p><w:t>bare</w:t></w:p>"
+    assert guard.read_document("docx", docx_of(body), "a.docx")["text"] == "a\tb\nc\nin a box\n\nbare"
 
 
 def test_what_was_inserted_is_read_and_what_was_deleted_is_not(guard: Guard) -> None:
@@ -111,8 +150,7 @@ DEEP = 100_000
     ],
     ids=["unpacks", "parts", "laughs", "laughs in attributes", "file", "deep", "long", "cut"],
 )
-def test_a_hostile_word_document_is_refused_in_a_sentence(guard: Guard, data: object, said: str) -> None:
-    assert callable(data)
+def test_a_hostile_word_document_is_refused_in_a_sentence(guard: Guard, data: Callable[[], bytes], said: str) -> None:
     with pytest.raises(FormatError) as caught:
         guard.read_document("docx", data(), "mail/a.docx")
     sentence = str(caught.value)
@@ -139,8 +177,7 @@ FORM = b"<< /Type /XObject /Subtype /Form /BBox [0 0 1 1] /Resources << /XObject
     ],
     ids=["bomb", "bombs", "arrays", "dictionaries", "own kid", "own parent", "own form", "saves", "objects", "empty"],
 )
-def test_a_hostile_pdf_is_read_or_refused_in_a_sentence(guard: Guard, data: object) -> None:
-    assert callable(data)
+def test_a_hostile_pdf_is_read_or_refused_in_a_sentence(guard: Guard, data: Callable[[], bytes]) -> None:
     try:
         assert len(guard.read_document("pdf", data(), "a.pdf")["text"]) < 100
     except FormatError as error:
@@ -164,7 +201,7 @@ def test_a_damaged_document_is_read_or_refused(guard: Guard, kind: str, num_case
             assert str(error).startswith("a ")
 
 
-def test_a_document_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_that_takes_too_long_explodes_nothing_and_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with Guard() as guard:
         guard.read_document("pdf", pdf_of(TEXT % b"(a) Tj"), "a.pdf")
         monkeypatch.setattr(frames, "DOCUMENT_CPU_S", 0.05)
@@ -172,7 +209,33 @@ def test_a_document_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPa
             guard.read_document("pdf", pdf_of(TEXT % (b"(a) Tj " * 200_000)), "a.pdf")
 
 
-def test_an_unfinished_job_leaves_nothing_open_to_the_document(guard: Guard) -> None:
+@pytest.mark.parametrize(
+    ("kind", "data", "said"),
+    [
+        ("docx", lambda: docx_of(paragraph("a"), parts={f"x{n}": b"" for n in range(10_001)}), "unpacks to"),
+        ("docx", lambda: docx_of(paragraph("&a;"), before=FILE), "entities"),
+        ("docx", lambda: docx_of(paragraph("a" * (5 * MIB))), "which is the limit"),
+        ("docx", lambda: b"", "no .docx that can be read"),
+        ("pdf", lambda: b"", "no PDF that can be read"),
+    ],
+)
+def test_every_document_that_is_refused_is_refused_as_a_job(kind: str, data: Callable[[], bytes], said: str) -> None:
+    """Here and not in the guard, where `test_every_refusal.py` sees it."""
+    documents.import_reader(kind)
+    with pytest.raises(JobError, match=said):
+        documents.read(kind, data())
+
+
+def test_a_document_that_is_nested_too_deeply_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deep(data: bytes, unseen: object) -> Iterator[str]:
+        yield from deep(data, unseen)
+
+    monkeypatch.setitem(documents._READERS, "pdf", deep)
+    with pytest.raises(JobError, match="nested too deeply"):
+        documents.read("pdf", b"")
+
+
+def test_what_a_document_names_outside_of_itself_is_not_opened(guard: Guard) -> None:
     """Reading is sealed: what a document made the libraries open would be an error, not a file."""
     outside = docx_of(paragraph("&a;"), before="<!DOCTYPE x SYSTEM 'file:///etc/hostname'>")
     with pytest.raises(FormatError):
