@@ -164,14 +164,14 @@ FORM = b"<< /Type /XObject /Subtype /Form /BBox [0 0 1 1] /Resources << /XObject
 @pytest.mark.parametrize(
     "data",
     [
-        lambda: pdf_of(zlib.compress(bytes(1 << 29)), head=b"/Filter /FlateDecode"),
-        lambda: pdf_of(zlib.compress(zlib.compress(bytes(1 << 29))), head=b"/Filter [/FlateDecode /FlateDecode]"),
+        lambda: pdf_of(zlib.compress(bytes(1 << 27)), head=b"/Filter /FlateDecode"),
+        lambda: pdf_of(zlib.compress(zlib.compress(bytes(1 << 27))), head=b"/Filter [/FlateDecode /FlateDecode]"),
         lambda: pdf_of(b"[" * DEEP + b"]" * DEEP),
         lambda: pdf_of(b"<</a" * DEEP + b">>" * DEEP),
         lambda: pdf_of(TEXT % b"(a) Tj").replace(b"/Kids [3 0 R]", b"/Kids [2 0 R]"),
         lambda: pdf_of(TEXT % b"(a) Tj").replace(b"/Parent 2 0 R", b"/Parent 3 0 R"),
         lambda: pdf_of(b"/X1 Do", more=(FORM + b"\nstream\n/X1 Do\nendstream",)),
-        lambda: pdf_of(b"q " * (MIB // 4)),
+        lambda: pdf_of(b"q " * (MIB // 16)),
         lambda: b"%PDF-1.4\n" + b"1 0 obj\n" * 100_000 + b"startxref\n9\n%%EOF",
         lambda: b"",
     ],
