@@ -65,6 +65,20 @@ class Desk:
     def notice(self) -> Notice:
         return self.screen.query_one(Notice)
 
+    @property
+    def message_at_cursor(self) -> Message | None:
+        """The message of the branch that the transcript's cursor is in."""
+        entry = self.transcript.cursor_entry
+        if entry is None:
+            return None
+        return next((one for one in self.session.branch if one.message_id == entry.entry_id), None)
+
+    @property
+    def chosen_answer(self) -> Message | None:
+        """The answer that the cursor is in or that follows the message it is in; the last one where it is nowhere."""
+        at = self.message_at_cursor
+        return self.session.last_answer() if at is None else self.session.answer_from(at)
+
     def say(self, sentence: str) -> None:
         """Show information beside the prompt, in the language that is spoken."""
         self.notice.say(t(sentence))

@@ -86,18 +86,21 @@ class LocalLink:
         """Return the model folder's checkpoints, then what the catalogue could fetch."""
         return await asyncio.to_thread(_local_choices)
 
-    async def select(self, model: str, max_context: int | None = None) -> None:
+    async def select(self, model: str, max_context: int | None = None, kv: str | None = None) -> None:
         """See `Link.select`."""
         self._model = _absolute(model)
         if max_context is not None:
             self._engine = replace(self._engine, max_context=max_context)
+        if kv is not None:
+            self._engine = replace(self._engine, kv=kv)
         self._is_wanted.set()
         if self._client is not None:
             await self._client.load(self._model, **self._wanted)
 
-    async def plan(self, model: str, max_context: int | None = None) -> ShownPlan | None:
+    async def plan(self, model: str, max_context: int | None = None, kv: str | None = None) -> ShownPlan | None:
         """See `Link.plan`."""
         wanted = self._wanted | ({} if max_context is None else {"max_context": max_context})
+        wanted |= {} if kv is None else {"kv": kv}
         return None if self._client is None else await self._client.plan(_absolute(model), **wanted)
 
     @property
@@ -180,12 +183,12 @@ class EndpointLink:
         """Return what the server says it has."""
         return [Choice(model.name) for model in await self._client.models()]
 
-    async def select(self, model: str, max_context: int | None = None) -> None:
+    async def select(self, model: str, max_context: int | None = None, kv: str | None = None) -> None:
         """See `Link.select`."""
         self._model = model
         self._changed.set()
 
-    async def plan(self, model: str, max_context: int | None = None) -> ShownPlan | None:
+    async def plan(self, model: str, max_context: int | None = None, kv: str | None = None) -> ShownPlan | None:
         """None: what it takes there is not told."""
         return None
 

@@ -52,6 +52,13 @@ class Choice:
     name: str
     detail: str = ""
     is_here: bool = True
+    path: str | None = None
+    """What it is selected by, where that is not its name."""
+
+    @property
+    def target(self) -> str:
+        """What `Link.select` takes for it."""
+        return self.path or self.name
 
 
 @dataclass(frozen=True)
@@ -111,11 +118,13 @@ class Link(Protocol):
         """Return the models that can be chosen. QLocalError."""
         ...
 
-    async def select(self, model: str, max_context: int | None = None) -> None:
-        """Use another model; `states` tells how that goes. QLocalError if it is refused at once."""
+    async def select(self, model: str, max_context: int | None = None, kv: str | None = None) -> None:
+        """Use another model; `states` tells how that goes. QLocalError if it is refused at once.
+
+        max_context, kv: in the place of those that were asked for so far."""
         ...
 
-    async def plan(self, model: str, max_context: int | None = None) -> ShownPlan | None:
+    async def plan(self, model: str, max_context: int | None = None, kv: str | None = None) -> ShownPlan | None:
         """Return what selecting a model would take in place of what is loaded; None where the server does not tell.
         QLocalError says why it cannot be loaded."""
         ...

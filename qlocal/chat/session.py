@@ -163,6 +163,12 @@ class Session:
         last = self.branch[-1] if self.branch else None
         return last if last is not None and last.role is Role.ASSISTANT and not last.is_summary else None
 
+    def answer_from(self, message: Message) -> Message | None:
+        """Return a message of the branch if it is an answer, else the answer that comes next behind it."""
+        rest = self.branch[self._place_of(message.message_id) :]
+        first = next((one for one in rest if one.role is Role.ASSISTANT), None)
+        return first if first is not None and not first.is_summary else None
+
     def request(self, prompt_id: int | None = None, without: Collection[int] = ()) -> list[ChatMessage]:
         """Return the conversation up to a prompt, the last one if none is named, as it is sent. Nothing is left out but
         what the user chose to, empty answers, and thoughts: models that get those back mix them into what they say.

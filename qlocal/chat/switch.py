@@ -64,18 +64,18 @@ class SwitchLink:
             home = []  # a server of somebody's that does not answer: the others can be chosen all the same
         return [one for one in home if one.is_here] + away + [one for one in home if not one.is_here]
 
-    async def select(self, model: str, max_context: int | None = None) -> None:
+    async def select(self, model: str, max_context: int | None = None, kv: str | None = None) -> None:
         """See `Link.select`."""
         if model in self._offers:
             await self._leave_for(model)
             return
         await self._come_home()
-        await self._home.select(model, max_context)
+        await self._home.select(model, max_context, kv)
         self._open_home()
 
-    async def plan(self, model: str, max_context: int | None = None) -> ShownPlan | None:
+    async def plan(self, model: str, max_context: int | None = None, kv: str | None = None) -> ShownPlan | None:
         """See `Link.plan`."""
-        return None if model in self._offers else await self._home.plan(model, max_context)
+        return None if model in self._offers else await self._home.plan(model, max_context, kv)
 
     async def count(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None

@@ -192,6 +192,8 @@ NO_SCHEMA = "No schema: answers are free"
 SCHEMA_OFF = "Answers are free again."
 ROOM = "The conversation does not fit"
 CANCEL = "Send nothing"
+DOES_NOT_FIT = "The model does not fit"
+ANOTHER_MODEL = "Choose another model"
 ALL_SENT = "Every message is sent again."
 NOTHING_LEFT_OUT = "No message is left out."
 SUMMARIZING = "The model summarizes; Esc stops it, and nothing is changed then."
@@ -233,6 +235,13 @@ def left_room(tokens: int) -> str:
 def larger_context(tokens: int) -> str:
     """Offer to load the model with more context."""
     return t("Load the model with a context of {tokens:,} tokens").format(tokens=tokens)
+
+
+def way_to_fit(max_context: int | None, kv: str | None) -> str:
+    """Offer to load a model with options with which it fits."""
+    if max_context is not None:
+        return larger_context(max_context)
+    return t("Load the model with keys and values in {kv}").format(kv=kv)
 
 
 def sampling_is(fields: dict[str, object]) -> str:

@@ -30,6 +30,7 @@ from qlocal.chat.store.database import open_database
 from qlocal.chat.store.history import History
 from qlocal.chat.store.records import MessageState, Role
 from qlocal.chat.widgets.transcript import Transcript
+from qlocal.errors import PlanError
 from qlocal.schema import EngineState, LoadProgress, Status
 from tests.chat.driving import Chat
 from tests.chat.scripted import ScriptedLink, answer_of, scored
@@ -130,7 +131,14 @@ def write_history(path: Path, talk: Talk, clock: Clock) -> None:
 
 
 class SceneLink(ScriptedLink):
-    """Counts four characters as a token."""
+    """Counts four characters as a token. fitting_context: of the loaded model, where not all of it fits."""
+
+    fitting_context: int | None = None
+
+    async def plan(self, model: str, max_context: int | None = None, kv: str | None = None) -> ShownPlan | None:
+        if self.fitting_context is not None and kv is None and (max_context or 1 << 20) > self.fitting_context:
+            raise PlanError("it does not fit")
+        return self.plans.get(model) or ShownPlan(TABLE, [])
 
     async def count(
         self, messages: list[dict[str, str]], tools: list[dict[str, Any]] | None = None
@@ -370,6 +378,47 @@ async def commands(chat: Chat, talk: Talk) -> None:
     """Slash commands, completed."""
     await chat.pilot.press("/", "s")
     await chat.until(lambda: bool(chat.app.screen.query_one("#suggestions").display))
+
+
+@scene()
+async def names(chat: Chat, talk: Talk) -> None:
+    """What can stand behind a command, completed."""
+    await chat.pilot.press("/", *"prompt", "space")
+    await chat.until(lambda: bool(chat.app.screen.query_one("#suggestions").display))
+
+
+@scene(is_said=True)
+async def form(chat: Chat, talk: Talk) -> None:
+    """The variables of a prompt; the draft is one of them."""
+    chat.prompt.text = talk.draft
+    chat.app.chat.do("prompt", "translate")
+    await shown(chat, "Form")
+
+
+@scene(is_said=True)
+async def summary(chat: Chat, talk: Talk) -> None:
+    """A summary in the place of all that was said."""
+    await show_conversation(chat, talk)
+    chat.app.chat.do("summarize")
+    await chat.until_idle()
+    await chat.until(lambda: chat.app.chat.desk.session.branch[-1].is_summary)
+
+
+@scene()
+async def endpoints(chat: Chat, talk: Talk) -> None:
+    """Models elsewhere stand beside one's own."""
+    work = [Choice(f"{name} @ work", "→ https://llm.example.org/v1") for name in ("large", "small")]
+    chat.link.models = [*chat.link.models[:2], *work, *chat.link.models[2:]]
+    await do(chat, "choose_model", "ModelScreen")
+
+
+@scene()
+async def not_fitting(chat: Chat, talk: Talk) -> None:
+    """The model does not fit as it was asked for; what would is offered."""
+    needed = f"{MODEL} with 32768 tokens of context needs 44.0 GiB on cuda:0, 21.2 GiB can be used"
+    chat.link.fitting_context = 8192
+    chat.link.push(LinkState(Phase.FAILED, MODEL, path="model", error=needed))
+    await shown(chat, "Question")
 
 
 @scene()

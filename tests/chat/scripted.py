@@ -80,7 +80,7 @@ class ScriptedLink:
     async def choices(self) -> list[Choice]:
         return self.models
 
-    async def select(self, model: str, max_context: int | None = None) -> None:
+    async def select(self, model: str, max_context: int | None = None, kv: str | None = None) -> None:
         self.selected.append(model)
         self.max_context = max_context or 4096
         self.push(LinkState(Phase.READY, model, max_context=self.max_context))
@@ -93,7 +93,7 @@ class ScriptedLink:
     def log_path(self) -> Path | None:
         return self.log
 
-    async def plan(self, model: str, max_context: int | None = None) -> ShownPlan | None:
+    async def plan(self, model: str, max_context: int | None = None, kv: str | None = None) -> ShownPlan | None:
         return self.plans.get(model)
 
     async def tokenize(self, messages: list[dict[str, str]]) -> list[int]:

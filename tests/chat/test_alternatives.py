@@ -113,6 +113,31 @@ def test_enter_on_an_alternative_forks_there_and_the_model_goes_on(tmp_path: Pat
     run_chat(tmp_path, ScriptedLink([scored_answer(TOKENS), going_on]), use)
 
 
+def test_the_cursor_chooses_whose_tokens_are_seen_and_a_fork_there_leaves_what_came_behind(tmp_path: Path) -> None:
+    later = scored({"Later": 0.6, "Sooner": 0.4})
+    going_on = [TextDelta(" ran."), Logprobs(tuple(scored({" ran.": 0.8}))), Done("stop")]
+
+    async def use(chat: Chat) -> None:
+        await answered(chat)
+        await answered(chat, "Later")
+        await chat.pilot.press("alt+pageup", "alt+pageup", "alt+pageup")  # the first answer
+        screen = await open_view(chat)
+        assert drawn(screen) == "The cat sat."
+        await chat.pilot.press("escape")
+        await chat.until(lambda: chat.app.screen is chat.app.chat)
+        await chat.pilot.press("alt+pageup")  # the first question: its answer is meant
+        screen = await open_view(chat)
+        assert drawn(screen) == "The cat sat."
+        await chat.pilot.press("right", "down", "enter")
+        await chat.until_shown("The bird ran.")
+        await chat.until_idle()
+        assert "Later" not in chat.shown and chat.link.requests[-1] == [{"role": "user", "content": "go"}]
+        await chat.pilot.press("alt+pagedown", "alt+left")  # from the question to its answer, and to the other one
+        await chat.until_shown("Later")
+
+    run_chat(tmp_path, ScriptedLink([scored_answer(TOKENS), scored_answer(later), going_on]), use)
+
+
 def test_a_stopped_answer_keeps_the_tokens_it_has(tmp_path: Path) -> None:
     async def use(chat: Chat) -> None:
         await chat.say("go")

@@ -8,10 +8,13 @@ from typing import Any
 
 from textual.widgets import SelectionList, Static
 
-from qlocal.chat.events import TextDelta
-from qlocal.chat.link_state import Choice, LinkState, Phase
+from qlocal.chat.events import Done, TextDelta, ThinkingDelta, ToolCallDelta
+from qlocal.chat.features.structured import Structured
+from qlocal.chat.features.tools import Tools
+from qlocal.chat.link_state import Choice, LinkState, Phase, Variant
 from qlocal.chat.screens.compare import CompareChoice, CompareScreen
 from qlocal.chat.store.records import MessageState
+from qlocal.chat.tools.calculator import Calculator
 from qlocal.chat.widgets.transcript import Transcript
 from tests.chat.driving import Chat, run_chat, stored
 from tests.chat.scripted import ScriptedLink, answer_of
@@ -80,6 +83,53 @@ def test_without_a_new_prompt_the_last_one_is_answered_again(tmp_path: Path) -> 
     assert link.requests == [[{"role": "user", "content": "one"}]] * 3
 
 
+def test_all_are_asked_as_the_conversation_asks_with_its_tools_its_form_and_what_was_pasted(tmp_path: Path) -> None:
+    call = [ToolCallDelta(0, '{"expression": "6*7"}', "c1", "calculator"), Done("tool_calls")]
+    link = ScriptedLink([call, answer_of("42"), [ThinkingDelta("Hm."), *answer_of("I know.")]], models=MODELS)
+
+    async def use(chat: Chat) -> None:
+        desk = chat.app.chat.desk
+        desk.feature(Tools)._tools = {"calculator": Calculator()}
+        await desk.session.change_system("Be brief.")
+        await desk.session.change_sampling({"temperature": 0.2})
+        desk.feature(Structured)._use("number", {"type": "integer"})
+        chat.prompt.attach("six by seven " * 100)
+        screen = await begin(chat, 1, prompt=chat.prompt.text + " what?")
+        await chat.until(lambda: "I know." in column(screen, 1))
+        assert "42" in column(screen, 0) and "calculator" in column(screen, 0)
+        await chat.until(lambda: not screen._is_running)
+
+    run_chat(tmp_path, link, use)
+    assert len(link.requests) == 3, "the first model called a tool and went on"
+    for request, options in zip(link.requests, link.options, strict=True):
+        assert request[0] == {"role": "system", "content": "Be brief."}
+        assert request[1]["content"].count("six by seven") == 100
+        assert options["temperature"] == 0.2 and options["seed"] == link.options[0]["seed"]
+        assert options["response_format"]["json_schema"]["name"] == "number"
+        assert options["tools"][0]["function"]["name"] == "calculator"
+    history = stored(tmp_path)
+    answer = history.branch(history.conversations()[0].conversation_id)[-1]
+    assert answer.meta["asked"]["seed"] == link.options[0]["seed"]
+
+
+def test_variants_that_lie_beside_the_model_can_be_compared_by_their_files(tmp_path: Path) -> None:
+    ready = LinkState(Phase.READY, "tiny-model", path="/m/tiny", max_context=4096)
+    at_hand = [
+        Variant("tiny-model", "/m/tiny", "awq", 1 << 30, True, True),
+        Variant("tiny-q4", "/m/tiny-q4.gguf", "gguf", 1 << 29, False, True),
+    ]
+    answers = [answer_of("Awq."), answer_of("Gguf.")]
+    link = ScriptedLink(answers, first_states=[ready], models=[], at_hand=at_hand)
+
+    async def use(chat: Chat) -> None:
+        screen = await begin(chat, 1)
+        await chat.until(lambda: "Gguf." in column(screen, 1))
+        assert column(screen, 1).startswith("tiny-q4") or "/m/tiny-q4.gguf" in column(screen, 1)
+        await chat.until(lambda: link.selected == ["/m/tiny-q4.gguf", "/m/tiny"])
+
+    run_chat(tmp_path, link, use)
+
+
 def test_fewer_than_two_models_are_not_compared(tmp_path: Path) -> None:
     async def use(chat: Chat) -> None:
         chat.prompt.text = "x"
@@ -123,7 +173,7 @@ def test_escape_stops_the_comparison_keeps_what_came_and_brings_the_model_back(t
 
 def test_a_model_that_cannot_be_loaded_says_so_in_its_column_and_the_others_answer(tmp_path: Path) -> None:
     class Refusing(ScriptedLink):
-        async def select(self, model: str) -> None:
+        async def select(self, model: str, max_context: int | None = None, kv: str | None = None) -> None:
             self.selected.append(model)
             phase, error = (Phase.FAILED, "no room") if model == "other-model" else (Phase.READY, None)
             self.push(LinkState(phase, model, error=error, max_context=4096))

@@ -81,6 +81,24 @@ def test_an_answer_is_read_by_another_variant_and_the_model_comes_back(tmp_path:
     assert first == ids and second == ids and prompt == [0, 1, 2]
 
 
+def test_the_cursor_chooses_which_answer_is_replayed(tmp_path: Path) -> None:
+    link = link_with()
+    link.answers.append(scored_answer(scored({"Later": 0.6})))
+
+    async def use(chat: Chat) -> None:
+        for text, answer in (("go", "The cat sat."), ("on", "Later")):
+            await chat.say(text)
+            await chat.until_shown(answer)
+            await chat.until_idle()
+        await chat.pilot.press("alt+pageup", "alt+pageup", "alt+pageup", "alt+r")
+        await choose(chat, "bf16")
+        await chat.until(lambda: isinstance(chat.app.screen, ReplayScreen))
+        await chat.until(lambda: "of 4" in shown(chat, "#panel"))
+
+    run_chat(tmp_path, link, use)
+    assert link.scored[0][1] == [token.chosen.token_id for token in FOUR_BITS]
+
+
 def test_marks_are_jumped_to_and_the_threshold_moves(tmp_path: Path) -> None:
     async def use(chat: Chat) -> None:
         await asked(chat)
@@ -103,7 +121,7 @@ def test_marks_are_jumped_to_and_the_threshold_moves(tmp_path: Path) -> None:
 
 def test_a_variant_that_cannot_be_loaded_is_said_and_the_model_comes_back(tmp_path: Path) -> None:
     class Refusing(ScriptedLink):
-        async def select(self, model: str) -> None:
+        async def select(self, model: str, max_context: int | None = None, kv: str | None = None) -> None:
             self.selected.append(model)
             ready = LinkState(Phase.READY, model, path=model, max_context=4096)
             self.push(LinkState(Phase.FAILED, model, error="it needs 140 GiB") if "bf16" in model else ready)
@@ -123,7 +141,7 @@ def test_a_variant_that_cannot_be_loaded_is_said_and_the_model_comes_back(tmp_pa
 
 def test_escape_while_the_other_variant_loads_brings_the_model_back(tmp_path: Path) -> None:
     class Slow(ScriptedLink):
-        async def select(self, model: str) -> None:
+        async def select(self, model: str, max_context: int | None = None, kv: str | None = None) -> None:
             self.selected.append(model)
             state = Phase.LOADING if "bf16" in model else Phase.READY
             self.push(LinkState(state, model, path=model, max_context=4096))

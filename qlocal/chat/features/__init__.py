@@ -19,6 +19,7 @@ from qlocal.chat.features.drafts import Drafts
 from qlocal.chat.features.editing import Editing
 from qlocal.chat.features.exchanging import Exchanging
 from qlocal.chat.features.finding import Finding
+from qlocal.chat.features.fitting import Fitting
 from qlocal.chat.features.knowing import Knowing
 from qlocal.chat.features.ledger import Ledger
 from qlocal.chat.features.models import Models
@@ -39,6 +40,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Finding,
     Exchanging,
     Models,
+    Fitting,
     Reading,
     Alternatives,
     Replays,

@@ -18,11 +18,16 @@ class Alternatives(Feature):
     """Looks at the tokens of an answer. They come with it from our own server; those of other answers are asked for."""
 
     ACTIONS: ClassVar = (
-        Action("alternatives", "f4", "Tokens", "What else could have stood at every token; Enter forks there"),
+        Action(
+            "alternatives",
+            "f4",
+            "Tokens",
+            "What else could have stood at every token of the answer at the cursor; Enter forks there",
+        ),
     )
 
     def alternatives(self) -> None:
-        message = self.desk.session.last_answer()
+        message = self.desk.chosen_answer
         if self.desk.feature(Turns).is_busy:
             self.desk.say(words.STILL_BUSY)
         elif message is None or message.parent_id is None or not message.content:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from qlocal.chat import entry_words, words
+from qlocal.chat import entry_words, origin, token_words, words
 from qlocal.chat.actions import Action
 from qlocal.chat.answer import Answer
 from qlocal.chat.entry import Entry
-from qlocal.chat.events import AnswerEvent, TextDelta
+from qlocal.chat.events import AnswerEvent, TextDelta, ToolRound
 from qlocal.chat.features.base import Feature
 from qlocal.chat.features.models import Models
+from qlocal.chat.features.tools import Tools
 from qlocal.chat.features.turns import Turns
 from qlocal.chat.languages import t
-from qlocal.chat.link_state import Link
+from qlocal.chat.link_state import Choice, Link
 from qlocal.chat.screens.compare import CompareChoice, CompareScreen
+from qlocal.chat.tools.shown import block
 from qlocal.errors import QLocalError
 
 
 class Compare(Feature):
     """One engine answers for all, one after the other: each model is loaded in place of the one before. Answers are
-    branches under the prompt, with their models' names."""
+    branches under the prompt, with their models' names; all are asked for as any answer of the conversation is."""
 
     ACTIONS: ClassVar = (
         Action("compare", "f6", "Compare", "Have several models answer one prompt side by side", is_shown=False),
@@ -41,19 +43,32 @@ class Compare(Feature):
 
     async def _choose(self, link: Link) -> None:
         current = self.desk.link_state.model
-        models = await self.desk.ask(CompareChoice(await link.choices(), current))
+        models = await self.desk.ask(CompareChoice(await self._choices(link), current))
         if models is not None:
             self.desk.feature(Turns).occupy(self._run(link, models))
 
-    async def _run(self, link: Link, models: Sequence[str]) -> None:
+    async def _choices(self, link: Link) -> list[Choice]:
+        """Return what can be chosen, with the variants of the loaded model that lie beside it and have no name."""
+        choices = await link.choices()
+        if link.own is None:
+            return choices
+        self.desk.say(words.LOOKING_FOR_VARIANTS)
+        variants = await link.own.variants()
+        self.desk.notice.clear()
+        known = {text for one in choices if one.is_here for text in (one.name, one.detail)}
+        beside = [one for one in variants if not {one.name, one.path} & known]
+        return choices + [Choice(one.name, token_words.variant_detail(one), path=one.path) for one in beside]
+
+    async def _run(self, link: Link, models: Sequence[Choice]) -> None:
         desk, session = self.desk, self.desk.session
         before = desk.link_state.path or desk.link_state.model
-        if text := desk.prompt.text.strip():
+        options = desk.feature(Turns).options()  # one seed for all
+        if text := desk.prompt.sent_text.strip():
             desk.prompt.accept()
             await session.add_prompt(text, desk.link_state.model)
         prompt = session.last_prompt()
         assert prompt is not None, "there is a prompt, or one was just written"
-        screen = CompareScreen(prompt.content, models, desk.feature(Turns).end)
+        screen = CompareScreen(prompt.content, [one.name for one in models], desk.feature(Turns).end)
         answers: list[int | None] = [None] * len(models)
 
         def keep(column: int | None) -> None:
@@ -63,33 +78,39 @@ class Compare(Feature):
         try:
             await screen.is_drawn.wait()
             for idx, model in enumerate(models):
-                answers[idx] = await self._answer(link, screen, idx, model, prompt.message_id)
+                answers[idx] = await self._answer(link, screen, idx, model, prompt.message_id, options)
         finally:
             screen.end()
             if before is not None:
                 desk.start(link.select(before), "swap", exclusive=False)
 
-    async def _answer(self, link: Link, screen: CompareScreen, idx: int, model: str, prompt_id: int) -> int | None:
+    async def _answer(
+        self, link: Link, screen: CompareScreen, idx: int, choice: Choice, prompt_id: int, options: dict[str, Any]
+    ) -> int | None:
         """Load a model and have it answer; returns the answer's id, None where the model cannot be loaded."""
-        session = self.desk.session
+        session, model = self.desk.session, choice.name
         screen.begin(idx, Entry(idx, False, "", model, t(words.COMPARE_LOADS)))
         try:
-            if model != self.desk.link_state.model:
-                await self.desk.feature(Models).use(link, model)
+            if model != self.desk.link_state.model or choice.path not in (None, self.desk.link_state.path):
+                await self.desk.feature(Models).use(link, choice.target)
         except QLocalError as error:
             screen.finish(idx, Entry(idx, False, "", model, note=str(error)))
             return None
         request = session.request(prompt_id)
         message = await session.begin_answer(self.desk.link_state.model, prompt_id)
         screen.begin(idx, Entry(idx, False, "", model, is_streaming=True))
-        answer = Answer(self.desk.store, message.message_id)
+        state = self.desk.link_state
+        about = {"asked": origin.asked_for(options, state), "made_by": origin.made_by(state)}
+        answer = Answer(self.desk.store, message.message_id, None, about)
 
         def show(event: AnswerEvent) -> None:
             if isinstance(event, TextDelta):
                 screen.append(idx, event.text)
+            elif isinstance(event, ToolRound):
+                screen.append(idx, block(event.round))
 
         try:
-            await answer.receive(link.answer(request), show)
+            await answer.receive(self.desk.feature(Tools).answer(link, request, options, None), show)
         except asyncio.CancelledError:
             screen.finish(idx, Entry(idx, False, answer.text, model, note=t(words.STOPPED)))
             raise

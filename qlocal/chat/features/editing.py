@@ -47,7 +47,7 @@ class Editing(Feature):
         self._leave()
 
     def edit_message(self) -> None:
-        message = self._chosen() or self.desk.session.last_prompt()
+        message = self.desk.message_at_cursor or self.desk.session.last_prompt()
         if message is None:
             self.desk.say(words.NOTHING_TO_EDIT)
             return
@@ -106,7 +106,7 @@ class Editing(Feature):
             self.desk.start(self._walk_tree(self.desk.session.conversation_id), "choose")
 
     def prune(self) -> None:
-        message = self._chosen() or (self.desk.session.branch[-1] if self.desk.session.branch else None)
+        message = self.desk.message_at_cursor or (self.desk.session.branch[-1] if self.desk.session.branch else None)
         if message is None or self.desk.session.conversation_id is None:
             self.desk.say(words.NOTHING_TO_EDIT)
         elif self.desk.feature(Turns).is_busy:
@@ -115,18 +115,11 @@ class Editing(Feature):
             self.desk.start(self._prune(message, self.desk.session.conversation_id), "choose")
 
     def new_from_here(self) -> None:
-        message = self._chosen() or (self.desk.session.branch[-1] if self.desk.session.branch else None)
+        message = self.desk.message_at_cursor or (self.desk.session.branch[-1] if self.desk.session.branch else None)
         if message is None:
             self.desk.say(words.NOTHING_TO_EDIT)
         else:
             self.desk.start(self._branch_off(message), "history")
-
-    def _chosen(self) -> Message | None:
-        """Return the message under the cursor."""
-        entry = self.desk.transcript.cursor_entry
-        if entry is None:
-            return None
-        return next((m for m in self.desk.session.branch if m.message_id == entry.entry_id), None)
 
     def _leave(self) -> None:
         self._edited = None

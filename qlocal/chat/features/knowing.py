@@ -75,10 +75,8 @@ class Knowing(Feature):
 
     def _chosen(self) -> Message | None:
         """Return the answer that the cursor is on."""
-        entry = self.desk.transcript.cursor_entry
-        chosen = None if entry is None else entry.entry_id
-        branch = self.desk.session.branch
-        return next((m for m in branch if m.message_id == chosen and m.role is Role.ASSISTANT), None)
+        at = self.desk.message_at_cursor
+        return at if at is not None and at.role is Role.ASSISTANT else None
 
     async def _plan(self, link: Link) -> None:
         chosen = await self.desk.ask(ModelScreen(await link.choices(), self.desk.link_state.model))

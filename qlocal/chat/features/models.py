@@ -36,6 +36,11 @@ class Models(Feature):
             elif state.phase is Phase.FAILED:
                 ready.set_exception(EngineError(f"{model} could not be loaded: {state.error}"))
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for a model by `use`."""
+        return bool(self._wanted)
+
     async def use(self, link: Link, model: str) -> None:
         """Load a model and wait until it is ready. QLocalError with the reason where it cannot be loaded."""
         waiting = (model, asyncio.get_running_loop().create_future())

@@ -26,16 +26,16 @@ class Replays(Feature):
     ACTIONS: ClassVar = (
         Action(
             "replay",
-            "",
+            "alt+r",
             "What bits changed",
-            "Read the last answer with another variant of the model and mark where they differ",
+            "Read the answer at the cursor with another variant of the model and mark where they differ",
             is_shown=False,
         ),
     )
 
     def replay(self) -> None:
         desk = self.desk
-        message = desk.session.last_answer()
+        message = desk.chosen_answer
         if desk.feature(Turns).is_busy:
             desk.say(words.STILL_BUSY)
         elif message is None or message.parent_id is None or not message.content:

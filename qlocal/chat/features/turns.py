@@ -199,10 +199,8 @@ class Turns(Feature):
         request = self.desk.session.request(prompt_id)
         message = await self.desk.session.begin_answer(self.desk.link_state.model, prompt_id)
         self.desk.show_branch()
-        sampling, structured = self.desk.session.sampling, self.desk.feature(Structured)
-        structured.begin()
-        seed = sampling.get("seed", new_seed())
-        options: dict[str, Any] = asked or {**sampling, "seed": seed, **structured.options}
+        self.desk.feature(Structured).begin()
+        options = dict(asked or self.options())
         asked = asked or origin.asked_for(options, self.desk.link_state)
         if begun is not None:
             self.desk.transcript.append_text(begun.text)
@@ -219,6 +217,10 @@ class Turns(Feature):
             ticker.stop()
             self.desk.transcript.flush()
             self._after_answer(answer)
+
+    def options(self) -> dict[str, Any]:
+        """Return how an answer of this conversation is asked for: its sampling, a seed, its form."""
+        return {"seed": new_seed(), **self.desk.session.sampling, **self.desk.feature(Structured).options}
 
     def _show_event(self, event: AnswerEvent) -> None:
         match event:

@@ -26,7 +26,7 @@ LEAST_COLUMN_CELLS = 32
 MAX_MODELS = 6
 
 
-class CompareChoice(ModalScreen[list[str] | None]):
+class CompareChoice(ModalScreen[list[Choice] | None]):
     """Returns two or more models, in the order of the list with the current one first; None after Esc."""
 
     CSS_PATH = "compare.tcss"
@@ -46,10 +46,7 @@ class CompareChoice(ModalScreen[list[str] | None]):
             box.border_title = t(words.COMPARE)
             box.border_subtitle = t(words.COMPARE_KEYS)
             yield Marks[str](
-                *[
-                    Selection(Content(clean_line(one.name)), one.name, one.name == self._current)
-                    for one in self._choices
-                ],
+                *[Selection(_content(one), one.target, one.name == self._current) for one in self._choices],
                 id="models",
             )
             yield Static(id="said")
@@ -60,7 +57,7 @@ class CompareChoice(ModalScreen[list[str] | None]):
     def action_take(self) -> None:
         chosen = self.query_one(SelectionList).selected
         if 2 <= len(chosen) <= MAX_MODELS:
-            self.dismiss([one.name for one in self._choices if one.name in chosen])
+            self.dismiss([one for one in self._choices if one.target in chosen])
         else:
             self.query_one("#said", Static).update(Content(words.compare_count(MAX_MODELS)))
 
@@ -149,3 +146,8 @@ class CompareScreen(Screen[int | None]):
 
     def _column(self, idx: int) -> Transcript:
         return self.query_one(f"#column-{idx}", Transcript)
+
+
+def _content(choice: Choice) -> Content:
+    detail = Content.styled(f"  {clean_line(choice.detail)}", "dim") if choice.detail else Content("")
+    return Content(clean_line(choice.name)) + detail
