@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import re
 import select
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from fcntl import ioctl
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from tests.chat.driving import stored
 from tests.chat.fake_server import Handler, fake_server
@@ -142,6 +144,25 @@ class Tmux:
         shown = subprocess.run([*self._base, "capture-pane", "-p"], capture_output=True, text=True, check=False)
         return shown.stdout
 
+    def paste(self, text: str) -> None:
+        """Paste as a terminal does that knows of bracketed paste."""
+        subprocess.run([*self._base, "set-buffer", text], check=True)
+        subprocess.run([*self._base, "paste-buffer", "-p"], check=True)
+
+    def resize(self, width: int, height: int) -> None:
+        subprocess.run([*self._base, "resize-window", "-x", str(width), "-y", str(height)], check=True)
+
+    def before_cursor(self) -> str:
+        """Return what stands in the line of the terminal's cursor up to it: there an input method shows its words."""
+        asked = [*self._base, "display-message", "-p", "#{cursor_x} #{cursor_y}"]
+        x, y = map(int, subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split())
+        text = ""
+        for char in self.screen().split("\n")[y]:
+            if cell_len(text) >= x:
+                break
+            text += char
+        return text
+
     def until(self, is_so: Callable[[str], bool]) -> str:
         deadline = time.monotonic() + WAIT_S
         while not is_so(screen := self.screen()):
@@ -154,6 +175,56 @@ class Tmux:
 
     def close(self) -> None:
         subprocess.run([*self._base, "kill-server"], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+def test_the_terminals_cursor_is_where_one_types_and_a_paste_is_one_chip(url: str, tmp_path: Path) -> None:
+    window = Tmux(tmp_path, shlex.join([sys.executable, "-c", START, url]), environment(tmp_path / "home"))
+    try:
+        window.until(lambda s: "fake-model · ready" in s)
+        for typed in ("ab", "中文", "é한"):
+            window.press(typed)
+            window.until(lambda _s: window.before_cursor().endswith(typed))  # noqa: B023
+        window.press("Left")
+        window.until(lambda _s: window.before_cursor().endswith("é"))
+        window.press("C-j", "日本")
+        window.until(lambda _s: window.before_cursor().endswith("│ 日本"))
+        window.press("C-j")
+        window.paste("\n".join(f"line {i}" for i in range(30)))
+        screen = window.until(lambda s: "[Pasted text #1 +30 lines" in s)
+        assert "line 29" not in screen and "▌" not in screen, "a line end in a paste sends nothing"
+        window.press("Enter")
+        window.until(lambda s: "line 29" in s and "中文 ok" in s)
+    finally:
+        window.close()
+    assert len(Handler.requests) == 1
+    assert Handler.requests[0]["messages"][-1]["content"].endswith("\nline 28\nline 29")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+def test_a_window_is_resized_while_an_answer_comes(url: str, tmp_path: Path) -> None:
+    window = Tmux(tmp_path, shlex.join([sys.executable, "-c", START, url]), environment(tmp_path / "home"))
+    try:
+        window.until(lambda s: "fake-model · ready" in s)
+        window.press("slow", "Enter")
+        window.until(lambda s: "word20 " in s)
+        for width, height in ((60, 15), (160, 50), (60, 15), (80, 24), (60, 15)):
+            before = int(re.findall(r"word(\d+)", window.screen())[-1])
+            window.resize(width, height)
+
+            def fits(screen: str) -> bool:
+                words = [int(number) for number in re.findall(r"word(\d+)", screen)][:-1]
+                lines = screen.rstrip("\n").split("\n")
+                frame = next((line for line in lines if line.startswith("╭")), "")
+                going_on = bool(words) and words[-1] > before + 5 and words == list(range(words[0], words[-1] + 1))  # noqa: B023
+                return going_on and cell_len(frame) == width and len(lines) == height  # noqa: B023
+
+            window.until(fits)
+        window.press("Escape")
+        window.until(lambda s: "■ stopped" in s)
+    finally:
+        window.close()
 
 
 @pytest.mark.slow
