@@ -198,7 +198,7 @@ def test_the_terminals_cursor_is_where_one_types_and_a_paste_is_one_chip(url: st
     finally:
         window.close()
     assert len(Handler.requests) == 1
-    assert Handler.requests[0]["messages"][-1]["content"].endswith("\nline 28\nline 29")
+    assert Handler.requests[0]["messages"][-1]["content"].endswith("\nline 28\nline 29한")
 
 
 @pytest.mark.slow
