@@ -12,11 +12,11 @@ from textual.widgets import OptionList
 from qlocal.chat import origin
 from qlocal.chat.events import Done, TextDelta
 from qlocal.chat.link_state import LinkState, Phase
-from qlocal.chat.screens.picker import Picker
 from qlocal.chat.store.records import Message, MessageState, Role
 from qlocal.schema import EngineState, Status
 from tests.chat.driving import Chat, run_chat, stored
 from tests.chat.scripted import ScriptedLink, answer_of
+from tests.chat.test_room import asked
 
 
 async def ask(chat: Chat, text: str, answer: str) -> None:
@@ -170,7 +170,7 @@ def test_the_tree_shows_all_branches_and_goes_to_one(tmp_path: Path) -> None:
         await chat.until_shown("Second.")
         await chat.until_idle()
         await chat.pilot.press("f8")
-        await chat.until(lambda: isinstance(chat.app.screen, Picker))
+        await chat.until(lambda: asked(chat))
         lines = [str(option.prompt) for option in chat.app.screen.query_one(OptionList).options]
         assert [line.split(":")[0].strip() for line in lines] == ["● You", "○ tiny-model", "● tiny-model"]
         await chat.pilot.press("down", "enter")
@@ -187,12 +187,12 @@ def test_pruning_asks_first_and_deletes_what_is_below(tmp_path: Path) -> None:
         await chat.until_shown("Second.")
         await chat.until_idle()
         await chat.say("/prune")
-        await chat.until(lambda: isinstance(chat.app.screen, Picker))
+        await chat.until(lambda: asked(chat))
         await chat.pilot.press("enter")  # what is marked first deletes nothing
         await chat.until(lambda: chat.app.screen is chat.app.chat)
         assert "Second." in chat.shown
         await chat.say("/prune")
-        await chat.until(lambda: isinstance(chat.app.screen, Picker))
+        await chat.until(lambda: asked(chat))
         await chat.pilot.press("down", "enter")
         await chat.until_shown("First.")
         assert "1 messages are deleted" in chat.notice

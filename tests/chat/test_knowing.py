@@ -53,7 +53,8 @@ def ready(**changes: Any) -> LinkState:
 def rows(chat: Chat) -> str:
     screen = chat.app.screen
     assert isinstance(screen, FactsScreen)
-    return re.sub(r"\n {10,}", " ", str(screen.query_one("#rows", Static).content))
+    # Nothing yet where the screen is there and what stands in it is not.
+    return "".join(re.sub(r"\n {10,}", " ", str(one.content)) for one in screen.query("#rows").results(Static))
 
 
 async def opened(chat: Chat, action: str) -> None:
