@@ -14,7 +14,7 @@ import qlocal
 from qlocal.cards import number_by_bus
 from qlocal.clean import clean
 from qlocal.devices import keep_threads_calm
-from qlocal.errors import QLocalError, UsageError
+from qlocal.errors import QLocalError, UsageError, memory_in_words
 
 COMMANDS = {
     "chat": "talk to a model in the terminal",
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_threads_calm()
     number_by_bus()
     try:
-        code = _run(arguments)
+        with memory_in_words():
+            code = _run(arguments)
         sys.stdout.flush()
         return code
     except QLocalError as error:

@@ -25,6 +25,10 @@ the chat shows it beside the prompt.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class QLocalError(Exception):
     """Base of all expected failures. `message` is one sentence, `hint` says what to do next."""
@@ -127,3 +131,25 @@ class ServerError(QLocalError):
 
 class HistoryError(QLocalError):
     """The file of past conversations cannot be opened, read or written."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory: Python's, the system's or torch's, which has only words for it."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    told = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("allocate memory" in told or "out of memory" in told)
+    )
+
+
+@contextmanager
+def memory_in_words() -> Iterator[None]:
+    """Turn whatever says that there is no memory into a PlanError, for a command as a whole."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = "End what takes it, or choose a smaller model or context."
+        raise PlanError("there is no memory left for this", hint=hint) from error

@@ -13,7 +13,7 @@ from qlocal import catalog
 from qlocal.cards import number_by_bus
 from qlocal.clean import clean
 from qlocal.devices import keep_freed_memory, keep_threads_calm
-from qlocal.errors import QLocalError, QualityError, UsageError
+from qlocal.errors import QLocalError, QualityError, UsageError, memory_in_words
 from qlocal.models.base import Architecture, ModelConfig
 from quantize.arguments import Parser
 from quantize.backends.base import NAMES, check_arguments
@@ -34,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     number_by_bus()
     keep_freed_memory()
     try:
-        if arguments[:1] == ["verify"]:
-            from quantize.verify import verify_command  # imports torch
+        with memory_in_words():
+            if arguments[:1] == ["verify"]:
+                from quantize.verify import verify_command  # imports torch
 
-            return verify_command(arguments[1:])
-        return _quantize(arguments)
+                return verify_command(arguments[1:])
+            return _quantize(arguments)
     except QLocalError as error:
         print(f"quantize: {clean(str(error))}", file=sys.stderr)
         return error.exit_code

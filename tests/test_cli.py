@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import quantize.cli
 from qlocal import cli
 from qlocal.cli import COMMANDS, main
 from qlocal.errors import UsageError
@@ -64,6 +66,33 @@ def test_mistake_is_one_line_and_exit_code_2(
 def test_foreign_text_in_an_error_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "show", "\x1b]0;title\x07"]) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("you can't allocate memory")],
+    ids=lambda error: type(error).__name__,
+)
+def test_without_memory_it_is_one_line_and_exit_code_2(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: list[str]) -> int:
+        raise error
+
+    for program, name in ((cli, "_run"), (quantize.cli, "_quantize")):
+        monkeypatch.setattr(program, name, fail)
+        assert program.main(["models"]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "there is no memory left for this. End what takes it" in told
+
+
+def test_other_defects_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: list[str]) -> int:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main(["models"])
 
 
 def test_interruption_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

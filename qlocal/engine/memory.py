@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
-from qlocal.errors import PlanError
+from qlocal.errors import PlanError, is_out_of_memory
 from qlocal.plan import Plan
 from qlocal.plan.layout import shown_bytes
 from qlocal.plan.request import MIN_CONTEXT
@@ -20,15 +17,9 @@ def out_of_memory_in_words(name: str, plan: Plan) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
-        if not _is_about_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise _sentence(name, plan) from error
-
-
-def _is_about_memory(error: Exception) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return error.errno == errno.ENOMEM if isinstance(error, OSError) else "allocate memory" in str(error)
 
 
 def _sentence(name: str, plan: Plan) -> PlanError:

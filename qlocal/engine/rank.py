@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from qlocal.devices import keep_threads_calm
 from qlocal.endings import leave_process
 from qlocal.engine.connection import Closed, Connection
-from qlocal.errors import QLocalError
+from qlocal.errors import QLocalError, is_out_of_memory
 from qlocal.protocol import Cancel, Failed, Join, Load, Message, Ping, Pong, Shutdown, Submit, Vocabulary
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _failure(error: Exception) -> Failed:
     """Say in one sentence why the rank ends."""
     if isinstance(error, QLocalError):
         return Failed(error.message, error.hint)
-    if isinstance(error, MemoryError) or "allocate" in str(error):
+    if is_out_of_memory(error):
         return Failed("the engine ran out of memory", "Choose a smaller context or a smaller model.")
     log.error("the engine failed", exc_info=error)
     return Failed(f"the engine failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
