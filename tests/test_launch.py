@@ -286,7 +286,7 @@ def test_a_server_that_has_to_change_says_what_it_does_and_one_that_has_not_says
         ({"draft": "none"}, "loads first again, with no guesses"),
         ({"draft": "none"}, None),
         ({"max_context": 300}, "loads first again, with a context of 300 instead of 256"),
-        ({"kv": "q8,q4"}, "loads first again, with keys and values in q8,q4 instead of f16"),
+        ({"kv": "q8,q4"}, "loads first again, with keys and values in q8,q4 instead of q8"),
         ({"kv": "f16"}, "loads first again, with keys and values in f16 instead of q8,q4"),
     )
     for wish, expected in wishes:

@@ -60,6 +60,8 @@ class Service:
         self._check = check
         self._templates = templates
         self._model: ModelText | None = None
+        self._last: tuple[Path, EngineOptions] | None = None
+        """What was loaded last, or was to be, and how."""
         self._loading: asyncio.Task[None] | None = None
         self._one_load = asyncio.Lock()
         self._health_ids = itertools.count()
@@ -67,15 +69,17 @@ class Service:
     async def load(self, request: LoadRequest, options: EngineOptions) -> None:
         """Stop what is loaded and start loading another model; returns before it is ready.
 
+        options: as the server was started. What is loaded once more keeps the options it has, but for those named.
+
         Raises RequestError when there is no such model; later failures appear on the status board.
         """
-        options = _with_request(options, request)
+        path = await self._found(request.model, "model")
+        options = _with_request(self._options_of(path, options), options, request)
         if options.nodes is not None and self.board.status.path is not None:
             raise RequestError(
                 f"the model is shared by {options.nodes.count} nodes, and cannot be changed while they run",
                 hint="Start all nodes with the other model.",
             )
-        path = await self._found(request.model, "model")
         if options.draft not in (None, FROM_CONTEXT, NO_DRAFT):
             options = replace(options, draft=str(await self._found(options.draft, "draft")))
         async with self._one_load:
@@ -83,13 +87,17 @@ class Service:
 
     async def plan(self, request: LoadRequest, options: EngineOptions) -> dict[str, Any]:
         """Return what loading would take, as if nothing were loaded. RequestError says why it cannot be."""
-        options = _with_request(options, request)
         path = await self._found(request.model, "model")
+        options = _with_request(self._options_of(path, options), options, request)
         free = self._free_without_model()
         try:
             return await asyncio.to_thread(lambda: shown_plan(load_message(path, options), free))
         except QLocalError as error:
             raise RequestError(str(error), param="model", code="cannot_be_loaded") from error
+
+    def _options_of(self, path: Path, options: EngineOptions) -> EngineOptions:
+        """Return the options that a model was loaded with, if it is the last one that was, else `options`."""
+        return self._last[1] if self._last is not None and self._last[0] == path else options
 
     def _free_without_model(self) -> dict[str, int]:
         """Return what is free on devices that hold a part of the model, which another one would take the place of."""
@@ -105,7 +113,7 @@ class Service:
     async def _replace(self, path: Path, options: EngineOptions) -> None:
         await self._stop_loading()
         await self.engine.stop()
-        self._model = None
+        self._model, self._last = None, (path, options)
         name = display_name(path)
         self.board.update(
             state=EngineState.LOADING,
@@ -257,29 +265,20 @@ class Service:
             self._loading = None
 
 
-def _with_request(options: EngineOptions, request: LoadRequest) -> EngineOptions:
-    if request.max_context is not None:
-        options = replace(options, max_context=request.max_context)
-    if request.head is not None:
-        options = replace(options, head=request.head)
-    if request.kv is not None:
+def _with_request(running: EngineOptions, started: EngineOptions, request: LoadRequest) -> EngineOptions:
+    """Return `running` with what the request names; null takes back what the server was started with."""
+    changes: dict[str, Any] = {}
+    for name in request.model_fields_set - {"model"}:
+        value = getattr(request, name)
         try:
-            kv_types(request.kv)
+            if name == "kv" and value is not None:
+                kv_types(value)
+            elif name == "devices" and value is not None:
+                value = device_list(value)
         except ValueError as error:
-            raise RequestError(f"kv: {error}", param="kv") from error
-        options = replace(options, kv=request.kv)
-    if request.draft is not None:
-        options = replace(options, draft=request.draft)
-    if request.offload is not None:
-        options = replace(options, offload=request.offload)
-    if request.split is not None:
-        options = replace(options, split=request.split)
-    if request.devices is not None:
-        try:
-            options = replace(options, devices=device_list(request.devices))
-        except ValueError as error:
-            raise RequestError(f"devices: {error}", param="devices") from error
-    return options
+            raise RequestError(f"{name}: {error}", param=name) from error
+        changes[name] = getattr(started, name) if value is None else value
+    return replace(running, **changes)
 
 
 def load_message(path: Path, options: EngineOptions) -> Load:

@@ -96,6 +96,23 @@ def test_another_model_replaces_the_first(server: Running) -> None:
         assert client.post("/v1/chat/completions", json={"messages": [HI]}).status_code == 200
 
 
+def test_a_model_that_is_loaded_again_keeps_the_options_that_are_not_named(server: Running) -> None:
+    def loaded(**body: Any) -> int | None:
+        with server.client() as client:
+            assert client.post("/qlocal/load", json=body).status_code == 202
+        server.wait_for(EngineState.READY)
+        return server.service.board.status.max_context
+
+    whole = server.service.board.status.max_context
+    assert loaded(model="echo", max_context=64) == 64 != whole
+    assert loaded(model="echo", kv="q8") == 64
+    assert loaded(model="echo", max_context=96) == 96
+    assert loaded(model="echo") == 96
+    assert loaded(model="echo", max_context=None) == whole
+    assert loaded(model="second", max_context=64) == 64
+    assert loaded(model="echo", kv="q8") == whole, "what another model had is not this one's"
+
+
 def test_unknown_model_cannot_be_loaded_and_the_old_one_stays(server: Running) -> None:
     with server.client() as client:
         response = client.post("/qlocal/load", json={"model": "unknown"})
