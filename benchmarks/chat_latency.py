@@ -2,8 +2,8 @@
 
 `python benchmarks/chat_latency.py` prints a table, `--json FILE` writes it too. While a server streams 300 tokens a
 second of prose, list, code and table into a conversation of 10,000 messages, keys are typed, and timed until the
-terminal is told to draw them. "own" leaves out the time in which the program waited for a processor that others had:
-on an idle machine both are the same.
+terminal is told to draw them; then the window changes its size. In another history 100,000 messages are searched. "own"
+leaves out the time in which the program waited for a processor that others had: on an idle machine both are the same.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import argparse
 import json
 import os
 import random
+import sqlite3
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +26,8 @@ from benchmarks.chat_bench.server import streaming_server  # noqa: E402 - the ch
 from benchmarks.chat_bench.terminal import Terminal, Took  # noqa: E402
 from qlocal.chat.store.database import open_database  # noqa: E402
 from qlocal.chat.store.history import History  # noqa: E402
-from qlocal.chat.store.records import Role  # noqa: E402
+from qlocal.chat.store.records import Conversation, Message, MessageState, Role  # noqa: E402
+from qlocal.chat.words import SEARCH_FOR  # noqa: E402
 
 NUM_MESSAGES = 10_000
 TOKENS_PER_S = 300.0
@@ -32,6 +35,9 @@ NUM_KEYS = 200
 PAUSE_S = (0.05, 0.15)
 IDLE_S = 20.0
 STARTS = 7
+SIZES = [(80, 24), (160, 50), (60, 15), (120, 40)] * 5
+NUM_SEARCHED, NUM_CONVERSATIONS = 100_000, 500
+QUERIES = 40
 BACKSPACE = b"\x7f"
 STOCK_KEYS = 20
 FOCUS_OUT_AND_IN = b"\x1b[O\x1b[I"
@@ -57,6 +63,21 @@ def make_history(home: Path) -> None:
         is_user = i % 2 == 0
         text = f"Question {i} about something?" if is_user else ANSWER + f"number {i}."
         parent = history.add_message(conversation, parent, Role.USER if is_user else Role.ASSISTANT, text)
+    connection.close()
+
+
+def make_searched(home: Path) -> None:
+    """Write a history of 100,000 messages, each with a word of its own."""
+    connection, _ = open_database(home / "history.sqlite3")
+    connection.execute("PRAGMA synchronous = OFF")
+    history = History(connection)
+    for _ in range(NUM_CONVERSATIONS):
+        messages = []
+        for number in range(NUM_SEARCHED // NUM_CONVERSATIONS):
+            name = f"{random.randrange(10**9):09}"
+            text = f"{ANSWER}word{name} found{name}"
+            messages.append(Message(number + 1, number or None, Role.USER, text, MessageState.COMPLETE, None, 0.0))
+        history.add_conversation(Conversation(1, "one of many", None, None, 0.0, 0.0, len(messages), 0), messages)
     connection.close()
 
 
@@ -135,14 +156,39 @@ def measure_chat(url: str, home: Path) -> list[Row]:
 
 
 def measure_streaming(terminal: Terminal) -> list[Row]:
-    terminal.press(b"go\r")
-    terminal.until("river")
+    rows = [best("Enter to the answer's first words", [terminal.reaction(b"go\r", "river")], "")]
     terminal.settle(0.0)
     before_s, began = terminal.cpu_s(), time.perf_counter()
-    rows = [percentiles("key to screen, 300 tokens/s", typed(terminal), "33 / 50 ms")]
+    rows.append(percentiles("key to screen, 300 tokens/s", typed(terminal), "33 / 50 ms"))
     share = (terminal.cpu_s() - before_s) / (time.perf_counter() - began)
     rows.append({"what": "CPU while streaming", "bar": "", "percent": share * 100})
+    resized: list[Took] = []
+    for size in SIZES:
+        terminal.resize(*size)
+        resized.append(terminal.key_to_screen())
+        terminal.press(BACKSPACE)
+        terminal.read(0.2)
+    rows.append(percentiles("another size and a key, 300 tokens/s", resized, ""))
     return rows
+
+
+def measure_search(url: str, home: Path) -> Row:
+    """Search as one types, from the last letter of a word to the line with the hit."""
+    terminal = chat(url, home)
+    terminal.until("fake-model")
+    terminal.settle()
+    terminal.reaction(b"\x06", SEARCH_FOR)
+    terminal.settle()
+    with closing(sqlite3.connect(home / "history.sqlite3")) as database:
+        rows = database.execute("SELECT content FROM message ORDER BY RANDOM() LIMIT ?", (QUERIES,))
+        names = [content.rpartition("found")[2] for (content,) in rows]
+    took: list[Took] = []
+    for name in names:
+        terminal.reaction(BACKSPACE * 20 + f"word{name[:-1]}".encode(), f"found{name}")
+        terminal.settle()
+        took.append(terminal.reaction(name[-1:].encode(), f"found{name}"))  # the list is drawn anew
+    terminal.close()
+    return percentiles(f"search in {NUM_SEARCHED:,} messages, a key to the hit", took, "50 ms")
 
 
 def measure_stock(url: str, num_messages: int) -> list[Row]:
@@ -181,6 +227,9 @@ def main() -> None:
         home = Path(folder)
         make_history(home)
         rows = [measure_start(url, home), *measure_chat(url, home)]
+        (home / "searched").mkdir()
+        make_searched(home / "searched")
+        rows.append(measure_search(url, home / "searched"))
         show(rows)
         if arguments.stock:
             rows += (stock := measure_stock(url, arguments.stock))
