@@ -268,7 +268,8 @@ class Service:
 def _with_request(running: EngineOptions, started: EngineOptions, request: LoadRequest) -> EngineOptions:
     """Return `running` with what the request names; null takes back what the server was started with."""
     changes: dict[str, Any] = {}
-    for name in request.model_fields_set - {"model"}:
+    # A field that nobody knows counts as set, too, and is let pass as everywhere.
+    for name in (request.model_fields_set & LoadRequest.model_fields.keys()) - {"model"}:
         value = getattr(request, name)
         try:
             if name == "kv" and value is not None:

@@ -113,6 +113,14 @@ def test_a_model_that_is_loaded_again_keeps_the_options_that_are_not_named(serve
     assert loaded(model="echo", kv="q8") == whole, "what another model had is not this one's"
 
 
+def test_a_field_that_nobody_knows_does_not_hinder_loading(server: Running) -> None:
+    with server.client() as client:
+        body = {"model": "echo", "max_context": 64, "unheard_of": 1}
+        assert client.post("/qlocal/load", json=body).status_code == 202
+    server.wait_for(EngineState.READY)
+    assert server.service.board.status.max_context == 64
+
+
 def test_unknown_model_cannot_be_loaded_and_the_old_one_stays(server: Running) -> None:
     with server.client() as client:
         response = client.post("/qlocal/load", json={"model": "unknown"})
