@@ -149,8 +149,10 @@ def ensure_server(
 
 
 def request_load(address: Address, model: str, options: EngineOptions) -> Status:
-    """Ask a server to load a model; returns its status at once."""
-    body: dict[str, Any] = {"model": model, "devices": list(options.devices), "split": options.split}
+    """Ask a server to load a model; returns its status at once. What is left open stays as it runs."""
+    body: dict[str, Any] = {"model": model, "devices": list(options.devices)}
+    if options.split != "auto":
+        body["split"] = options.split
     if options.max_context is not None:
         body["max_context"] = options.max_context
     if options.offload != "auto":

@@ -105,13 +105,13 @@ class LocalLink:
 
     @property
     def _wanted(self) -> dict[str, Any]:
-        """What loading is asked for beside the model."""
+        """What loading is asked for beside the model; None for what is left to the server, as it runs there."""
         engine = self._engine
         return {
             "max_context": engine.max_context,
             "devices": list(engine.devices),
             "head": engine.head,
-            "split": engine.split,
+            "split": None if engine.split == "auto" else engine.split,
             "kv": engine.kv,
             "draft": None if engine.draft is None else _absolute(engine.draft),
         }

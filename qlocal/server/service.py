@@ -73,16 +73,17 @@ class Service:
 
         Raises RequestError when there is no such model; later failures appear on the status board.
         """
-        path = await self._found(request.model, "model")
-        options = _with_request(self._options_of(path, options), options, request)
         if options.nodes is not None and self.board.status.path is not None:
             raise RequestError(
                 f"the model is shared by {options.nodes.count} nodes, and cannot be changed while they run",
                 hint="Start all nodes with the other model.",
             )
-        if options.draft not in (None, FROM_CONTEXT, NO_DRAFT):
-            options = replace(options, draft=str(await self._found(options.draft, "draft")))
+        path = await self._found(request.model, "model")
+        # Of two that change one option each, the second is put on what the first asked for.
         async with self._one_load:
+            options = _with_request(self._options_of(path, options), options, request)
+            if options.draft not in (None, FROM_CONTEXT, NO_DRAFT):
+                options = replace(options, draft=str(await self._found(options.draft, "draft")))
             await self._replace(path, options)
 
     async def plan(self, request: LoadRequest, options: EngineOptions) -> dict[str, Any]:
@@ -96,8 +97,10 @@ class Service:
             raise RequestError(str(error), param="model", code="cannot_be_loaded") from error
 
     def _options_of(self, path: Path, options: EngineOptions) -> EngineOptions:
-        """Return the options that a model was loaded with, if it is the last one that was, else `options`."""
-        return self._last[1] if self._last is not None and self._last[0] == path else options
+        """Return the options that a model runs with or is loading with, else `options`: what failed with an option is
+        not to fail with it again when nobody names it."""
+        runs = self.board.status.state in (EngineState.READY, EngineState.LOADING)
+        return self._last[1] if runs and self._last is not None and self._last[0] == path else options
 
     def _free_without_model(self) -> dict[str, int]:
         """Return what is free on devices that hold a part of the model, which another one would take the place of."""

@@ -104,7 +104,7 @@ def test_a_model_is_changed_by_the_server_with_the_same_options(
         await link.aclose()
 
     asyncio.run(scenario())
-    assert Handler.loads == [{"model": "other", "max_context": 512, "devices": ["cpu"], "split": "auto"}]
+    assert Handler.loads == [{"model": "other", "max_context": 512, "devices": ["cpu"]}]
 
 
 def test_a_refused_model_is_said_and_another_can_be_chosen(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
