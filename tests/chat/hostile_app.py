@@ -25,6 +25,7 @@ from qlocal.chat.link_state import Choice, LinkState, Phase, ShownPlan, Variant
 from qlocal.chat.logprobs import Candidate, TokenLogprobs
 from qlocal.chat.preferences import Preferences
 from qlocal.chat.replay import Replay, ReplayedToken
+from qlocal.chat.screens.alternatives import AlternativesScreen
 from qlocal.chat.screens.approval import ApprovalScreen
 from qlocal.chat.screens.compare import CompareChoice, CompareScreen
 from qlocal.chat.screens.picker import Line, Question
@@ -138,13 +139,15 @@ def unasked(payload: str) -> list[Screen[Any]]:
     """What opens by itself, not by an action: the question before a tool, and the one at the limit."""
     call = ToolCall("c1", payload, json.dumps({payload: payload, "list": [payload]}))
     lines = [Line(payload, payload, 1), Line(payload, payload, None)]
-    tokens = [TokenLogprobs(Candidate(1, payload.encode("utf-8", "replace"), -0.1), ()) for _ in range(3)]
+    candidate = Candidate(1, payload.encode("utf-8", "replace"), -0.1)
+    tokens = [TokenLogprobs(candidate, (candidate, candidate)) for _ in range(3)]
     variant = Variant(payload, payload, payload, 5, False, True)
     replayed = Replay(payload, payload, [ReplayedToken(token, token, 0.2) for token in tokens])
     return [
         ApprovalScreen(call, payload),
         ApprovalScreen(ToolCall("c1", payload, payload), payload),
         Question(payload, lines, payload),
+        AlternativesScreen(payload, tokens),
         ReplayScreen(replayed),
         CompareChoice([Choice(payload, payload)], payload),
         ToolboxScreen([Offer(payload, payload, True)], payload),

@@ -239,7 +239,8 @@ async def streaming(chat: Chat, talk: Talk) -> None:
     half: list[AnswerEvent | asyncio.Event] = [*answer_of(talk.turns[0][1][-1][:210])[:-2], asyncio.Event()]
     chat.link.answers = [half]
     await chat.say(talk.turns[0][0])
-    await chat.until(lambda: len(chat.app.chat.query_one(Transcript).entries[-1].text) == 210)
+    transcript = chat.app.chat.query_one(Transcript)
+    await chat.until(lambda: bool(transcript.entries) and len(transcript.entries[-1].text) == 210)
     await chat.say(talk.turns[1][0])
 
 
