@@ -108,9 +108,13 @@ class Terminal:
         self.until(text, start)
         return self._took(began, before_all)
 
-    def resize(self, columns: int, rows: int) -> None:
-        """Change the size as a window manager does."""
-        self._size(self.master, columns, rows)
+    def redrawn(self, size: tuple[int, int], text: str) -> Took:
+        """Change columns and rows as a window manager does, and wait until the program has drawn `text` again."""
+        start, before_all = len(self.output), self._scheduled()
+        began = time.perf_counter()
+        self._size(self.master, *size)
+        self.until(text, start)
+        return self._took(began, before_all)
 
     def cpu_s(self) -> float:
         """Return the processor time that the program has taken."""
