@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import signal
 import sqlite3
 import stat
@@ -155,6 +156,30 @@ def test_two_chats_write_at_once_and_nothing_is_lost(path: Path) -> None:
         assert contents == [f"{conversation.title} {i}" for i in range(30)]
     assert len(history.conversations()) == 2
     connection.close()
+
+
+def open_at_once(path: Path, num: int) -> list[int]:
+    """Open and close a history in so many processes at the same moment; return how they ended."""
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(num)
+
+    def use() -> None:
+        barrier.wait()
+        connection, salvage = open_database(path)
+        connection.close()
+        sys.exit(salvage is not None)
+
+    processes = [context.Process(target=use) for _ in range(num)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def test_chats_that_start_at_once_share_the_history_that_one_of_them_makes(tmp_path: Path) -> None:
+    for attempt in range(20):
+        assert open_at_once(tmp_path / str(attempt) / "history.sqlite3", 3) == [0, 0, 0]
 
 
 def test_a_migration_copies_the_file_first_and_keeps_every_message(path: Path) -> None:

@@ -42,15 +42,12 @@ def open_database(
     """
     with _failures_told(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            return _open(path, migrations), None
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
-            pass
+        # Of chats that start at once, one makes the file, or mends it; SQLite itself would refuse the others.
         with _alone(path):
             try:
-                return _open(path, migrations), None  # another chat was quicker to mend it
+                return _open(path, migrations), None
+            except sqlite3.OperationalError:
+                raise
             except sqlite3.DatabaseError:
                 salvage = _replace_by_salvage(path)
             return _open(path, migrations), salvage
@@ -132,12 +129,15 @@ def _is_journal_damaged(path: Path) -> bool:
     """Return whether the journal of a history is not what was written. One that another chat writes meanwhile, which
     may be read half old and half new, is not called so."""
     journal = _beside(path, "-wal")
-    if not journal.exists() or not 0 < journal.stat().st_size <= MAX_CHECKED_BYTES:
+    try:
+        if not 0 < journal.stat().st_size <= MAX_CHECKED_BYTES:
+            return False
+        with path.open("rb") as file:
+            size = page_bytes(file.read(HEADER_BYTES))
+        found = journal.read_bytes()
+        return read_journal(found, size).is_damaged and journal.read_bytes() == found
+    except FileNotFoundError:  # there is none, or the last chat closes: then the file has all of it
         return False
-    with path.open("rb") as file:
-        size = page_bytes(file.read(HEADER_BYTES))
-    found = journal.read_bytes()
-    return read_journal(found, size).is_damaged and journal.read_bytes() == found
 
 
 def connect(path: Path | str) -> sqlite3.Connection:
@@ -194,7 +194,7 @@ def _copy(connection: sqlite3.Connection, target: Path) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock on the folder: of chats that start at once, one makes a damaged history anew."""
+    """Hold a lock on the folder."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
