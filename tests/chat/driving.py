@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from textual.events import Key
 from textual.pilot import Pilot
 
 from qlocal.chat.app import ChatApp
@@ -52,6 +53,11 @@ class Chat:
     async def say(self, text: str) -> None:
         self.prompt.text = text
         await self.pilot.press("enter")
+
+    def press_at_once(self, *keys: str) -> None:
+        """Press keys as a slow line brings them: all together, none waiting for what the one before it does."""
+        for key in keys:
+            self.app.post_message(Key(key, key if len(key) == 1 else None))
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         async with asyncio.timeout(WAIT_S):

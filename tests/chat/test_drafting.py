@@ -75,6 +75,22 @@ def test_a_chip_is_one_unit_for_the_cursor_and_for_deleting(tmp_path: Path, keys
     run_chat(tmp_path, ScriptedLink([]), use)
 
 
+def test_keys_that_come_at_once_act_in_their_order(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        chat.press_at_once(*"abc", "backspace", "d", "left", "e", "home", "f", "end", "ctrl+w", "g", "backspace", *"hi")
+        await chat.until(lambda: chat.prompt.text.endswith("i"))
+        assert chat.prompt.text == "hi"
+        chat.press_at_once("home", "x", "delete", "y", "enter", "z", "backspace", "o", "k")
+        await chat.until(lambda: chat.prompt.text.endswith("k"))
+        assert chat.prompt.text == "ok"
+        chat.press_at_once("enter", "a", "enter", "/", "x", "enter", "b")
+        await chat.until(lambda: chat.prompt.text.endswith("b") and len(chat.link.requests) == 3)
+        assert chat.prompt.text == "/xb", "a command that is none stays, and what was typed behind it"
+        assert [request[-1]["content"] for request in chat.link.requests] == ["xyi", "ok", "a"]
+
+    run_chat(tmp_path, ScriptedLink([answer_of("Yes."), answer_of("So."), answer_of("No.")]), use)
+
+
 def test_what_a_chip_stands_for_can_be_looked_at(tmp_path: Path) -> None:
     async def use(chat: Chat) -> None:
         await chat.pilot.press("alt+v")

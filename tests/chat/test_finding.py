@@ -15,6 +15,7 @@ from qlocal.chat.store.database import open_database
 from qlocal.chat.store.han import han
 from qlocal.chat.store.history import History
 from qlocal.chat.store.records import Conversation, MessageState, Role
+from qlocal.chat.widgets.editing import LineEditor
 from qlocal.chat.widgets.sidebar import Sidebar
 from tests.chat.driving import Chat, run_chat, stored
 from tests.chat.scripted import ScriptedLink, answer_of
@@ -46,6 +47,19 @@ def test_a_hit_opens_its_conversation_on_its_branch(tmp_path: Path) -> None:
         assert "about bees" in chat.shown and "They hum." not in chat.shown
 
     run_chat(tmp_path, ScriptedLink([answer_of(text) for text in ("They dance.", "They hum.", "They march.")]), use)
+
+
+def test_keys_in_the_search_act_in_their_order_and_enter_takes_what_they_find(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await ask(chat, "about ants", "They march.")
+        await chat.pilot.press("ctrl+n")
+        await ask(chat, "about bees", "They dance.")
+        await chat.pilot.press("ctrl+f")
+        await chat.until(lambda: isinstance(chat.app.focused, LineEditor))
+        chat.press_at_once(*"xants", "home", "delete", "end", "z", "backspace", "enter")
+        await chat.until_shown("They march.")
+
+    run_chat(tmp_path, ScriptedLink([answer_of("They march."), answer_of("They dance.")]), use)
 
 
 @pytest.mark.parametrize(

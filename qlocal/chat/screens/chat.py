@@ -185,6 +185,7 @@ class ChatScreen(Screen[None]):
             self.desk.feature(Turns).send(
                 event.text.removeprefix(PREFIX) if event.text.startswith("//") else event.text
             )
+        self.desk.prompt.looked_at()
 
     @on(ConversationChosen)
     def open_chosen(self, event: ConversationChosen) -> None:

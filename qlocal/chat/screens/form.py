@@ -16,6 +16,7 @@ from textual.widgets import Label, TextArea
 
 from qlocal.chat import words
 from qlocal.chat.languages import t
+from qlocal.chat.widgets.editing import act_at_once
 from qlocal.clean import clean, clean_line
 
 NEW_LINE_KEYS = frozenset({"ctrl+j", "shift+enter", "alt+enter"})
@@ -31,15 +32,15 @@ class Field(TextArea):
         super().__init__(clean(value), soft_wrap=True, show_line_numbers=False, tab_behavior="focus", name=name)
 
     async def _on_key(self, event: Key) -> None:
-        if event.key != "enter" and event.key not in NEW_LINE_KEYS:
-            await super()._on_key(event)
+        if event.key == "enter":
+            self.post_message(self.Done())
+        elif event.key in NEW_LINE_KEYS:
+            self.insert("\n")
+        else:
+            await act_at_once(self, event)
             return
         event.stop()
         event.prevent_default()
-        if event.key == "enter":
-            self.post_message(self.Done())
-        else:
-            self.insert("\n")
 
 
 class Form(ModalScreen[dict[str, str] | None]):

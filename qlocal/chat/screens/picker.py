@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 
 from qlocal.chat import words
 from qlocal.chat.languages import t
+from qlocal.chat.widgets.editing import LineEditor
 from qlocal.clean import clean_line
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Picker(ModalScreen[T | None], Generic[T]):
             box.border_title = self._title
             box.border_subtitle = t(self.KEYS)
             if self.HAS_FILTER:
-                yield Input(placeholder=t("Filter"), id="filter")
+                yield LineEditor(placeholder=t("Filter"), id="filter")
             yield OptionList(id="lines", markup=False)
 
     def on_mount(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import ClassVar
 
 from textual import on, work
@@ -13,11 +14,13 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
+from textual.worker import Worker, WorkerError
 
 from qlocal.chat import words
 from qlocal.chat.languages import t
 from qlocal.chat.store.records import Hit, Role
 from qlocal.chat.store.threaded import Store
+from qlocal.chat.widgets.editing import LineEditor
 from qlocal.clean import clean_line
 from qlocal.errors import QLocalError
 
@@ -36,12 +39,13 @@ class SearchScreen(ModalScreen[Hit | None]):
         super().__init__()
         self._store = store
         self._hits: list[Hit] = []
+        self._looking: Worker[None] | None = None
 
     def compose(self) -> ComposeResult:
         with Vertical(id="picker") as box:
             box.border_title = t(words.SEARCH)
             box.border_subtitle = t(words.SEARCH_KEYS)
-            yield Input(placeholder=t(words.SEARCH_FOR), id="filter")
+            yield LineEditor(placeholder=t(words.SEARCH_FOR), id="filter")
             yield OptionList(id="lines", markup=False)
 
     def on_mount(self) -> None:
@@ -49,7 +53,7 @@ class SearchScreen(ModalScreen[Hit | None]):
 
     @on(Input.Changed)
     def look(self, event: Input.Changed) -> None:
-        self._look(event.value)
+        self._looking = self._look(event.value)
 
     @work(exclusive=True)
     async def _look(self, text: str) -> None:
@@ -67,7 +71,11 @@ class SearchScreen(ModalScreen[Hit | None]):
         options.highlighted = 0 if hits else None
 
     @on(Input.Submitted)
-    def take_highlighted(self) -> None:
+    async def take_highlighted(self) -> None:
+        # Enter so soon after a letter is meant for what will be found, not for what still stands there.
+        if self._looking is not None:
+            with suppress(WorkerError):
+                await self._looking.wait()
         idx = self.query_one(OptionList).highlighted
         if idx is not None and self._hits:
             self.dismiss(self._hits[idx])

@@ -10,6 +10,7 @@ from textual.widgets import TextArea
 from qlocal.chat.attachments import Attachments, is_long
 from qlocal.chat.languages import t
 from qlocal.chat.messages import AttachmentAdded, PromptSubmitted, SuggestionKey
+from qlocal.chat.widgets.editing import act_at_once
 
 # Shift+Enter and Alt+Enter reach us in some terminals only; Ctrl+J in all of them.
 NEW_LINE_KEYS = frozenset({"ctrl+j", "shift+enter", "alt+enter", "ctrl+enter"})
@@ -28,6 +29,7 @@ class Prompt(TextArea):
         self._history_idx = 0
         self._draft = ""
         self.attachments = Attachments()
+        self._submitted: list[str] = []  # and not looked at yet: what is typed meanwhile stands behind it
         self.completed_text: str | None = None
         """What stood here when the list of suggestions was filled that is open, and gets some of the keys."""
 
@@ -40,13 +42,24 @@ class Prompt(TextArea):
         """Clear the editor; what stood there is no message and is not recalled."""
         self._history_idx = len(self._history)
         self._draft = ""
-        self.text = ""
+        self.text = self.text.replace(self._oldest_submitted or self.text, "", 1)
+        self.move_cursor(self.document.end)
 
     def accept(self) -> None:
         """Clear the editor: its text was taken."""
-        if not self._history or self._history[-1] != self.text:
-            self._history.append(self.text)
+        taken = self._oldest_submitted or self.text
+        if not self._history or self._history[-1] != taken:
+            self._history.append(taken)
         self.forget()
+
+    def looked_at(self) -> None:
+        """Know that the screen has looked at what was submitted: it was taken, or still stands here."""
+        del self._submitted[:1]
+
+    @property
+    def _oldest_submitted(self) -> str:
+        # Where Backspace has reached into it meanwhile, it is all of the text.
+        return next((text for text in self._submitted[:1] if text in self.text), "")
 
     @property
     def is_completing(self) -> bool:
@@ -60,8 +73,11 @@ class Prompt(TextArea):
 
     def submit(self) -> None:
         """Send what stands here."""
-        if self.text.strip():
-            self.post_message(PromptSubmitted(self.sent_text))
+        text = self.text.removeprefix("".join(self._submitted))
+        if text.strip():
+            self._submitted.append(text)
+            self.move_cursor(self.document.end)
+            self.post_message(PromptSubmitted(self.attachments.expand(text)))
 
     def attach(self, content: str, name: str | None = None) -> None:
         """Put a chip for a text at the cursor, in the place of what is selected."""
@@ -104,7 +120,7 @@ class Prompt(TextArea):
             self._take(event)
             self._recall(-1 if event.key == "up" else 1)
         else:
-            await super()._on_key(event)
+            await act_at_once(self, event)
 
     async def _on_paste(self, event: Paste) -> None:
         text = event.text.replace("\r\n", "\n").replace("\r", "\n")
