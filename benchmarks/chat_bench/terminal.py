@@ -47,7 +47,7 @@ class Terminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env={**environment, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+            env=_as_installed(environment) | {"TERM": "xterm-256color", "COLORTERM": "truecolor"},
         )
         os.close(slave)
         self.output = bytearray()
@@ -159,3 +159,8 @@ class Terminal:
     @staticmethod
     def _size(descriptor: int, columns: int, rows: int) -> None:
         ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def _as_installed(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment in which Python keeps compiled files, as any installation has them."""
+    return {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
