@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.segment import Segment
+from rich.style import Style
 from textual.events import Click, Resize
-from textual.geometry import Offset, Size
+from textual.geometry import Offset, Region, Size
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
@@ -24,6 +25,7 @@ from qlocal.chat.entry import Entry
 from qlocal.chat.messages import LinesBelow
 from qlocal.chat.selection import row
 from qlocal.chat.widgets import log_selection
+from qlocal.chat.widgets.finished import Finish, FinishedLines
 from qlocal.chat.widgets.look import look_of
 
 FLUSH_S = 1 / 15
@@ -38,6 +40,7 @@ class Transcript(ScrollView, can_focus=True):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._log = DrawnLog()
+        self._finished = FinishedLines()
         self._cursor = BlockCursor(self._log)
         self._follows_end = True
         self._is_settling = False
@@ -163,6 +166,15 @@ class Transcript(ScrollView, can_focus=True):
 
     # Drawing.
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Return lines of the view as the terminal gets them."""
+        if self.styles.gutter != self.styles.padding:  # a border is Textual's to draw
+            return super().render_lines(crop)
+        filters, (_, background) = tuple(self.get_line_filters()), self.background_colors
+        paper = Style(bgcolor=background.rich_color)
+        finish = Finish(filters, background, paper, self.styles.padding.left, crop.column_span)
+        return self._finished.of([self.render_line(y) for y in crop.line_range], finish)
+
     def render_line(self, y: int) -> Strip:
         """Return a line of the view."""
         width, line = self.size.width, self.scroll_offset.y + y
@@ -186,6 +198,7 @@ class Transcript(ScrollView, can_focus=True):
     def notify_style_update(self) -> None:
         """Draw everything again in the colours of a new theme."""
         super().notify_style_update()
+        self._finished.forget()
         if self._log.look is not None and (look := look_of(self.app.theme_variables)) != self._log.look:
             self._log.set_look(look)
             self._settle()
