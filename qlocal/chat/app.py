@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from textual import constants, work
+from textual import constants, screen, work
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
 from textual.filter import LineFilter
@@ -35,6 +35,10 @@ from qlocal.errors import QLocalError
 
 # A terminal sends Esc alone and at the head of other keys; the wait that tells them apart delays every stop.
 ESCAPE_DELAY_S = 0.025
+
+# What has changed is drawn at the next beat of a timer that misses up to two when a frame takes longer than one; at
+# Textual's 60 beats a second a key waited 33 ms for nothing. Nothing beats while nothing changes.
+BEAT_S = 1 / 240
 
 WARM_UP_S = 0.5
 """After the first paint."""
@@ -153,6 +157,8 @@ def run_chat(options: ChatOptions) -> int:
     """Run the chat in this terminal and return the exit code. QLocalError if the history cannot be opened."""
     if "ESCDELAY" not in os.environ:
         vars(constants)["ESCAPE_DELAY"] = ESCAPE_DELAY_S
+    if "TEXTUAL_FPS" not in os.environ:
+        vars(screen)["UPDATE_PERIOD"] = BEAT_S
     read_pastes_whole()
     # Textual draws on standard error.
     if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stderr.isatty()):

@@ -173,17 +173,21 @@ class Transcript(ScrollView, can_focus=True):
         filters, (_, background) = tuple(self.get_line_filters()), self.background_colors
         paper = Style(bgcolor=background.rich_color)
         finish = Finish(filters, background, paper, self.styles.padding.left, crop.column_span)
-        return self._finished.of([self.render_line(y) for y in crop.line_range], finish)
+        first, width, style = self.scroll_offset.y, self.size.width, self.rich_style
+        return self._finished.of([self._line(first + y, width, style) for y in crop.line_range], finish)
 
     def render_line(self, y: int) -> Strip:
         """Return a line of the view."""
-        width, line = self.size.width, self.scroll_offset.y + y
+        return self._line(self.scroll_offset.y + y, self.size.width, self.rich_style)
+
+    def _line(self, line: int, width: int, base: Style) -> Strip:
+        """Return a line of the log. base: of cells without text."""
         if not self._log.entries or line >= self._log.index.total:
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, base)
         idx, inner = self._log.index.locate(line)
         view = self._log.drawn(idx)
         if view is None or inner >= view.height:
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, base)
         strip = view.strip(inner)
         if (selection := self.text_selection) is not None:
             style = self.screen.get_component_rich_style("screen--selection")
@@ -193,7 +197,7 @@ class Transcript(ScrollView, can_focus=True):
             assert self._log.look is not None, "what is drawn has a look"
             mark = Segment("┃", self._log.look.base + self._log.look.cursor)
             strip = Strip([mark, *strip.crop(1, strip.cell_length)], strip.cell_length)
-        return strip.crop_extend(0, width, self.rich_style)
+        return strip.crop_extend(0, width, base)
 
     def notify_style_update(self) -> None:
         """Draw everything again in the colours of a new theme."""
