@@ -144,12 +144,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_in_words() -> Iterator[None]:
-    """Turn whatever says that there is no memory into a PlanError, for a command as a whole."""
+def memory_in_words(told: PlanError | None = None) -> Iterator[None]:
+    """Turn whatever torch and the system raise without memory into `told`, or into what holds for any command."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         hint = "End what takes it, or choose a smaller model or context."
-        raise PlanError("there is no memory left for this", hint=hint) from error
+        raise told or PlanError("there is no memory left for this", hint=hint) from error

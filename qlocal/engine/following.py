@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from qlocal.engine import assembly
-from qlocal.engine.memory import out_of_memory_in_words
+from qlocal.engine.memory import no_memory_for
 from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.relay import follow_steps
 from qlocal.engine.team import LOST_CONTACT
-from qlocal.errors import EngineError
+from qlocal.errors import EngineError, memory_in_words
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
 from qlocal.layers.kv_conditioning import storage_for
@@ -48,7 +48,7 @@ def run(first: Join | Load, send: Send) -> None:
         if tells:
             send(Progress(f"loading {brief(plan)}", done, total))
 
-    with out_of_memory_in_words(checkpoint.path.name, plan), torch.inference_mode():
+    with memory_in_words(no_memory_for(checkpoint.path.name, plan)), torch.inference_mode():
         decoder = load_model(checkpoint, plan, assembled.kernels, on_progress, seat)
     runner = ModelRunner(decoder, storage_for(decoder, plan), plan.block_size, is_whole=False)
     _wait_for_all(seat)

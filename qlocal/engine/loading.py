@@ -11,10 +11,11 @@ import torch
 from qlocal.engine.assembly import lead
 from qlocal.engine.engine import Engine
 from qlocal.engine.keeping import made_by
-from qlocal.engine.memory import out_of_memory_in_words
+from qlocal.engine.memory import no_memory_for
 from qlocal.engine.speculation.loading import open_speculator
 from qlocal.engine.team import Team
 from qlocal.engine.used import used_bytes
+from qlocal.errors import memory_in_words
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
@@ -34,7 +35,7 @@ def load_engine(load: Load, on_progress: Callable[[Progress], None]) -> Engine:
     plan, seat, team = assembled.plan, assembled.seat, assembled.team
     dispatch.set_threads(assembled.threads)
     try:
-        with out_of_memory_in_words(checkpoint.path.name, plan):
+        with memory_in_words(no_memory_for(checkpoint.path.name, plan)):
             with torch.inference_mode():
                 decoder = load_model(checkpoint, plan, load.kernels, _progress(plan, team, on_progress), seat)
                 speculator = open_speculator(plan, assembled.kernels)

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from qlocal.errors import PlanError, is_out_of_memory
+from qlocal.errors import PlanError
 from qlocal.plan import Plan
 from qlocal.plan.layout import shown_bytes
 from qlocal.plan.request import MIN_CONTEXT
 
 
-@contextmanager
-def out_of_memory_in_words(name: str, plan: Plan) -> Iterator[None]:
-    """Turn whatever torch and the system raise without memory into a PlanError about `plan`."""
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise _sentence(name, plan) from error
-
-
-def _sentence(name: str, plan: Plan) -> PlanError:
+def no_memory_for(name: str, plan: Plan) -> PlanError:
+    """Return what is told where memory runs out while a model is loaded as planned."""
     planned = " and ".join(
         f"{shown_bytes(part.total_bytes)} of {shown_bytes(part.free_bytes)} that were free on {part.device}"
         for part in plan.devices
