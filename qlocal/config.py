@@ -88,6 +88,12 @@ class EngineOptions:
     sessions_bytes: int = SESSIONS_BYTES
     host_cache_bytes: int = 0
 
+    def named(self) -> dict[str, Any]:
+        """Return what POST /qlocal/load is told beside the model: what is left open here stays as the server runs."""
+        found = {name: getattr(self, name) for name in ("max_context", "head", "kv", "draft")}
+        found |= {name: getattr(self, name) for name in ("split", "offload") if getattr(self, name) != AUTO}
+        return {"devices": list(self.devices)} | {name: value for name, value in found.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class ServeOptions:

@@ -150,21 +150,8 @@ def ensure_server(
 
 def request_load(address: Address, model: str, options: EngineOptions) -> Status:
     """Ask a server to load a model; returns its status at once. What is left open stays as it runs."""
-    body: dict[str, Any] = {"model": model, "devices": list(options.devices)}
-    if options.split != "auto":
-        body["split"] = options.split
-    if options.max_context is not None:
-        body["max_context"] = options.max_context
-    if options.offload != "auto":
-        body["offload"] = options.offload
-    if options.head is not None:
-        body["head"] = options.head
-    if options.kv is not None:
-        body["kv"] = options.kv
-    if options.draft is not None:
-        body["draft"] = options.draft
     with connect(address) as client:
-        response = client.post("/qlocal/load", json=body)
+        response = client.post("/qlocal/load", json={"model": model} | options.named())
     if response.status_code != 202:
         raise error_of(response)
     return Status.from_json(response.json())

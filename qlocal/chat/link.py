@@ -89,32 +89,25 @@ class LocalLink:
     async def select(self, model: str, max_context: int | None = None, kv: str | None = None) -> None:
         """See `Link.select`."""
         self._model = _absolute(model)
-        if max_context is not None:
-            self._engine = replace(self._engine, max_context=max_context)
-        if kv is not None:
-            self._engine = replace(self._engine, kv=kv)
+        self._engine = self._engine_with(max_context, kv)
         self._is_wanted.set()
         if self._client is not None:
-            await self._client.load(self._model, **self._wanted)
+            await self._client.load(self._model, **self._engine.named())
 
     async def plan(self, model: str, max_context: int | None = None, kv: str | None = None) -> ShownPlan | None:
         """See `Link.plan`."""
-        wanted = self._wanted | ({} if max_context is None else {"max_context": max_context})
-        wanted |= {} if kv is None else {"kv": kv}
+        wanted = self._engine_with(max_context, kv).named()
         return None if self._client is None else await self._client.plan(_absolute(model), **wanted)
 
-    @property
-    def _wanted(self) -> dict[str, Any]:
-        """What loading is asked for beside the model; None for what is left to the server, as it runs there."""
+    def _engine_with(self, max_context: int | None, kv: str | None) -> EngineOptions:
+        """Return how models are loaded, with these in the place of what was asked for so far."""
         engine = self._engine
-        return {
-            "max_context": engine.max_context,
-            "devices": list(engine.devices),
-            "head": engine.head,
-            "split": None if engine.split == "auto" else engine.split,
-            "kv": engine.kv,
-            "draft": None if engine.draft is None else _absolute(engine.draft),
-        }
+        return replace(
+            engine,
+            max_context=engine.max_context if max_context is None else max_context,
+            kv=engine.kv if kv is None else kv,
+            draft=None if engine.draft is None else _absolute(engine.draft),
+        )
 
     async def count(self, messages: list[ChatMessage], tools: list[dict[str, Any]] | None = None) -> TokenCount | None:
         """See `Link.count`."""
