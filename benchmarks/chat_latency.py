@@ -91,10 +91,7 @@ def typed(terminal: Terminal, num_keys: int = NUM_KEYS) -> list[Took]:
     """Type letters, now and then taken back, while the rest goes on."""
     took: list[Took] = []
     for i in range(num_keys):
-        pause_s = random.uniform(*PAUSE_S)
-        until = time.perf_counter() + pause_s
-        while (left_s := until - time.perf_counter()) > 0:
-            terminal.read(left_s)
+        terminal.watch(random.uniform(*PAUSE_S))
         took.append(terminal.key_to_screen())
         if i % 40 == 39:
             terminal.press(BACKSPACE * 40)
@@ -164,8 +161,8 @@ def measure_streaming(terminal: Terminal) -> list[Row]:
     rows.append({"what": "CPU while streaming", "bar": "", "percent": share * 100})
     resized: list[Took] = []
     for size in SIZES:
-        resized.append(terminal.redrawn(size, "fake-model"))
-        terminal.read(0.2)
+        resized.append(terminal.redrawn(size, "─" * (size[0] - 4)))
+        terminal.watch(0.3)
     rows.append(percentiles("another size, 300 tokens/s", resized, ""))
     return rows
 

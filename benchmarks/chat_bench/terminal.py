@@ -10,6 +10,7 @@ import errno
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -73,6 +74,12 @@ class Terminal:
             return False
         return True
 
+    def watch(self, duration_s: float) -> None:
+        """Read for so long whatever comes."""
+        until = time.perf_counter() + duration_s
+        while (left_s := until - time.perf_counter()) > 0:
+            self.read(left_s)
+
     def settle(self, quiet_s: float = 0.3) -> None:
         """Read until nothing has come for a while; a cursor that blinks comes twice a second."""
         while self.read(quiet_s):
@@ -109,10 +116,12 @@ class Terminal:
         return self._took(began, before_all)
 
     def redrawn(self, size: tuple[int, int], text: str) -> Took:
-        """Change columns and rows as a window manager does, and wait until the program has drawn `text` again."""
+        """Change columns and rows as a window manager does, and wait until the program has drawn `text`, which only
+        the new size has, and all that comes with it."""
         start, before_all = len(self.output), self._scheduled()
         began = time.perf_counter()
         self._size(self.master, *size)
+        self.process.send_signal(signal.SIGWINCH)  # this pty controls no session, for which the system would do it
         self.until(text, start)
         return self._took(began, before_all)
 
