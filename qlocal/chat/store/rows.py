@@ -11,6 +11,9 @@ from qlocal.chat.store.records import Conversation, Hit, Message, MessageState, 
 
 SNIPPET_BEFORE, SNIPPET_CHARS = 24, 160
 
+_USER_CHARS = len(Role.USER.value)
+_STATES = {state.value: state for state in MessageState}
+
 
 def conversation(row: sqlite3.Row) -> Conversation:
     """Return a conversation."""
@@ -27,7 +30,7 @@ def message(row: sqlite3.Row) -> Message:
         parent_id=row["parent_id"],
         role=_role(row["role"]),
         content=row["content"],
-        state=_state(row["state"]),
+        state=_STATES.get(row["state"], MessageState.STOPPED),
         model=row["model"],
         created_at=row["created_at"],
         meta=_json(row["meta"], {}),
@@ -54,17 +57,12 @@ def hit(row: sqlite3.Row, words: Sequence[str]) -> Hit:
 
 def _role(text: str) -> Role:
     """Return a role; a flipped bit leaves the length of its word."""
-    return Role.USER if len(text) <= len(Role.USER.value) else Role.ASSISTANT
-
-
-def _state(text: str) -> MessageState:
-    try:
-        return MessageState(text)
-    except ValueError:
-        return MessageState.STOPPED
+    return Role.USER if len(text) <= _USER_CHARS else Role.ASSISTANT
 
 
 def _json(text: str, empty: Any) -> Any:
+    if len(text) == 2:  # nothing in it, as in nearly all of the 10,000 messages of a long conversation
+        return empty
     try:
         found = json.loads(text)
     except ValueError:
