@@ -239,6 +239,14 @@ class Started(Message):
 
 
 @dataclass(frozen=True)
+class Queued(Message):
+    """A sequence waits for its turn, `ahead` others before it; sent when it begins to wait and when that changes."""
+
+    request_id: str
+    ahead: int
+
+
+@dataclass(frozen=True)
 class Reading(Message):
     """A part of a prompt has been read, and more is to come. done_tokens: in the cache, cached_tokens of them from the
     start. elapsed_s: since reading began."""

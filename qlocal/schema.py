@@ -183,6 +183,20 @@ class PromptProgress:
 
 
 @dataclass(frozen=True)
+class QueuePlace:
+    """That an answer waits for its turn, as a comment in a stream before its first token. ahead: others before it."""
+
+    ahead: int
+
+    @property
+    def sentence(self) -> str:
+        return f"waiting: {self.ahead:,} before this" if self.ahead else "waiting: the next one"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class SpeedReport:
     """The extra object `qlocal` inside `usage`: what OpenAI's usage has no field for. restored_tokens: of the
     cached ones, how many came from host memory or disk. left_out_tokens: of a prompt that was cut. drafted_tokens:

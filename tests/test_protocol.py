@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from qlocal import protocol
 from qlocal.errors import EngineError
-from qlocal.protocol import Finished, Load, Pong, Ready, Sampling, Started, Submit, TokenLogprobs, Tokens
+from qlocal.protocol import Finished, Load, Pong, Queued, Ready, Sampling, Started, Submit, TokenLogprobs, Tokens
 from qlocal.schema import HeldHead
 
 SAMPLING = Sampling(temperature=0.7, top_k=20, seed=1, logit_bias={5: -1.0}, top_logprobs=2)
@@ -15,6 +15,7 @@ MESSAGES = [
     Load("model", ["cpu"], max_context=128, head="q8_0"),
     Ready(128, 8, {"head": "q8_0"}, ["cpu"], 100, 0.5, HeldHead("q8_0", 3e-5, 512, 272)),
     Submit("r1", [1, 2, 3], 16, [7], SAMPLING, num_tokens=300),
+    Queued("r1", 2),
     Started("r1", 3, 2, 0.1, [TokenLogprobs(1, -0.5, [1, 2], [-0.5, -1.0])]),
     Tokens("r1", [4], [TokenLogprobs(4, -0.1)]),
     Finished("r1", "stop", 1, 0.2),

@@ -218,8 +218,8 @@ async def _answer_events(response: httpx.Response) -> AsyncIterator[AnswerEvent]
             yield done or Done("stop")
             return
         if data.startswith(OWN_COMMENT):
-            if (progress := wire.parse_comment(data)) is not None:
-                yield progress
+            if (told := wire.parse_comment(data)) is not None:
+                yield told
             continue
         for event in wire.parse_chunk(data):
             if isinstance(event, Done):

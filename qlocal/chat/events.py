@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qlocal.chat.logprobs import TokenLogprobs
 from qlocal.chat.tools.base import Round
-from qlocal.schema import PromptProgress
+from qlocal.schema import PromptProgress, QueuePlace
 
 
 @dataclass(frozen=True)
@@ -98,4 +98,6 @@ class TokenCount:
     cached_tokens: int | None = None
 
 
-AnswerEvent = TextDelta | ThinkingDelta | Logprobs | ToolCallDelta | ToolRound | PromptProgress | Usage | Done | Failure
+Ahead = QueuePlace | PromptProgress
+"""What is said of an answer before its first token."""
+AnswerEvent = TextDelta | ThinkingDelta | Logprobs | ToolCallDelta | ToolRound | Ahead | Usage | Done | Failure

@@ -7,12 +7,22 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qlocal.chat.events import AnswerEvent, Done, Failure, Logprobs, TextDelta, ThinkingDelta, ToolCallDelta, Usage
+from qlocal.chat.events import (
+    Ahead,
+    AnswerEvent,
+    Done,
+    Failure,
+    Logprobs,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    Usage,
+)
 from qlocal.chat.link_state import ShownPlan, Variant
 from qlocal.chat.logprobs import Candidate, Scored, TokenLogprobs
 from qlocal.chat.sse import OWN_COMMENT
 from qlocal.errors import ServerError
-from qlocal.schema import PromptProgress, Status
+from qlocal.schema import PromptProgress, QueuePlace, Status
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -65,12 +75,14 @@ def parse_error(status_code: int, body: str) -> Failure:
     return Failure(message, str(code) if code else None)
 
 
-def parse_comment(comment: str) -> PromptProgress | None:
+def parse_comment(comment: str) -> Ahead | None:
     """Read what our server says beside the events of a stream; None for what this version does not know."""
     try:
         values = as_object(json.loads(comment.removeprefix(OWN_COMMENT)))
     except ValueError:
         return None
+    if (ahead := as_int(values.get("ahead"))) is not None:
+        return QueuePlace(ahead)
     done, total = as_int(values.get("done_tokens")), as_int(values.get("prompt_tokens"))
     rate, left_s = as_float(values.get("tokens_per_s")), as_float(values.get("left_s"))
     if done is None or total is None or rate is None or left_s is None:

@@ -13,6 +13,7 @@ from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.store.records import title_of
 from qlocal.chat.store.salvage import Salvage
 from qlocal.chat.thinking import answer_of
+from qlocal.schema import PromptProgress, QueuePlace
 
 WELCOME = """qlocal
 
@@ -267,6 +268,25 @@ def waiting_for(state: LinkState) -> str:
             return why + t("Your message waits: choose a model with F2, Esc takes it back from the queue.")
         case _:
             return t("Your message will be sent when the model is ready; Esc takes it back from the queue.")
+
+
+def queued(place: QueuePlace) -> str:
+    """Say where an answer stands in the queue of a server that is busy with others."""
+    if place.ahead == 0:
+        return t("Waiting for a free place: the next one is yours.")
+    return t("Waiting for a free place: {ahead:,} before you.").format(ahead=place.ahead)
+
+
+def reading(progress: PromptProgress) -> str:
+    """Say how far a long prompt has been read."""
+    minutes, seconds = divmod(round(progress.left_s), 60)
+    left = t("{minutes} min {seconds:02} s") if minutes else t("{seconds} s")
+    return t("reading the prompt: {done:,} of {total:,} tokens, {speed:.0f} tokens/s, {left} left").format(
+        done=progress.done_tokens,
+        total=progress.prompt_tokens,
+        speed=progress.tokens_per_s,
+        left=left.format(minutes=minutes, seconds=seconds),
+    )
 
 
 def waiting(texts: Sequence[str]) -> str:

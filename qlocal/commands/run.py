@@ -27,7 +27,7 @@ from qlocal.commands.options import (
 from qlocal.commands.waiting import CLEAR_LINE, wait_until_ready
 from qlocal.config import RunOptions
 from qlocal.errors import EngineError, UsageError
-from qlocal.schema import PromptProgress
+from qlocal.schema import PromptProgress, QueuePlace
 
 MAX_PROMPT_BYTES = 16 << 20
 
@@ -167,9 +167,10 @@ def _deltas(address: launch.Address, options: RunOptions, usage: dict[str, Any])
 
 
 def _show_progress(said: Mapping[str, Any]) -> None:
-    """Show how far a long prompt has been read, on a line that the answer takes the place of."""
+    """Show on a line, which the answer takes the place of, its place in the queue or how far its prompt is read."""
     if sys.stderr.isatty():
-        line = clean_line(PromptProgress(**said).sentence)
+        told = QueuePlace(**said) if "ahead" in said else PromptProgress(**said)
+        line = clean_line(told.sentence)
         print(f"{CLEAR_LINE}{line}", end="", file=sys.stderr, flush=True)
 
 

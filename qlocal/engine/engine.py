@@ -33,7 +33,7 @@ from qlocal.layers.kv_conditioning import storage_for
 from qlocal.layers.paged_attention import TokenRun
 from qlocal.parallel.collectives import Collectives
 from qlocal.plan import Plan
-from qlocal.protocol import Finished, Load, Message, Reading, Ready, Started, Submit, Tokens, Vocabulary
+from qlocal.protocol import Finished, Load, Message, Queued, Reading, Ready, Started, Submit, Tokens, Vocabulary
 
 Placed = tuple[ScheduledRun, int]
 """A run, and the row of the step's hidden states where its tokens begin."""
@@ -170,6 +170,7 @@ class Engine:
         half way, and nothing of it is remembered; then they are to be cancelled.
         """
         batch = self._scheduler.next_batch()
+        self._tell_queue()
         if batch:
             if self._keeper is not None:
                 self._keeper.note_work()
@@ -321,6 +322,13 @@ class Engine:
             self._fail(sequence)
         elif reason is not None or sequence.num_remaining == 0:
             self._finish(sequence, reason or "length")
+
+    def _tell_queue(self) -> None:
+        """Report the places of those that wait, where they are new."""
+        for ahead, sequence in enumerate(self._scheduler.waiting):
+            if sequence.told_ahead != ahead:
+                sequence.told_ahead = ahead
+                self._outbox.append(Queued(sequence.request_id, ahead))
 
     def _tell_reading(self, batch: list[ScheduledRun]) -> None:
         """Report how far prompts have been read that take several steps."""

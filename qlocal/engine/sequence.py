@@ -19,7 +19,8 @@ class Sequence:
     token_ids: prompt and generated. num_computed: how many of them have keys and values in the cache.
     num_cached: of the prompt, how many had them before; num_restored: how many of these from beside the cache.
     table: None while it waits. prompt_logprobs: of prompt tokens 1, 2, ..., when the request asks for them.
-    guesser: what is guessed to come next, and how that went.
+    guesser: what is guessed to come next, and how that went. told_ahead: of those that wait, how many are said to be
+    before it.
     """
 
     request: Submit
@@ -32,6 +33,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     guesser: Guesser = field(default_factory=Guesser)
     admitted_at: float = 0.0
+    told_ahead: int | None = None
     started_at: float | None = None
 
     @classmethod

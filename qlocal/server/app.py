@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from qlocal.config import EngineOptions
 from qlocal.errors import QLocalError, RequestError
-from qlocal.schema import PromptProgress, Status
+from qlocal.schema import PromptProgress, QueuePlace, Status
 from qlocal.server import errors, generation, json_body, openapi, scoring, sessions
 from qlocal.server.access import MAX_BODY_BYTES, Access, AccessRules
 from qlocal.server.generation import Delta, Ended, Job, Part
@@ -210,7 +210,7 @@ async def _whole(parts: AsyncGenerator[Part, None], shape: Shape) -> dict[str, A
                 deltas.append(part)
             elif isinstance(part, Ended):
                 endings.append(part)
-            elif not isinstance(part, PromptProgress):
+            elif not isinstance(part, QueuePlace | PromptProgress):
                 return shape.whole(deltas, endings, part)
     raise AssertionError("a generation ends with its usage or raises")
 
@@ -230,7 +230,7 @@ async def _chunks(
                     yield event(shape.delta(part) | extra)
                 elif isinstance(part, Ended):
                     yield event(shape.ended(part) | extra)
-                elif isinstance(part, PromptProgress):
+                elif isinstance(part, QueuePlace | PromptProgress):
                     yield comment(part.to_json())
                 elif wants_usage:
                     yield event(shape.usage_chunk(part))

@@ -26,6 +26,7 @@ from qlocal.protocol import (
     Ping,
     Pong,
     Progress,
+    Queued,
     Reading,
     Ready,
     Started,
@@ -117,7 +118,7 @@ class EngineClient:
     async def generate(
         self, submits: Sequence[Submit], vocabulary: Vocabulary | None = None
     ) -> AsyncGenerator[Message, None]:
-        """Run sequences and yield Reading, Started, Tokens and Finished of all of them until each has finished.
+        """Run sequences and yield Queued, Reading, Started, Tokens and Finished of all of them until each has finished.
 
         vocabulary: needed by those with a grammar; a rank is told it once.
         Close the iterator (`contextlib.aclosing`) to cancel what still runs. EngineError when the engine is lost.
@@ -248,7 +249,7 @@ class EngineClient:
                     log.info("%s", message.held_head.sentence)
             case Failed():
                 self._cause = EngineError(message.message, hint=message.hint)
-            case Reading() | Started() | Tokens() | Finished():
+            case Queued() | Reading() | Started() | Tokens() | Finished():
                 self._deliver(message)
             case Pong():
                 waiting = self._pongs.get(message.nonce)
@@ -258,7 +259,7 @@ class EngineClient:
             case _:
                 raise EngineError(f"the engine sent a {type(message).__name__}, which it must not")
 
-    def _deliver(self, message: Reading | Started | Tokens | Finished) -> None:
+    def _deliver(self, message: Queued | Reading | Started | Tokens | Finished) -> None:
         if isinstance(message, Tokens):
             self.last_token_s = time.monotonic()
         finished = isinstance(message, Finished)

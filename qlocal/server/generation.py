@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
 from qlocal.errors import EngineError, RequestError
-from qlocal.protocol import Finished, Reading, Sampling, Started, Submit, TokenLogprobs, Tokens
-from qlocal.schema import PromptProgress, SpeedReport
+from qlocal.protocol import Finished, Queued, Reading, Sampling, Started, Submit, TokenLogprobs, Tokens
+from qlocal.schema import PromptProgress, QueuePlace, SpeedReport
 from qlocal.server.engine_client import EngineClient
 from qlocal.server.stop_strings import StopFilter
 from qlocal.server.text import ModelText
@@ -95,19 +95,25 @@ class Usage:
     speed: SpeedReport
 
 
-Part = Delta | Ended | Usage | PromptProgress
+Part = Delta | Ended | Usage | QueuePlace | PromptProgress
 
 
 async def run(job: Job, engine: EngineClient, model: ModelText, max_context: int) -> AsyncGenerator[Part, None]:
-    """Yield how far long prompts are read, deltas of all choices as they come, an Ended for each, and the Usage last.
+    """Yield the job's place while it waits, how far long prompts are read, deltas of all choices as they come, an Ended
+    for each, and the Usage last.
 
     Close the iterator to cancel. EngineError when the engine is lost or refuses.
     """
     choices = {f"{job.request_id}-{index}": _Choice(index, job, model) for index in range(job.num_choices)}
     submits = [choice.submit(request_id, model) for request_id, choice in choices.items()]
+    queue = _Queue(job.num_choices)
     vocabulary = model.vocabulary if job.grammar is not None else None
     async with contextlib.aclosing(engine.generate(submits, vocabulary)) as messages:
         async for message in messages:
+            if isinstance(message, Queued):
+                if (place := queue.place(message)) is not None:
+                    yield place
+                continue
             if isinstance(message, Reading):
                 yield _progress(message)
                 continue
@@ -127,6 +133,25 @@ async def run(job: Job, engine: EngineClient, model: ModelText, max_context: int
             if isinstance(message, Finished):
                 yield Ended(choice.index, choice.finish_reason)
     yield _usage(job, list(choices.values()), max_context)
+
+
+class _Queue:
+    """Where a job stands that has not begun: the first of its choices counts, and the others are nobody before it."""
+
+    def __init__(self, num_choices: int) -> None:
+        self._num_choices = num_choices
+        self._ahead: dict[str, int] = {}
+        self._told: QueuePlace | None = None
+
+    def place(self, message: Queued) -> QueuePlace | None:
+        """Take the place of one choice; return the job's where it is a new one."""
+        self._ahead[message.request_id] = message.ahead
+        place = QueuePlace(min(self._ahead.values()))
+        # A choice of which nothing was heard is at work already, or heard of in this moment.
+        if len(self._ahead) < self._num_choices or place == self._told:
+            return None
+        self._told = place
+        return place
 
 
 class _Choice:

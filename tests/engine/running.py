@@ -11,7 +11,7 @@ from qlocal.engine.engine import Engine
 from qlocal.engine.speculation.speculator import Speculator
 from qlocal.layers.loader import load_model
 from qlocal.plan import make_plan
-from qlocal.protocol import Finished, Message, Reading, Ready, Sampling, Started, Submit, TokenLogprobs, Tokens
+from qlocal.protocol import Finished, Message, Queued, Reading, Ready, Sampling, Started, Submit, TokenLogprobs, Tokens
 from tests.memory_checkpoint import MemoryCheckpoint
 
 GREEDY = Sampling(temperature=0.0)
@@ -62,7 +62,7 @@ def request(
 
 @dataclass
 class Answer:
-    """Everything an engine said about one request, but how far its prompt was read."""
+    """Everything an engine said about one request, but its place in the queue and how far its prompt was read."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Answer:
 
 def collect(messages: Sequence[Message], answers: dict[str, Answer]) -> None:
     for message in messages:
-        if isinstance(message, Reading):
+        if isinstance(message, Queued | Reading):
             continue
         assert isinstance(message, (Started, Tokens, Finished))
         answer = answers.setdefault(message.request_id, Answer())

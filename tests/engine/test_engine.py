@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from qlocal.protocol import Finished, Sampling, Started
+from qlocal.protocol import Finished, Queued, Sampling, Started
 from qlocal.weights import DenseWeight
 from tests.engine.running import VOCAB, Answer, collect, engine_of, request, run
 from tests.memory_checkpoint import MemoryCheckpoint, random_ids
@@ -141,6 +141,24 @@ def test_a_cancelled_request_frees_its_slot_and_blocks(qwen: MemoryCheckpoint) -
     assert answers["running"].reason == answers["waiting"].reason == "cancelled"
     assert answers["next"].reason == "length"
     assert engine.usage().free_blocks == 8
+
+
+def test_who_waits_is_told_how_many_are_before_it_whenever_that_changes(qwen: MemoryCheckpoint) -> None:
+    engine = engine_of(qwen, slots=1)
+    for name in ("running", "gone", "second", "third"):
+        engine.submit(request(name, random_ids(VOCAB, 5), 4))
+
+    def told() -> dict[str, int]:
+        return {m.request_id: m.ahead for m in engine.step() if isinstance(m, Queued)}
+
+    assert told() == {"gone": 0, "second": 1, "third": 2}
+    assert told() == {}
+    engine.cancel("gone")
+    assert told() == {"second": 0, "third": 1}
+    engine.cancel("running")
+    assert told() == {"third": 0}
+    engine.cancel("second")
+    assert told() == {}, "the last one runs"
 
 
 def test_a_stop_token_ends_the_answer_and_is_not_sent(qwen: MemoryCheckpoint) -> None:

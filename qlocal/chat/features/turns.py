@@ -23,7 +23,7 @@ from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.logprobs import token_ids
 from qlocal.chat.store.records import Message, MessageState
 from qlocal.chat.tools.shown import block
-from qlocal.schema import PromptProgress
+from qlocal.schema import PromptProgress, QueuePlace
 
 SPEED_S = 0.5
 
@@ -41,7 +41,7 @@ class Turns(Feature):
         super().__init__(desk)
         self._ready = asyncio.Event()
         self._turn: Worker[None] | None = None
-        self._is_reading = False
+        self._shows_wait = False
         self._shown: Worker[None] | None = None
         self.waiting: list[str] = []
         """What was sent during the turn that goes on; the next turns."""
@@ -207,7 +207,7 @@ class Turns(Feature):
             options |= _going_on(request, begun)
         about = {"asked": asked, "made_by": origin.made_by(self.desk.link_state)}
         answer = Answer(self.desk.store, message.message_id, begun, about)
-        self._is_reading = False
+        self._shows_wait = False
         self.desk.update_status(tokens_per_s=None, acceptance=None)
         ticker = self.desk.screen.set_interval(SPEED_S, lambda: self._show_speed(answer))
         try:
@@ -225,16 +225,19 @@ class Turns(Feature):
     def _show_event(self, event: AnswerEvent) -> None:
         match event:
             case TextDelta(text):
-                if self._is_reading:
-                    self._is_reading = False
+                if self._shows_wait:
+                    self._shows_wait = False
                     self.desk.notice.clear()
                 self.desk.transcript.append_text(text)
                 self.desk.feature(Structured).take(text)
             case ToolRound(one):
                 self.desk.transcript.append_text(block(one))
+            case QueuePlace():
+                self._shows_wait = True
+                self.desk.say(words.queued(event))
             case PromptProgress():
-                self._is_reading = True
-                self.desk.say(event.sentence)
+                self._shows_wait = True
+                self.desk.say(words.reading(event))
 
     def _show_speed(self, answer: Answer) -> None:
         self.desk.update_status(tokens_per_s=answer.tokens_per_s)
