@@ -29,6 +29,8 @@ LEAST_WHITE = 0.95
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _MC = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
 _NOT_SHOWN = {f"{_W}del", f"{_W}moveFrom", f"{_W}instrText", f"{_W}rPr", f"{_W}pPr", f"{_MC}Fallback"}
+_REFERENCES = {f"{_W}{kind}Reference": kind for kind in ("footnote", "endnote")}
+_PARTS = ("STYLES", "COMMENTS", "HEADER", "FOOTER", "FOOTNOTES", "ENDNOTES")
 _SPACES = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
 
 
@@ -150,29 +152,51 @@ def _is_white(numbers: Sequence[float]) -> bool:
 
 def _docx(data: bytes, unseen: _Unseen) -> Iterator[str]:
     import docx
-    from docx.opc.constants import RELATIONSHIP_TYPE
 
     _check_parts(data)
     document = docx.Document(BytesIO(data))
-    styles, comments = (_related(document, kind) for kind in (RELATIONSHIP_TYPE.STYLES, RELATIONSHIP_TYPE.COMMENTS))
-    for tree in (document.element, styles, comments):
-        if tree is not None and tree.getroottree().docinfo.doctype:
+    beside = {kind: _related(document, kind) for kind in _PARTS}
+    for tree in (document.element, *(tree for trees in beside.values() for tree in trees)):
+        if tree.getroottree().docinfo.doctype:
             raise JobError("document", "defines entities of its own, which no word processor writes")
-    looks = _Looks(styles)
+    looks = _Looks(beside["STYLES"])
+    yield _margins("Page header", beside["HEADER"], looks, unseen)
     yield from _blocks(document.element.body, looks, unseen)
-    noted = [] if comments is None else list(comments)
+    yield _margins("Page footer", beside["FOOTER"], looks, unseen)
+    for kind in ("footnote", "endnote"):
+        yield _notes(kind, beside[f"{kind.upper()}S"], looks, unseen)
+    noted = [comment for tree in beside["COMMENTS"] for comment in tree]
     yield _comments([_on_one_line(list(_blocks(one, looks, _Unseen()))) for one in noted], unseen)
 
 
-def _related(document: Any, kind: str) -> Any:
-    """Return the XML of a part beside the text, None where there is none. The library would take its own then."""
+def _related(document: Any, kind: str) -> list[Any]:
+    """Return the XML of the parts of a kind beside the text. Where there is none, the library would take its own."""
+    from docx.opc.constants import RELATIONSHIP_TYPE
     from docx.oxml.parser import parse_xml
 
-    try:
-        part = document.part.part_related_by(kind)
-    except KeyError:
-        return None
-    return part.element if hasattr(part, "element") else parse_xml(part.blob)
+    relations = document.part.rels.values()
+    wanted = getattr(RELATIONSHIP_TYPE, kind)
+    parts = [one.target_part for one in relations if one.reltype == wanted and not one.is_external]
+    return [part.element if hasattr(part, "element") else parse_xml(part.blob) for part in parts]
+
+
+def _margins(title: str, trees: Sequence[Any], looks: _Looks, unseen: _Unseen) -> str:
+    """Return what stands at the top or bottom of pages: once, where pages of several kinds have the same there."""
+    texts = ("\n".join(part for part in _blocks(tree, looks, unseen) if part.strip()) for tree in trees)
+    found = [text for text in dict.fromkeys(texts) if text]
+    return f"{title}:\n" + "\n\n".join(found) if found else ""
+
+
+def _notes(kind: str, trees: Sequence[Any], looks: _Looks, unseen: _Unseen) -> str:
+    """Return the notes that the text has references to, as Markdown writes them."""
+    notes = [note for tree in trees for note in tree.iter(f"{_W}{kind}") if note.get(f"{_W}type", "normal") == "normal"]
+    texts = [(_reference(note, kind), _on_one_line(list(_blocks(note, looks, unseen)))) for note in notes]
+    return "\n".join(f"{reference}: {text.strip()}" for reference, text in texts if text.strip())
+
+
+def _reference(node: Any, kind: str) -> str:
+    prefix = "e" if kind == "endnote" else ""
+    return f"[^{prefix}{node.get(f'{_W}id', '?')}]"
 
 
 def _check_parts(data: bytes) -> None:
@@ -223,6 +247,8 @@ def _paragraph(paragraph: Any, looks: _Looks, unseen: _Unseen) -> str:
             text.append(node.text or "")
             if text[-1].strip():
                 unseen.passage(looks.unseen(node))
+        elif node.tag in _REFERENCES:
+            text.append(_reference(node, _REFERENCES[node.tag]))
         else:
             text.append(_SPACES.get(node.tag, ""))
     return "".join(text)
@@ -238,8 +264,8 @@ def _shown(element: Any) -> Iterator[Any]:
 class _Looks:
     """How the runs of a Word document look: by themselves, by their style and by that of their paragraph."""
 
-    def __init__(self, styles: Any) -> None:
-        found = () if styles is None else styles.iter(f"{_W}style")
+    def __init__(self, styles: Sequence[Any]) -> None:
+        found = (style for tree in styles for style in tree.iter(f"{_W}style"))
         self._styles = {style.get(f"{_W}styleId"): style for style in found}
 
     def unseen(self, text: Any) -> str | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 _RELATIONSHIPS = "http://schemas.openxmlformats.org/package/2006/relationships"
 _OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+_ROOTS = {"header": "hdr", "footer": "ftr"}
 _TYPES = "application/vnd.openxmlformats-officedocument.wordprocessingml"
 
 
@@ -38,15 +39,24 @@ def pdf_of(stream: bytes, *, page: bytes = b"", head: bytes = b"", more: tuple[b
 
 
 def docx_of(
-    body: str, *, before: str = "", parts: Mapping[str, bytes] = {}, comments: str = "", styles: str = ""
+    body: str,
+    *,
+    before: str = "",
+    parts: Mapping[str, bytes] = {},
+    comments: str = "",
+    styles: str = "",
+    notes: Mapping[str, str] = {},
+    margins: Sequence[tuple[str, str]] = (),
 ) -> bytes:
-    """Return a .docx of this XML. before: what stands ahead of the document's root; parts: files beside it."""
+    """Return a .docx of this XML. before: what stands ahead of the document's root; parts: files beside it; notes:
+    footnotes and endnotes; margins: kinds (`header`, `footer`) and what stands there, in several parts."""
     types = f'<Override PartName="/word/document.xml" ContentType="{_TYPES}.document.main+xml"/>'
-    beside = {name: xml for name, xml in (("comments", comments), ("styles", styles)) if xml}
+    beside = [(name, name, xml) for name, xml in {"comments": comments, "styles": styles, **notes}.items() if xml]
+    beside += [(f"{kind}{number}", kind, xml) for number, (kind, xml) in enumerate(margins)]
     related = ""
-    for name in beside:
-        types += f'<Override PartName="/word/{name}.xml" ContentType="{_TYPES}.{name}+xml"/>'
-        related += f'<Relationship Id="{name}" Type="{_OFFICE}/{name}" Target="{name}.xml"/>'
+    for name, kind, _ in beside:
+        types += f'<Override PartName="/word/{name}.xml" ContentType="{_TYPES}.{kind}+xml"/>'
+        related += f'<Relationship Id="{name}" Type="{_OFFICE}/{kind}" Target="{name}.xml"/>'
     files = {
         "[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
         f'<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>{types}'
@@ -55,7 +65,7 @@ def docx_of(
         f'<Relationship Id="r1" Type="{_OFFICE}/officeDocument" Target="word/document.xml"/></Relationships>',
         "word/_rels/document.xml.rels": f'<Relationships xmlns="{_RELATIONSHIPS}">{related}</Relationships>',
         "word/document.xml": f'{before}<w:document xmlns:w="{W}"><w:body>{body}</w:body></w:document>',
-        **{f"word/{name}.xml": f'<w:{name} xmlns:w="{W}">{xml}</w:{name}>' for name, xml in beside.items()},
+        **{f"word/{name}.xml": _root(_ROOTS.get(kind, kind), xml) for name, kind, xml in beside},
         **parts,
     }
     written = BytesIO()
@@ -63,6 +73,10 @@ def docx_of(
         for name, content in files.items():
             archive.writestr(name, content)
     return written.getvalue()
+
+
+def _root(tag: str, xml: str) -> str:
+    return f'<w:{tag} xmlns:w="{W}">{xml}</w:{tag}>'
 
 
 def paragraph(text: str, look: str = "") -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from qlocal.errors import FormatError
+from qlocal.errors import FormatError, QLocalError
 from qlocal.guard import documents, frames
 from qlocal.guard.client import Guard
 from qlocal.guard.errors import JobError
@@ -124,6 +124,35 @@ def test_what_was_inserted_is_read_and_what_was_deleted_is_not(guard: Guard) -> 
     comments = f"<w:comment>{paragraph('look here')}</w:comment>"
     read = guard.read_document("docx", docx_of(body, comments=comments), "a.docx")
     assert read == {"text": "one two four\n\nComments:\n- look here", "unseen": {"comments": 1}}
+
+
+def test_what_stands_at_the_margins_and_in_notes_is_read(guard: Guard) -> None:
+    """Headers of several kinds of pages once where they are the same; the lines that Word draws over notes are none."""
+    line = '<w:footnote w:id="-1" w:type="separator"><w:p/></w:footnote>'
+    note = f'<w:footnote w:id="1">{paragraph("see below")}{paragraph("and hidden", HIDDEN)}</w:footnote>'
+    end = f'<w:endnote w:id="1">{paragraph("the end")}</w:endnote>'
+    runs = (
+        '<w:r><w:t>one</w:t></w:r><w:r><w:footnoteReference w:id="1"/></w:r><w:r><w:endnoteReference w:id="1"/></w:r>'
+    )
+    margins = [("header", paragraph("Report")), ("header", paragraph("Report")), ("footer", paragraph("Secret", WHITE))]
+    data = docx_of(f"<w:p>{runs}</w:p>", notes={"footnotes": line + note, "endnotes": end}, margins=margins)
+    read = guard.read_document("docx", data, "a.docx")
+    assert read["text"].split("\n\n") == [
+        "Page header:\nReport",
+        "one[^1][^e1]",
+        "Page footer:\nSecret",
+        "[^1]: see below and hidden",
+        "[^e1]: the end",
+    ]
+    assert read["unseen"] == {"white": 1, "hidden": 1}
+
+
+def test_entities_in_a_note_are_refused_as_in_the_text(guard: Guard) -> None:
+    with pytest.raises(QLocalError, match="entities"):
+        notes = FILE.encode() + b'<w:footnotes xmlns:w="%s"/>' % W.encode()
+        guard.read_document(
+            "docx", docx_of("", notes={"footnotes": "x"}, parts={"word/footnotes.xml": notes}), "a.docx"
+        )
 
 
 LAUGHS = "<!DOCTYPE x [<!ENTITY a 'ha'>" + "".join(
