@@ -10,7 +10,7 @@ from qlocal.chat.answer import Answer
 from qlocal.chat.desk import Desk
 from qlocal.chat.events import AnswerEvent, TextDelta
 from qlocal.chat.store.records import Message
-from qlocal.chat.thinking import answer_of
+from qlocal.chat.thinking import answer_of, as_text
 from qlocal.errors import EngineError
 
 
@@ -34,7 +34,7 @@ async def write_summary(desk: Desk, message_ids: Sequence[int], max_tokens: int,
     options: dict[str, Any] = {**session.sampling, "max_tokens": max_tokens}
     desk.say(words.SUMMARIZING)
     try:
-        await answer.receive(desk.link.answer(request, options), show)
+        await answer.receive(as_text(desk.link.answer(request, options)), show)
         if answer.failure is not None:
             raise EngineError(answer.failure.message)
         if not answer_of(answer.text).strip():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qlocal.chat.events import Done, Failure, TextDelta
+from qlocal.chat.events import Done, Failure, TextDelta, ThinkingDelta
 from qlocal.chat.store.records import Message, MessageState, Role
 from qlocal.chat.summaries import INSTRUCTION, INTRODUCTION, replaced_in, sent
 from tests.chat.driving import Chat, run_chat, stored
@@ -113,6 +113,24 @@ def test_a_summary_streams_and_stopping_it_changes_nothing(tmp_path: Path) -> No
     history = stored(tmp_path)
     kept = history.messages(history.conversations()[0].conversation_id)
     assert [(m.content, m.state) for m in kept if m.is_summary] == [("They sa", MessageState.STOPPED)]
+
+
+def test_what_a_model_thinks_before_a_summary_is_kept_and_not_sent(tmp_path: Path) -> None:
+    thinking = [ThinkingDelta("What did "), ThinkingDelta("they say?"), *answer_of("They said one.")]
+    link = full_link()
+    link.answers = [answer_of("Yes."), answer_of("Yes."), thinking, answer_of("Yes.")]  # type: ignore[list-item]
+
+    async def use(chat: Chat) -> None:
+        await overfill(chat)
+        await choose(chat, OFFER)
+        await chat.until(lambda: len(chat.link.requests) == 4)
+        await chat.until_idle()
+        assert link.requests[3][0]["content"] == f"{INTRODUCTION}\n\nThey said one.\n\ntwo"
+
+    run_chat(tmp_path, link, use)
+    history = stored(tmp_path)
+    kept = history.messages(history.conversations()[0].conversation_id)
+    assert [m.content for m in kept if m.is_summary] == ["<think>\nWhat did they say?\n</think>\n\nThey said one."]
 
 
 @pytest.mark.parametrize(
