@@ -17,6 +17,7 @@ from qlocal.chat.shown_entries import ShownEntries
 from qlocal.chat.status_line import StatusLine
 from qlocal.chat.store.records import Message
 from qlocal.chat.store.threaded import Store
+from qlocal.chat.told_errors import told
 from qlocal.chat.widgets.notice import Notice
 from qlocal.chat.widgets.prompt import Prompt
 from qlocal.chat.widgets.status_bar import StatusBar
@@ -85,7 +86,7 @@ class Desk:
 
     def warn(self, sentence: str) -> None:
         """Show an error beside the prompt, in the language that is spoken."""
-        self.notice.warn(t(sentence))
+        self.notice.warn(told(t(sentence)))
 
     def show_price(self, sentence: str) -> None:
         """Show beside the status what the message would cost that is being written."""

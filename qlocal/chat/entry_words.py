@@ -9,6 +9,7 @@ from qlocal.chat import words
 from qlocal.chat.entry import Entry
 from qlocal.chat.languages import t
 from qlocal.chat.store.records import Message, MessageState, Role
+from qlocal.chat.told_errors import told
 from qlocal.chat.tools.shown import rounds_of, woven
 
 
@@ -62,7 +63,7 @@ def _note(message: Message) -> str | None:
         case MessageState.STOPPED:
             return t(words.STOPPED)
         case MessageState.FAILED:
-            return f"■ {message.meta.get('error') or t('failed')}"
+            return f"■ {told(str(message.meta.get('error') or '')) or t('failed')}"
         case _:
             return None
 

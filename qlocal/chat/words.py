@@ -13,6 +13,7 @@ from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.store.records import title_of
 from qlocal.chat.store.salvage import Salvage
 from qlocal.chat.thinking import answer_of
+from qlocal.chat.told_errors import told
 from qlocal.schema import PromptProgress, QueuePlace
 
 WELCOME = """qlocal
@@ -264,7 +265,7 @@ def waiting_for(state: LinkState) -> str:
     """Say why a message has not been sent yet."""
     match state.phase:
         case Phase.CHOOSING | Phase.FAILED:
-            why = f"{state.error}. " if state.error else ""
+            why = told(state.error) + t(". ") if state.error else ""
             return why + t("Your message waits: choose a model with F2, Esc takes it back from the queue.")
         case _:
             return t("Your message will be sent when the model is ready; Esc takes it back from the queue.")

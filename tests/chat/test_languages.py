@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qlocal.chat import words
+from qlocal.chat import told_errors, words
 from qlocal.chat.features import ACTIONS
 from qlocal.chat.languages import MODULES, speak, t
 from qlocal.chat.link_state import LinkState, Phase
@@ -26,6 +26,7 @@ def spoken() -> set[str]:
     """All texts that are looked up: what is written inside t(...), the constants of words.py, actions and phases."""
     texts = {text for path in CHAT.rglob("*.py") for text in looked_up(ast.parse(path.read_text()))}
     texts |= {text for name, text in vars(words).items() if name.isupper() and isinstance(text, str)}
+    texts |= {*told_errors.SENTENCES, *told_errors.MARKS}
     texts |= {text for action in ACTIONS for text in (action.label, action.help, action.argument) if text}
     return texts | {phase.value for phase in Phase}
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from qlocal.chat import wire
+from qlocal.chat.languages import speak
 from qlocal.chat.preferences import Preferences
 from qlocal.chat.sse import event_data
 from qlocal.schema import PromptProgress, QueuePlace
 from qlocal.server.streaming import PING, comment, event
-from tests.chat.driving import ENGLISH, Chat, run_chat
+from tests.chat.driving import Chat, run_chat
 from tests.chat.scripted import ScriptedLink, answer_of
 
 PROGRESS = PromptProgress(12_288, 131_072, 340.4, 349.0)
@@ -67,4 +68,7 @@ def test_the_chat_says_what_its_answer_waits_for_until_the_first_word(tmp_path: 
         await chat.until_idle()
         assert chat.notice == ""
 
-    run_chat(tmp_path, link, use, preferences=Preferences(language=language) if language != "en" else ENGLISH)
+    try:
+        run_chat(tmp_path, link, use, preferences=Preferences(language=language))
+    finally:
+        speak("en")

@@ -18,6 +18,7 @@ from qlocal.chat.features.turns import Turns
 from qlocal.chat.languages import t
 from qlocal.chat.link_state import Choice, Link
 from qlocal.chat.screens.compare import CompareChoice, CompareScreen
+from qlocal.chat.told_errors import told
 from qlocal.chat.tools.shown import block
 from qlocal.errors import QLocalError
 
@@ -94,7 +95,7 @@ class Compare(Feature):
             if model != self.desk.link_state.model or choice.path not in (None, self.desk.link_state.path):
                 await self.desk.feature(Models).use(link, choice.target)
         except QLocalError as error:
-            screen.finish(idx, Entry(idx, False, "", model, note=str(error)))
+            screen.finish(idx, Entry(idx, False, "", model, note=told(str(error))))
             return None
         request = session.request(prompt_id)
         message = await session.begin_answer(self.desk.link_state.model, prompt_id)

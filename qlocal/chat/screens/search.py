@@ -20,6 +20,7 @@ from qlocal.chat import words
 from qlocal.chat.languages import t
 from qlocal.chat.store.records import Hit, Role
 from qlocal.chat.store.threaded import Store
+from qlocal.chat.told_errors import told
 from qlocal.chat.widgets.editing import LineEditor
 from qlocal.clean import clean_line
 from qlocal.errors import QLocalError
@@ -60,7 +61,7 @@ class SearchScreen(ModalScreen[Hit | None]):
         try:
             hits = await self._store.run(lambda history: history.search(text))
         except QLocalError as error:
-            self.query_one("#picker").border_subtitle = str(error)
+            self.query_one("#picker").border_subtitle = told(str(error))
             return
         self._hits = hits
         options = self.query_one(OptionList)
