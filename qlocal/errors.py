@@ -133,13 +133,16 @@ class HistoryError(QLocalError):
     """The file of past conversations cannot be opened, read or written."""
 
 
+_OUT_OF_MEMORY = "allocate memory", "out of memory", "std::bad_alloc"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory: Python's, the system's or torch's, which has only words for it."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     told = str(error)
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("allocate memory" in told or "out of memory" in told)
+        isinstance(error, RuntimeError) and any(words in told for words in _OUT_OF_MEMORY)
     )
 
 

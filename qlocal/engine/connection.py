@@ -32,14 +32,20 @@ class Connection:
         self, *, wait: bool, beside: Sequence[socket.socket] = (), timeout_s: float | None = None
     ) -> list[Message]:
         """Return the messages that have arrived; with `wait`, after something has, here or on a socket `beside`, or
-        nothing within `timeout_s`."""
+        nothing within `timeout_s`. `Closed` when all that came before the end was returned."""
         if wait:
             select.select([self.socket, *beside], [], [], timeout_s)
-        while select.select([self.socket], [], [], 0)[0]:
-            self._read()
+        closed: Closed | None = None
+        while closed is None and select.select([self.socket], [], [], 0)[0]:
+            try:
+                self._read()
+            except Closed as error:
+                closed = error
         messages = []
         while (payload := self._next_payload()) is not None:
             messages.append(decode(payload))
+        if closed is not None and not messages:
+            raise closed
         return messages
 
     def _read(self) -> None:

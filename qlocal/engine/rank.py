@@ -20,7 +20,7 @@ from qlocal.devices import keep_threads_calm
 from qlocal.endings import leave_process
 from qlocal.engine.connection import Closed, Connection
 from qlocal.errors import QLocalError, is_out_of_memory
-from qlocal.protocol import Cancel, Failed, Join, Load, Message, Ping, Pong, Shutdown, Submit, Vocabulary
+from qlocal.protocol import Cancel, Failed, Join, Load, Message, Ping, Pong, Shutdown, Submit, Vocabulary, encode
 
 if TYPE_CHECKING:
     from qlocal.engine.engine import Engine
@@ -30,6 +30,9 @@ KEEP_AFTER_S = 3.0
 """Quiet after which conversations are written to disk, a block at a time."""
 KEEP_AT_END_S = 8.0
 """Less than the server waits for an orderly end."""
+_NO_MEMORY = Failed("the engine ran out of memory", "Choose a smaller context or a smaller model.")
+_NO_MEMORY_FRAME = encode(_NO_MEMORY)
+"""Made while there is memory to make it."""
 
 
 def serve(connection: Connection) -> None:
@@ -125,7 +128,7 @@ def _failure(error: Exception) -> Failed:
     if isinstance(error, QLocalError):
         return Failed(error.message, error.hint)
     if is_out_of_memory(error):
-        return Failed("the engine ran out of memory", "Choose a smaller context or a smaller model.")
+        return _NO_MEMORY
     log.error("the engine failed", exc_info=error)
     return Failed(f"the engine failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
@@ -154,6 +157,9 @@ def _report(error: Exception, connection: Connection) -> int:
         connection.send(_failure(error))
     except Closed:
         log.warning("the server is gone, nobody to tell")
+    except MemoryError:
+        with suppress(OSError):
+            connection.socket.sendall(_NO_MEMORY_FRAME)
     return 1
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qlocal.engine.connection import Closed, Connection
 from qlocal.protocol import (
     HEADER,
     Cancel,
@@ -147,3 +148,14 @@ def test_a_malformed_frame_is_an_error_not_a_traceback(rank: Rank, folder: Path)
     failed = rank.until(Failed)[-1]
     assert isinstance(failed, Failed) and "malformed message" in failed.message
     assert rank.process.wait(timeout=30) == 1
+
+
+def test_what_came_before_the_end_of_a_socket_is_read_before_the_end() -> None:
+    ours, theirs = socket.socketpair()
+    connection = Connection(ours)
+    theirs.sendall(encode(Ping(1)) + encode(Ping(2)) + encode(Ping(3))[:5])
+    theirs.close()
+    with ours:
+        assert connection.receive(wait=True) == [Ping(1), Ping(2)]
+        with pytest.raises(Closed):
+            connection.receive(wait=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.preloading import compiled
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -17,13 +18,7 @@ ROOT = HERE.parents[1]
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("needs Linux and a C compiler for the library that injects faults")
-    path = tmp_path_factory.mktemp("shim") / "fault_shim.so"
-    flags = ["-O2", "-Wall", "-Werror", "-fPIC", "-shared"]
-    subprocess.run([compiler, *flags, "-o", path, HERE / "fault_shim.c", "-ldl"], check=True)
-    return path
+    return compiled(HERE / "fault_shim.c", tmp_path_factory.mktemp("shim"))
 
 
 @pytest.mark.parametrize(
