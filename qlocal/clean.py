@@ -14,6 +14,7 @@ _UNSAFE = (
     "\x80-\x9f"  # C1: one character begins a sequence, as ESC [ does
     "\u202a-\u202e\u2066-\u2069"  # changes of writing direction
     "\ud800-\udfff"  # lone surrogates cannot be written as UTF-8
+    "\ufdd0-\ufdef\ufffe\uffff"  # no characters, and of no certain width
     "\U000e0000-\U000e007f"  # tags: invisible copies of ASCII
 )
 _UNSAFE_TEXT = re.compile(f"[{_UNSAFE}]")

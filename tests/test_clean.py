@@ -18,6 +18,7 @@ PAYLOADS = {
     "\u202eabc\u2066d\u2069": "\\u202eabc\\u2066d\\u2069",
     "\U000e0041\U000e007f": "\\U000e0041\\U000e007f",
     "\ud800": "\\ud800",
+    "\ufffea\ufdd0": "\\ufffea\\ufdd0",
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import qlocal
+from qlocal.clean import clean_line
 from qlocal.protocol import TokenLogprobs
 from qlocal.server.generation import CallDelta, Delta, Ended, Usage
 from qlocal.server.text import ModelText
@@ -218,8 +219,12 @@ def model_object(model: ModelText, max_context: int | None, created: int) -> Jso
 
 
 def error_body(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> Json:
-    """Return `{"error": {message, type, param, code}}`, the one shape of all errors."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """Return `{"error": {message, type, param, code}}`, the one shape of all errors.
+
+    What it quotes of a request, a file or a library is clean: clients print it to a terminal.
+    """
+    named = None if param is None else clean_line(param)
+    return {"error": {"message": clean_line(message), "type": kind, "param": named, "code": code}}
 
 
 def _by_index(endings: Sequence[Ended]) -> list[Ended]:

@@ -32,10 +32,12 @@ from qlocal.guard.errors import JobError
 from qlocal.models import ARCHITECTURES
 from qlocal.models.base import ModelConfig
 from qlocal.models.config_fields import parse_config
+from qlocal.server.errors import body_of
 from qlocal.strict_json import parse_json_object
 from tests import tiny
 from tests.fuzz import files
 from tests.fuzz.lies import NAMES, VALUES, Liar
+from tests.fuzz.schemas import follow_pattern, follow_schema
 
 Read = Callable[[Random], bool]
 """Makes one case and reads it: True when it was read, False when it was refused. Anything else raised is a finding."""
@@ -81,13 +83,15 @@ def targets(folder: Path, guard: Guard) -> list[Target]:
         Target("safetensors pre-check", 0.30, _safetensors(Scratch(folder / "x.safetensors"))),
         Target("GGUF keys", 0.06, _gguf_keys(folder)),
         Target("config.json", 0.12, _config),
-        Target("JSON", 0.10, _json),
+        Target("JSON", 0.096, _json),
         Target("index and folder", 0.03, _folder(folder / "folder")),
         Target("importance files", 0.04, _imatrix(folder / "imatrix")),
         Target("sentencepiece models", 0.03, _sentencepiece),
         Target("tokenizer.json", 0.012, _tokenizer_json),
         Target("vocabularies of GGUF", 0.004, _gguf_vocabulary),
         Target("chat templates", 0.004, _template(guard)),
+        Target("JSON schemas", 0.002, _asked(guard, follow_schema)),
+        Target("regular expressions", 0.002, _asked(guard, follow_pattern)),
     ]
 
 
@@ -432,5 +436,16 @@ def _template(guard: Guard) -> Read:
         except QLocalError as error:
             return refused(error)
         return True
+
+    return read
+
+
+def _asked(guard: Guard, follow: Callable[[Guard, Random], bool]) -> Read:
+    def read(rng: Random) -> bool:
+        try:
+            return follow(guard, rng)
+        except QLocalError as error:
+            refused(type(error)(body_of(error)["error"]["message"]))  # as the client gets it
+            return False
 
     return read

@@ -196,6 +196,35 @@ def test_a_hung_engine_is_given_more_time_while_it_reads(start: Start) -> None:
     wait_for_other_rank(server, pid)
 
 
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL, signal.SIGSEGV])
+def test_an_engine_that_hangs_or_dies_ends_every_answer_with_an_error(start: Start, how: signal.Signals) -> None:
+    server = start(ping_s=0.1, stall_s=0.5, reading_stall_s=1.0)
+    pid = server.service.engine.pid
+    assert pid is not None
+    ends: list[tuple[int, str]] = []
+
+    def ask_for(stream: bool, choices: int) -> None:
+        with server.client() as client:
+            response = client.post(URL, json=ask("SLOW HANG", stream=stream, n=choices), timeout=60)
+            ends.append((response.status_code, response.text))
+
+    clients = [threading.Thread(target=ask_for, args=(stream, n)) for stream in (True, False) for n in (1, 2)]
+    for client in clients:
+        client.start()
+    eventually(lambda: server.service.engine.running == 6)
+    os.kill(pid, how)
+    for client in clients:
+        client.join(60)
+    assert len(ends) == 4, "no client waits on"
+    said = "no sign of life" if how is signal.SIGSTOP else how.name
+    for status, text in ends:
+        assert said in text and '"finish_reason":"' not in text and "[DONE]" not in text
+        assert status == (200 if "data: " in text else 503)
+    wait_for_other_rank(server, pid)
+    with server.client() as fresh:
+        assert fresh.post(URL, json=ask("next")).json()["choices"][0]["message"]["content"] == "next"
+
+
 def test_no_deadline_depends_on_the_time_of_day() -> None:
     """Clocks of the day jump; they may name a moment in an answer, and decide nothing."""
     root = Path(__file__).parents[2] / "qlocal"

@@ -64,6 +64,7 @@ BAD: list[tuple[Any, str]] = [
     (schema_of({"$ref": "#"}), "no answer"),
     (schema_of({"format": "frog", "type": "string"}), "frog"),
     (schema_of({"type": "integer", "minimum": 3, "maximum": 2}), "cannot be followed"),
+    (schema_of({"\x1b]0;x\x07": True}), r"'\x1b]0;x\x07' of JSON schema"),  # clients print it to a terminal
 ]
 KEYWORDS = ["not", "if", "then", "else", "contains", "uniqueItems", "dependentRequired", "dependentSchemas"]
 KEYWORDS += ["propertyNames", "unevaluatedProperties", "$dynamicRef", "minContains", "x-guidance", "frog"]
