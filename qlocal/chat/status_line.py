@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
@@ -10,9 +10,11 @@ from rich.cells import cell_len, set_cell_size
 from qlocal.chat.languages import t
 
 BAR_CELLS = 12
-NEVER_LEFT_OUT, NAME = 5, 7
+NEVER_LEFT_OUT = STATE = 5
+NAME = 7
 """Ranks of the line's parts: state and warning stay always, and so does the model, as a name that may be cut."""
-LEAST_NAME_CELLS = 8
+LEAST_CELLS = 8
+"""So much of a name, or of the words of a state, stays."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class StatusLine:
         at last the model's name is cut."""
         ranked = [
             (6, f"■ {self.warning}" if self.warning else ""),
-            (7, self.model or t("no model")),
-            (5, self._progress()),
+            (NAME, self.model or t("no model")),
+            (STATE, self._progress()),
             (1, t("{count} of others in the queue").format(count=self.others) if self.others else ""),
             (0 if self.tokens_per_s is None else 2, self._speed()),
             (3, self._context()),
@@ -53,17 +55,28 @@ class StatusLine:
         while max_cells is not None and len(parts) > 1 and cell_len(_joined(parts)) > max_cells:
             least = min(rank for rank, _ in parts)
             if least >= NEVER_LEFT_OUT:
-                over = cell_len(_joined(parts)) - max_cells
-                parts = [(rank, _cut(part, over) if rank == NAME else part) for rank, part in parts]
-                break
+                return _joined(self._cut_to(max_cells, dict(parts)).items())
             parts.remove(next(part for part in reversed(parts) if part[0] == least))
         return _joined(parts)
 
-    def _progress(self) -> str:
+    def _cut_to(self, max_cells: int, parts: dict[int, str]) -> dict[int, str]:
+        """Cut what is never left out: first the words of the state, whose bar stays, then the name."""
+
+        def over() -> int:
+            return max(0, cell_len(_joined(parts.items())) - max_cells)
+
+        if self.fraction is not None and over():
+            parts[STATE] = self._progress(_cut(t(self.state), over()))
+        if over():
+            parts[NAME] = _cut(parts[NAME], over())
+        return parts
+
+    def _progress(self, words: str | None = None) -> str:
+        words = t(self.state) if words is None else words
         if self.fraction is None:
-            return t(self.state)
+            return words
         filled = round(self.fraction * BAR_CELLS)
-        return f"{t(self.state)} {'━' * filled}{'╌' * (BAR_CELLS - filled)} {self.fraction:.0%}"
+        return f"{words} {'━' * filled}{'╌' * (BAR_CELLS - filled)} {self.fraction:.0%}"
 
     def _speed(self) -> str:
         if self.tokens_per_s is None:
@@ -81,9 +94,10 @@ class StatusLine:
         return t("context {used} / {most:,}").format(used=used, most=self.max_context) + share
 
 
-def _joined(parts: Sequence[tuple[int, str]]) -> str:
+def _joined(parts: Iterable[tuple[int, str]]) -> str:
     return " · ".join(part for _, part in parts)
 
 
-def _cut(name: str, over: int) -> str:
-    return set_cell_size(name, max(LEAST_NAME_CELLS, cell_len(name) - over - 1)).rstrip() + "…"
+def _cut(text: str, over: int) -> str:
+    room = max(LEAST_CELLS, cell_len(text) - over - 1)
+    return text if room >= cell_len(text) else set_cell_size(text, room).rstrip() + "…"

@@ -30,12 +30,15 @@ from qlocal.chat.store.database import open_database
 from qlocal.chat.store.history import History
 from qlocal.chat.store.records import MessageState, Role
 from qlocal.chat.widgets.transcript import Transcript
+from qlocal.endings import ending
 from qlocal.errors import PlanError
 from qlocal.schema import EngineState, LoadProgress, Status
 from tests.chat.driving import Chat
 from tests.chat.scripted import ScriptedLink, answer_of, scored
 from tests.chat.talks import Talk
 
+KILLED = ending("the engine", -9)
+STAGE = "loading 2.62 GiB on cuda:0 and 3.62 GiB on cuda:1 for 32,768 tokens, layer split"
 MODEL, OTHER, THIRD = "qwen2.5-7b-awq", "qwen2.5-7b-q4_k_m", "llama-3.1-8b-q4_k_m"
 NOON = time.mktime((2026, 3, 14, 12, 0, 0, 0, 0, -1))
 DAY_S = 86_400
@@ -320,9 +323,9 @@ async def models(chat: Chat, talk: Talk) -> None:
 async def loading(chat: Chat, talk: Talk) -> None:
     status = Status(
         EngineState.LOADING, "1.0", 4711, MODEL, "model", plan=PLAN,
-        progress=LoadProgress("loading weights", 9, 28, {"cuda:0": [9, 14], "cuda:1": [0, 14]}),
+        progress=LoadProgress(STAGE, 9, 28, {"cuda:0": [9, 14], "cuda:1": [0, 14]}),
     )  # fmt: skip
-    chat.link.push(LinkState(Phase.LOADING, MODEL, "loading weights", 9 / 28, "model", status=status))
+    chat.link.push(LinkState(Phase.LOADING, MODEL, STAGE, 9 / 28, "model", status=status))
     await chat.until(lambda: "32%" in chat.status)
     await chat.say(talk.prompt)
     await chat.until(lambda: bool(chat.notice))
@@ -330,10 +333,10 @@ async def loading(chat: Chat, talk: Talk) -> None:
 
 @scene()
 async def failed(chat: Chat, talk: Talk) -> None:
-    chat.link.answers = [[TextDelta(talk.answers[0][:30]), Failure("The engine was ended by signal 9", "engine")]]
+    chat.link.answers = [[TextDelta(talk.answers[0][:30]), Failure(KILLED, "engine")]]
     await chat.say(talk.prompt)
     await chat.until_idle()
-    await chat.until(lambda: "signal 9" in chat.notice and "■" in chat.shown)
+    await chat.until(lambda: "SIGKILL" in chat.notice and "■" in chat.shown)
 
 
 @scene()
@@ -416,7 +419,11 @@ async def endpoints(chat: Chat, talk: Talk) -> None:
 @scene()
 async def not_fitting(chat: Chat, talk: Talk) -> None:
     """The model does not fit as it was asked for; what would is offered."""
-    needed = f"{MODEL} with 32768 tokens of context needs 44.0 GiB on cuda:0, 21.2 GiB can be used"
+    needed = (
+        f"{MODEL} with 32768 tokens of context needs 44.00 GiB on cuda:0 (42.00 GiB weights, 1.50 GiB cache, "
+        "512 MiB scratch), 21.20 GiB can be used of 23.60 GiB that are free. Use a smaller or more quantized "
+        "checkpoint, more devices, or free some memory."
+    )
     chat.link.fitting_context = 8192
     chat.link.push(LinkState(Phase.FAILED, MODEL, path="model", error=needed))
     await shown(chat, "Question")

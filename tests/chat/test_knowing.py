@@ -274,3 +274,16 @@ def test_numbers_that_are_none_are_left_out() -> None:
     section = facts.answer_section(None)
     assert section.rows == [("", "None in this conversation yet.")]
     assert facts.report_sections({"notes": "x", "losses": [], "verify": 3})[0].rows == []
+
+
+def test_facts_are_wrapped_once_where_they_scroll(tmp_path: Path) -> None:
+    """The bar beside them takes a cell, which lines must not be wrapped for again."""
+
+    async def use(chat: Chat) -> None:
+        await chat.pilot.press("f3")
+        await chat.until(lambda: isinstance(chat.app.screen, FactsScreen) and bool(rows(chat)))
+        shown = chat.app.screen.query_one("#rows", Static)
+        lines = str(shown.content).splitlines()
+        assert len(lines) > 15 and max(map(len, lines)) <= shown.content_size.width
+
+    run_chat(tmp_path, ScriptedLink([answer_of("x")], first_states=[ready()]), use, size=(60, 15))

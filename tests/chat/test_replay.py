@@ -186,3 +186,17 @@ def test_figures_of_a_replay_are_those_of_its_tokens() -> None:
     empty = Replay("a", "b", [])
     assert (empty.mean_kl, empty.median_kl, empty.same_top, empty.first_divergence) == (0.0, 0.0, 0.0, None)
     assert math.isfinite(empty.max_kl)
+
+
+def test_both_columns_stand_beside_each_other_on_a_small_screen(tmp_path: Path) -> None:
+    async def use(chat: Chat) -> None:
+        await asked(chat)
+        await choose(chat, "bf16")
+        await chat.until(lambda: isinstance(chat.app.screen, ReplayScreen))
+        await chat.until(lambda: "Token 2 of 4" in shown(chat, "#panel"))
+        panel = chat.app.screen.query_one("#panel", Static)
+        rows = str(panel.content).splitlines()[1:]
+        assert len(rows) == 3 and all(len(row) <= panel.content_size.width for row in rows)
+        assert "dog" in rows[1] and "cat  ← written" in rows[1]
+
+    run_chat(tmp_path, link_with(), use, size=(60, 15))

@@ -26,3 +26,11 @@ def test_what_matters_less_is_left_out_where_there_is_no_room() -> None:
         assert "12 of 32,768 tokens" in shown, "what a message would cost is decided by"
     assert line.text(30) == "a-model-with-a-long-n… · ready"
     assert line.text(3) == "a-model-… · ready", "the widget cuts the rest"
+
+
+def test_the_bar_of_a_load_stays_where_its_words_have_no_room() -> None:
+    loading = "loading 2.62 GiB on cuda:0 and 3.62 GiB on cuda:1 for 32,768 tokens, layer split"
+    line = StatusLine("qwen2.5-7b-instruct-awq", loading, 0.32)
+    assert line.text(78) == "qwen2.5-7b-instruct-awq · loading 2.62 GiB on cuda:0 and 3.6… ━━━━╌╌╌╌╌╌╌╌ 32%"
+    assert line.text(44) == "qwen2.5-7b-inst… · loading… ━━━━╌╌╌╌╌╌╌╌ 32%"
+    assert f"{loading} ━━━━╌╌╌╌╌╌╌╌ 32%" in line.text()

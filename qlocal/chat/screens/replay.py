@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from rich.cells import set_cell_size
+from rich.cells import cell_len, set_cell_size
 from textual.binding import Binding, BindingType
 from textual.content import Content
 
@@ -19,7 +20,8 @@ from qlocal.clean import clean_line
 FULL_KL = 1.0
 """A distance in nats that is shown in the full colour."""
 LEAST_LEVEL = 0.25
-COLUMN_CELLS = 34
+COLUMN_CELLS, GAP_CELLS = 34, 2
+"""A column has so many at most, and so many behind it."""
 
 
 class ReplayScreen(TokenWalk[None]):
@@ -53,14 +55,18 @@ class ReplayScreen(TokenWalk[None]):
         token = self._replay.tokens[idx]
         marked = sum(self.is_notable(i) for i in range(len(self._replay.tokens)))
         names = clean_line(self._replay.reference), clean_line(self._replay.candidate)
+        cells = min(COLUMN_CELLS, self.size.width // 2 - GAP_CELLS - 1)  # one is the panel's border or margin
         lines = [
             Content(token_words.replayed_token(idx, len(self._replay.tokens), token, self._threshold, marked)),
-            Content.styled(_cells(names[0]) + _cells(names[1]), "bold"),
+            Content.styled(_row(names, cells), "bold"),
         ]
-        sides = _candidates(token.reference), _candidates(token.candidate)
-        for left, right in zip(*sides, strict=False):
-            lines.append(Content(_cells(left) + _cells(right)))
+        sides = _candidates(token.reference, cells), _candidates(token.candidate, cells)
+        lines += [Content(_row(row, cells)) for row in zip(*sides, strict=False)]
         self.set_panel(lines)
+
+    def on_resize(self) -> None:
+        if self.is_mounted:
+            self.show_panel()
 
     def _mark(self) -> None:
         levels = [
@@ -72,15 +78,17 @@ class ReplayScreen(TokenWalk[None]):
         self.tokens.shade(levels)
 
 
-def _candidates(token: TokenLogprobs) -> list[str]:
+def _candidates(token: TokenLogprobs, cells: int) -> list[str]:
+    """Return what could have stood there; where the column is narrow, the token is cut and not what is said of it."""
     lines = []
     for one in token.top[:4]:
         text = clean_line(visible(one.raw.decode("utf-8", "replace")))
         note = t(words.WRITTEN) if one.is_same(token.chosen) else ""
-        lines.append(f"{one.probability:6.1%}  {text}{note}")
+        head = f"{one.probability:6.1%}  "
+        room = max(1, cells - cell_len(head + note))
+        lines.append(head + (text if cell_len(text) <= room else set_cell_size(text, room)) + note)
     return lines
 
 
-def _cells(text: str) -> str:
-    """Return a text in the cells of a column, with two behind it."""
-    return set_cell_size(text, COLUMN_CELLS) + "  "
+def _row(texts: Sequence[str], cells: int) -> str:
+    return "".join(set_cell_size(text, cells) + " " * GAP_CELLS for text in texts)
