@@ -1,9 +1,9 @@
-"""How long after a request is cancelled is its engine free? While a long prompt is read, and while an answer is written.
+"""How long after a request is cancelled is its engine free? While a long prompt is read, while an answer is written.
 
     python benchmarks/cancelling.py MODEL [--tokens 8192] [--times 12]
 
-A rank in a process of its own, as the server starts it. At random moments of reading a prompt, each time another one, or
-of answering, it is told to cancel; the clock runs until it says that the request has ended. Prints medians and worst.
+A rank in a process of its own, as the server starts it. At random moments of reading a prompt, each time another,
+or of answering, it is told to cancel; the clock runs until it says that the request ended. Prints medians and worst.
 """
 
 from __future__ import annotations
