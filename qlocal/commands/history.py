@@ -76,7 +76,9 @@ def _recover(path: Path, damaged: str | None) -> str:
 
 
 def _told(salvage: Salvage) -> str:
-    lines = [f"{salvage}."]
+    from qlocal.chat.words import salvaged
+
+    lines = [salvaged(salvage)]
     for conversation_id, count in sorted(salvage.missing.items(), key=lambda item: item[0] or 0):
         where = "a conversation that is not known" if conversation_id is None else f"conversation {conversation_id}"
         lines.append(f"  {count} of {where} missing")

@@ -80,7 +80,7 @@ def opened(folder: Path, data: bytes) -> tuple[Content, Salvage | None]:
         History(connection).search("answer")
     if salvage is not None:
         assert salvage.kept.read_bytes() == data
-        assert str(salvage) and salvaged(salvage)
+        assert salvaged(salvage)
     shutil.rmtree(folder)
     return found, salvage
 

@@ -39,15 +39,6 @@ class Salvage:
     def num_missing(self) -> int:
         return sum(self.missing.values())
 
-    def __str__(self) -> str:
-        lost = f"; {self.num_missing:,} messages are missing" if self.num_missing else ""
-        lost += f"; {self.num_cut:,} are cut short" if self.num_cut else ""
-        lost += f"; {self.num_untitled:,} conversations have lost their titles" if self.num_untitled else ""
-        return (
-            f"The history file was damaged; it is kept as {self.kept.name}. Of it {self.num_messages:,} messages in "
-            f"{self.num_conversations:,} conversations could be read and are here{lost}"
-        )
-
 
 @dataclass
 class Found:
