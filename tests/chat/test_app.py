@@ -14,6 +14,7 @@ from qlocal.chat.screens.conversations import ConversationScreen
 from qlocal.chat.screens.models import ModelScreen
 from qlocal.chat.store.database import open_database
 from qlocal.chat.store.records import MessageState, Role
+from qlocal.chat.widgets.transcript import Transcript
 from qlocal.config import ChatOptions
 from tests.chat.driving import Chat, run_chat, stored
 from tests.chat.scripted import READY, ScriptedLink, answer_of
@@ -412,3 +413,17 @@ def test_leaving_while_an_answer_is_written_ends_well_and_keeps_it(tmp_path: Pat
     assert app.return_value == 0
     history = stored(tmp_path)
     assert history.branch(history.conversations()[0].conversation_id)[-1].content == "begun"
+
+
+def test_no_end_of_a_line_stands_under_the_bar_that_scrolls(tmp_path: Path) -> None:
+    text = " ".join("x" * (1 + 7 * number % 11) for number in range(900))
+
+    async def use(chat: Chat) -> None:
+        transcript = chat.app.chat.query_one(Transcript)
+        await chat.say("go")
+        await chat.until_idle()
+        assert transcript.show_vertical_scrollbar
+        room = transcript.scrollable_content_region.width
+        assert room - 8 < max(map(len, chat.shown.splitlines())) <= room
+
+    run_chat(tmp_path, ScriptedLink([answer_of(text, 40)]), use, size=(80, 24))

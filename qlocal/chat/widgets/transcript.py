@@ -249,8 +249,9 @@ class Transcript(ScrollView, can_focus=True):
         super().scroll_to(x, y, **{**options, "animate": False})
 
     def on_resize(self, event: Resize) -> None:
-        if event.size.width != self._log.width:
-            self._rewrap(event.size.width)
+        # The size of the event counts padding and the bar that scrolls, under which the ends of lines would stand.
+        if (width := self.scrollable_content_region.width) != self._log.width:
+            self._rewrap(width)
         self._settle()
 
     def _rewrap(self, width: int) -> None:
