@@ -15,7 +15,8 @@ from qlocal.chat.features import ACTIONS
 from qlocal.chat.languages import MODULES, speak, t
 from qlocal.chat.link_state import LinkState, Phase
 from qlocal.chat.preferences import LANGUAGES, Preferences
-from qlocal.chat.stages import stage
+from qlocal.chat.stages import memory, stage
+from qlocal.schema import EngineState, Status
 from tests.chat.driving import Chat, run_chat
 from tests.chat.scripted import ScriptedLink, answer_of
 
@@ -110,3 +111,21 @@ def test_stages_of_loading_are_in_the_language_of_the_chat(told: str, shown: str
         assert stage(told) == told
 
     run_chat(tmp_path, ScriptedLink([], first_states=[loading]), use, preferences=Preferences(language="zh"))
+
+
+def test_the_memory_of_a_load_is_told_in_the_language_of_the_chat() -> None:
+    device = {"weight_bytes": 2 << 30, "mapped_bytes": 0, "cache_bytes": 512 << 20, "scratch_bytes": 128 << 20}
+    devices = [{"device": "cuda:0", **device}, {"device": "cuda:1", **device}]
+    plan = {"devices": devices, "max_context": 8192, "key_type": "q8", "value_type": "q4"}
+    told = Status(EngineState.READY, "0", 1, plan=plan, used={"cuda:0": 3 << 30}).memory
+    assert told is not None and memory(told) == told
+    speak("zh")
+    try:
+        shown = memory(told)
+        assert shown == (
+            "上下文 8,192，类型 q8,q4：cuda:0 权重 2.00 GiB，缓存 512 MiB，计算 128 MiB，使用中 3.00 GiB；"
+            "cuda:1 权重 2.00 GiB，缓存 512 MiB，计算 128 MiB"
+        )
+        assert memory("Context 1 in f16: what a newer server says") == "Context 1 in f16: what a newer server says"
+    finally:
+        speak("en")

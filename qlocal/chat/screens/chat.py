@@ -36,7 +36,7 @@ from qlocal.chat.messages import (
     SuggestionKey,
     SuggestionTaken,
 )
-from qlocal.chat.stages import stage
+from qlocal.chat.stages import memory, stage
 from qlocal.chat.store.salvage import Salvage
 from qlocal.chat.store.threaded import Store
 from qlocal.chat.widgets.notice import Notice
@@ -112,7 +112,7 @@ class ChatScreen(Screen[None]):
         elif state.phase is Phase.READY and before.error and not is_busy:
             self.desk.notice.clear()
         if state.memory and state.memory != before.memory and not state.error and not is_busy:
-            self.desk.say(state.memory)
+            self.desk.say(memory(state.memory))
         template, was = (None if s.status is None else s.status.template for s in (state, before))
         if template is not None and template.is_new and template != was:
             self.desk.warn(words.template_unknown(template.sha256))
