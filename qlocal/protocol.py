@@ -335,7 +335,7 @@ def decode(payload: bytes) -> Message:
         message: Message = _build(kind, values)
         return message
     except (KeyError, TypeError, ValueError, AttributeError, msgpack.UnpackException) as error:
-        raise EngineError(f"malformed message between server and engine: {error!r}") from error
+        raise EngineError(f"malformed message between server and engine: {error!r:.300}") from error
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:
