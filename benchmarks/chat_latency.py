@@ -27,7 +27,7 @@ from benchmarks.chat_bench.terminal import Terminal, Took  # noqa: E402
 from qlocal.chat.store.database import open_database  # noqa: E402
 from qlocal.chat.store.history import History  # noqa: E402
 from qlocal.chat.store.records import Conversation, Message, MessageState, Role  # noqa: E402
-from qlocal.chat.words import SEARCH_FOR  # noqa: E402
+from qlocal.chat.words import SEARCH_FOR, STOPPED  # noqa: E402
 
 NUM_MESSAGES = 10_000
 TOKENS_PER_S = 300.0
@@ -38,7 +38,8 @@ STARTS = 7
 SIZES = [(80, 24), (160, 50), (60, 15), (120, 40)] * 5
 NUM_SEARCHED, NUM_CONVERSATIONS = 100_000, 500
 QUERIES = 40
-BACKSPACE = b"\x7f"
+OPENINGS, STOPS = 7, 8
+BACKSPACE, ESCAPE, NEW, CHOOSE = b"\x7f", b"\x1b", b"\x0e", b"\x0f"
 STOCK_KEYS = 20
 FOCUS_OUT_AND_IN = b"\x1b[O\x1b[I"
 ANSWER = (
@@ -127,12 +128,15 @@ def measure_chat(url: str, home: Path) -> list[Row]:
     terminal.until("fake-model")
     terminal.settle()
     rows: list[Row] = []
-    terminal.press(b"\x0f")
-    terminal.until("a long one")
-    terminal.settle()
-    last = f"number {NUM_MESSAGES - 1}."
-    rows.append(best("open 10,000 messages", [terminal.reaction(b"\r", last)], "250 ms"))
-    terminal.settle()
+    opened: list[Took] = []
+    for _ in range(OPENINGS):
+        terminal.press(NEW)
+        terminal.settle()
+        terminal.reaction(CHOOSE, "a long one")
+        terminal.settle()
+        opened.append(terminal.reaction(b"\r", f"number {NUM_MESSAGES - 1}."))
+        terminal.settle()
+    rows.append(best("open 10,000 messages", opened, "250 ms"))
     focus = [terminal.key_to_screen(FOCUS_OUT_AND_IN) for _ in range(9)]
     rows.append(best("focus out, in and a key", focus, "150 ms"))
     rows.append(percentiles("key to screen, nothing else", typed(terminal, 60), "33 / 50 ms"))
@@ -143,9 +147,8 @@ def measure_chat(url: str, home: Path) -> list[Row]:
     terminal.read(0)
     rows.append({"what": "idle CPU", "bar": "0.5 %", "percent": (terminal.cpu_s() - before_s) / IDLE_S * 100})
     rows += measure_streaming(terminal)
+    rows.append(measure_stopping(terminal))
     rows.append({"what": "memory, 10,000 messages", "bar": "150 MB", "MB": terminal.memory_mib() * 2**20 / 1e6})
-    terminal.press(b"\x1b")
-    terminal.settle()
     paste = b"\x1b[200~" + b"some words of a file that is long\n" * 30_000 + b"\x1b[201~"
     rows.append(best("paste of 1 MB, and a key", [terminal.key_to_screen(paste)], "100 ms"))
     terminal.close()
@@ -165,6 +168,20 @@ def measure_streaming(terminal: Terminal) -> list[Row]:
         terminal.watch(0.3)
     rows.append(percentiles("another size, 300 tokens/s", resized, ""))
     return rows
+
+
+def measure_stopping(terminal: Terminal) -> Row:
+    """Stop the answer that streams, then others soon after their first words."""
+    took = [terminal.reaction(ESCAPE, STOPPED)]
+    for _ in range(STOPS):
+        terminal.settle()
+        terminal.press(BACKSPACE * 200)
+        terminal.settle()
+        terminal.reaction(b"go\r", "river")
+        terminal.watch(random.uniform(0.2, 1.0))
+        took.append(terminal.reaction(ESCAPE, STOPPED))
+    terminal.settle()
+    return best("Esc to the answer's end, 300 tokens/s", took, "100 ms")
 
 
 def measure_search(url: str, home: Path) -> Row:
