@@ -2,8 +2,8 @@
 came of each.
 
 A process that has imported everything forks for every N, so that one takes a fraction of a second. A rank that was
-refused memory may answer all the same, say in a sentence that memory ran out, or end; the process that watches it sees
-that. What it may not do is answer with other tokens, say something else, or say nothing and stay.
+refused memory may answer all the same, say in a sentence that memory ran out, or be ended by a signal, which the
+process that watches it sees. What it may not do is answer with other tokens, say something else, or say nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ TIMEOUT_S = 120.0
 SIZES = {"small": 512, "large": 64 << 10}
 QUESTION = Submit("one", [5 + i * 7 % 250 for i in range(90)], 6, [], Sampling(temperature=0.0), 320)
 OUT_OF_MEMORY = "memory ran out", "out of memory"
+LOST = "the engine failed: SystemError: ", "the engine failed: SyntaxError: "
+"""Python itself may lose the reason, and then says that one of these went wrong."""
 
 
 class Silent(Exception):
@@ -131,10 +133,10 @@ def verdict(model: str, at: int, least: int, is_lasting: bool, right: list[int])
         return "WRONG: it neither answered nor ended"
     if any(answer != right for answer in answers):
         return f"WRONG: other tokens: {answers}"
-    if said and not any(words in said for words in OUT_OF_MEMORY):
-        return "said that it failed, not of what"  # Python itself may lose the reason
-    if said:
+    if any(words in said for words in OUT_OF_MEMORY):
         return "said that memory ran out"
+    if said:
+        return "said that it failed, not of what" if said.startswith(LOST) else f"WRONG: {at}: it said: {said}"
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     if code == 0 and len(answers) == 2:
