@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qlocal.errors import SessionError
@@ -53,8 +52,8 @@ def write_block(
 ) -> int:
     """Write a block so that it is there whole or not at all; return the file's bytes. OSError when the disk refuses.
 
-    parts: uint8 tensors as `KVStorage.block_parts` gives them."""
-    views = [_view(part.cpu()) for part in parts]
+    parts: uint8 tensors on the host, as `BlockAccess.read_block` gives them."""
+    views = [_view(part) for part in parts]
     crc = 0
     for view in views:
         crc = zlib.crc32(view, crc)
@@ -89,7 +88,7 @@ def will_read(path: Path) -> None:
 
 
 def read_block(path: Path, parts: Sequence[Tensor]) -> BlockHeader:
-    """Read keys and values into `parts`, and return the header for the caller to check before they are used.
+    """Read keys and values into `parts`, on the host; return the header for the caller to check before they are used.
 
     SessionError for a file that is damaged or of another size, OSError when it cannot be read."""
     with path.open("rb", buffering=0) as file:
@@ -97,16 +96,12 @@ def read_block(path: Path, parts: Sequence[Tensor]) -> BlockHeader:
         expected = sum(part.nbytes for part in parts)
         if header.payload_bytes != expected:
             raise SessionError(f"{path.name} holds {header.payload_bytes} bytes, expected {expected}")
-        on_host = [part if part.device.type == "cpu" else torch.empty_like(part, device="cpu") for part in parts]
         crc = 0
-        for part in on_host:
+        for part in parts:
             start = _read_all(file.fileno(), _view(part), start, path)
             crc = zlib.crc32(_view(part), crc)
     if crc != header.crc32:
         raise SessionError(f"{path.name} is damaged: its checksum is {crc:08x}, expected {header.crc32:08x}")
-    for part, read in zip(parts, on_host, strict=True):
-        if part is not read:
-            part.copy_(read)
     return header
 
 

@@ -6,7 +6,7 @@ when they are reached, so an unused reservation costs no memory of earlier conve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from qlocal.cache.block_pool import BlockPool, Content, content_after, root_digest
@@ -93,27 +93,16 @@ class BlockManager:
         shared, digests = self._full_blocks_of(usable)
         parent, num_held = (digests or [self._root])[-1], len(shared) * self.block_size
         while self._tier is not None and num_held + self.block_size <= len(usable):
-            content = content_after(parent, usable[num_held : num_held + self.block_size])
+            content = content_after(parent, usable[num_held : num_held + self.block_size], num_held)
             if not self._tier.holds(content):
                 break
             parent, num_held = content.digest, num_held + self.block_size
         found = self._pool.find_longest(parent, usable[num_held : num_held + self.block_size])
         return num_held + (found[1] if found is not None else 0)
 
-    def unsaved(self, is_saved: Callable[[Content], bool], min_tokens: int) -> Iterator[tuple[int, Content]]:
-        """Yield free blocks with content that `is_saved` denies, the most recently used first; none of a context that
-        has fewer than `min_tokens`, which is computed again as quickly. Nothing may change meanwhile."""
-        found = self._pool.remembered()
-        parents = {content.digest: content.parent for _, content in found}
-        needed = max(0, min_tokens // self.block_size - 1)
-        contexts = {content.parent for _, content in found}
-        for block, content in found:
-            depth, parent = 0, content.parent
-            while parent in parents and depth < needed:
-                depth, parent = depth + 1, parents[parent]
-            is_long = depth >= needed or content.digest in contexts
-            if is_long and not is_saved(content):
-                yield block, content
+    def remembered(self) -> list[tuple[int, Content]]:
+        """Return the free blocks with content, the most recently used first."""
+        return self._pool.remembered()
 
     def reach(self, table: BlockTable, num_tokens: int) -> None:
         """Take the blocks that a sequence of `num_tokens` needs, out of its reservation."""
@@ -124,17 +113,18 @@ class BlockManager:
         """Remember the blocks that are full now that the first `num_computed` of `token_ids` are computed."""
         while (len(table.digests) + 1) * self.block_size <= num_computed:
             index = len(table.digests)
-            chunk = token_ids[index * self.block_size : (index + 1) * self.block_size]
-            content = content_after(self._parent(table), chunk)
+            start = index * self.block_size
+            content = content_after(self._parent(table), token_ids[start : start + self.block_size], start)
             self._pool.remember(table.blocks[index], content)
             table.digests.append(content.digest)
 
     def release(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
         """Give everything back; what was computed stays findable, the partial last block included."""
         self.commit(table, token_ids, num_computed)
-        tail = token_ids[len(table.digests) * self.block_size : num_computed]
-        if tail:
-            self._pool.remember(table.blocks[len(table.digests)], content_after(self._parent(table), tail))
+        start = len(table.digests) * self.block_size
+        if start < num_computed:
+            content = content_after(self._parent(table), token_ids[start:num_computed], start)
+            self._pool.remember(table.blocks[len(table.digests)], content)
         self._give_back(table)
 
     def discard(self, table: BlockTable) -> None:
@@ -168,7 +158,7 @@ class BlockManager:
         blocks: list[int] = []
         digests = [self._root]
         for start in range(0, len(token_ids) - self.block_size + 1, self.block_size):
-            content = content_after(digests[-1], token_ids[start : start + self.block_size])
+            content = content_after(digests[-1], token_ids[start : start + self.block_size], start)
             block = self._pool.find(content)
             if block is None:
                 break
@@ -183,7 +173,7 @@ class BlockManager:
         first, contents = len(table.blocks), list[Content]()
         parent = self._parent(table)
         for start in range(first * self.block_size, len(token_ids) - self.block_size + 1, self.block_size):
-            content = content_after(parent, token_ids[start : start + self.block_size])
+            content = content_after(parent, token_ids[start : start + self.block_size], start)
             if not self._tier.holds(content):
                 break
             contents.append(content)

@@ -10,18 +10,21 @@ import hashlib
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ROOT_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a block holds: `token_ids` after the context that `parent` stands for; `digest` stands for both."""
+    """What a block holds: `token_ids` after the context that `parent` stands for; `digest` stands for both.
+
+    start: tokens of that context, 0 where whoever made this does not need them."""
 
     parent: bytes
     token_ids: tuple[int, ...]
     digest: bytes
+    start: int = field(default=0, compare=False)
 
 
 def root_digest(fingerprint: str) -> bytes:
@@ -29,11 +32,11 @@ def root_digest(fingerprint: str) -> bytes:
     return hashlib.blake2b(fingerprint.encode(), digest_size=ROOT_DIGEST_BYTES).digest()
 
 
-def content_after(parent: bytes, token_ids: Sequence[int]) -> Content:
-    """Return the content of a block with `token_ids` after the context `parent`."""
+def content_after(parent: bytes, token_ids: Sequence[int], start: int = 0) -> Content:
+    """Return the content of a block with `token_ids` after the context `parent`, which has `start` tokens."""
     packed = struct.pack(f"<{len(token_ids)}I", *token_ids)
     digest = hashlib.blake2b(parent + packed, digest_size=ROOT_DIGEST_BYTES).digest()
-    return Content(parent, tuple(token_ids), digest)
+    return Content(parent, tuple(token_ids), digest, start)
 
 
 class BlockPool:

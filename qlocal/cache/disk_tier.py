@@ -18,49 +18,63 @@ from torch import Tensor
 
 from qlocal.cache.block_file import read_block, read_header, will_read, write_block
 from qlocal.cache.block_pool import Content, common_prefix
-from qlocal.cache.host_tier import BlockParts
+from qlocal.cache.tiers import BlockAccess
 from qlocal.errors import SessionError
 
 log = logging.getLogger(__name__)
 SUFFIX = ".kv"
 FREE_BYTES = 1 << 30
 """Of the disk, which are left to others whatever the quota says."""
+MIN_TOKENS = 256
+"""Of a context with its block: a shorter one is computed again as quickly, and most questions are one."""
 STALE_PART_S = 3600.0
 """Age at which the beginning of a file that was never finished belongs to nobody."""
 
 
 @dataclass
 class _Entry:
+    """token_ids: once its header has been read."""
+
     path: Path
     parent: str
     num_tokens: int
     num_bytes: int
     used_at: float
+    token_ids: tuple[int, ...] | None = None
 
 
 class DiskTier:
     """The blocks of one model in a folder, which other models may share: their names differ, as digests do."""
 
     def __init__(
-        self, folder: Path, made_by: Mapping[str, str], block_parts: BlockParts, block_bytes: int, max_bytes: int
+        self,
+        folder: Path,
+        made_by: Mapping[str, str],
+        cache: BlockAccess,
+        max_bytes: int,
+        min_tokens: int = MIN_TOKENS,
     ) -> None:
         """made_by: as in `BlockHeader`. max_bytes: of the whole folder. OSError when the folder cannot be made."""
         self._folder = folder
         self._made_by = made_by
-        self._block_parts = block_parts
-        self._block_bytes = block_bytes
+        self._cache = cache
         self._max_bytes = max_bytes
+        self._min_tokens = min_tokens
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._entries = _scan(folder)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all files, other models' included."""
-        return sum(entry.num_bytes for entry in self._entries.values())
+        self._entries: dict[str, _Entry] = {}
+        self._children: dict[str, dict[str, None]] = {}  # digests by the context that they follow
+        self.num_bytes = 0
+        """Of all files, other models' included."""
+        for digest, entry in _scan(folder).items():
+            self._add(digest, entry)
 
     def holds(self, content: Content) -> bool:
         """See `Tier.holds`."""
         return content.digest.hex() in self._entries
+
+    def wants(self, content: Content) -> bool:
+        """Say whether content is worth a file that is not there."""
+        return content.start + len(content.token_ids) >= self._min_tokens and not self.holds(content)
 
     def will_load(self, contents: Sequence[Content]) -> None:
         """See `Tier.will_load`: the disk reads on while what has come is checked."""
@@ -75,43 +89,38 @@ class DiskTier:
         if entry is None:
             return False
         try:
-            header = read_block(entry.path, self._block_parts(block))
+            parts = self._cache.room_for(block)
+            header = read_block(entry.path, parts)
             header.require(self._made_by, content.parent.hex(), content.token_ids, entry.path)
         except (SessionError, OSError) as error:
             log.warning("%s; its %s tokens are computed again", error, len(content.token_ids))
             self._remove(content.digest.hex())
             return False
+        self._cache.write_block(block, parts)
         self._touch(entry)
         return True
 
     def longest(self, parent: bytes, token_ids: Sequence[int]) -> tuple[Content, int] | None:
         """See `Tier.longest`."""
         best: tuple[Content, int] | None = None
-        for digest, entry in list(self._entries.items()):
-            if entry.parent != parent.hex():
-                continue
-            try:
-                header = read_header(entry.path)
-                header.require(self._made_by, entry.parent, [], entry.path)
-            except (SessionError, OSError) as error:
-                log.warning("%s; it is removed", error)
-                self._remove(digest)
-                continue
-            length = common_prefix(header.token_ids, token_ids)
-            if length > (best[1] if best else 0):
-                best = Content(parent, tuple(header.token_ids), bytes.fromhex(digest)), length
+        for digest in list(self._children.get(parent.hex(), ())):
+            held = self._token_ids(digest)
+            length = 0 if held is None else common_prefix(held, token_ids)
+            if held is not None and length > (best[1] if best else 0):
+                best = Content(parent, held, bytes.fromhex(digest)), length
         return best
 
     def keep(self, content: Content, block: int) -> None:
         """See `Tier.keep`; a disk that refuses is told to the log."""
-        self.keep_parts(content, self._block_parts(block))
+        if self.wants(content):
+            self.keep_parts(content, self._cache.read_block(block))
 
     def keep_parts(self, content: Content, parts: Sequence[Tensor], spare_since: float | None = None) -> bool:
-        """Write a block that is not there yet. spare_since: remove nothing for it that was used since then; False where
+        """Write a block that is wanted. spare_since: remove nothing for it that was used since then; False where
         there is no room so, or the disk refuses."""
-        if self.holds(content):
+        if not self.wants(content):
             return True
-        if not self._make_room(self._block_bytes, spare_since):
+        if not self._make_room(self._cache.block_bytes, spare_since):
             return False
         name = f"{content.digest.hex()}-{content.parent.hex()}-{len(content.token_ids)}{SUFFIX}"
         path = self._folder / name
@@ -120,40 +129,42 @@ class DiskTier:
         except OSError as error:
             log.warning("a block of a conversation cannot be stored in %s: %s", self._folder, error)
             return False
-        self._entries[content.digest.hex()] = _Entry(
-            path, content.parent.hex(), len(content.token_ids), num_bytes, time.time()
-        )
+        tokens = content.token_ids
+        entry = _Entry(path, content.parent.hex(), len(tokens), num_bytes, time.time(), tokens)
+        self._add(content.digest.hex(), entry)
         self._drop_beginnings(content)
         return True
 
     def _drop_beginnings(self, content: Content) -> None:
         """Remove blocks that are the beginning of this one: a conversation's last block as it was before it grew."""
-        parent = content.parent.hex()
-        shorter = [
-            (digest, entry)
-            for digest, entry in self._entries.items()
-            if entry.parent == parent and entry.num_tokens < len(content.token_ids)
-        ]
-        for digest, entry in shorter:
+        for digest in list(self._children[content.parent.hex()]):
+            if self._entries[digest].num_tokens < len(content.token_ids):
+                held = self._token_ids(digest)
+                if held is not None and content.token_ids[: len(held)] == held:
+                    self._remove(digest)
+
+    def _token_ids(self, digest: str) -> tuple[int, ...] | None:
+        """Return what a file holds, from its header the first time; one that cannot be read is told and removed."""
+        entry = self._entries[digest]
+        if entry.token_ids is None:
             try:
                 header = read_header(entry.path)
-            except (SessionError, OSError):  # what cannot be read is no loss
+                header.require(self._made_by, entry.parent, [], entry.path)
+            except (SessionError, OSError) as error:
+                log.warning("%s; it is removed", error)
                 self._remove(digest)
-                continue
-            if list(content.token_ids[: len(header.token_ids)]) == header.token_ids:
-                self._remove(digest)
+                return None
+            entry.token_ids = tuple(header.token_ids)
+        return entry.token_ids
 
     def _make_room(self, num_bytes: int, spare_since: float | None) -> bool:
-        total = self.num_bytes
-        for digest, entry in sorted(self._entries.items(), key=lambda item: item[1].used_at):
-            if total + num_bytes <= self._max_bytes:
-                break
+        while self._entries and self.num_bytes + num_bytes > self._max_bytes:
+            digest, entry = min(self._entries.items(), key=lambda item: item[1].used_at)
             if spare_since is not None and entry.used_at >= spare_since:
                 return False
-            total -= entry.num_bytes
             self._remove(digest)
         has_space = shutil.disk_usage(self._folder).free >= num_bytes + FREE_BYTES
-        return has_space and total + num_bytes <= self._max_bytes
+        return has_space and self.num_bytes + num_bytes <= self._max_bytes
 
     def _touch(self, entry: _Entry) -> None:
         entry.used_at = time.time()
@@ -162,8 +173,18 @@ class DiskTier:
         except OSError as error:
             log.info("%s keeps its time: %s", entry.path.name, error)
 
+    def _add(self, digest: str, entry: _Entry) -> None:
+        self._entries[digest] = entry
+        self._children.setdefault(entry.parent, {})[digest] = None
+        self.num_bytes += entry.num_bytes
+
     def _remove(self, digest: str) -> None:
         entry = self._entries.pop(digest)
+        siblings = self._children[entry.parent]
+        del siblings[digest]
+        if not siblings:
+            del self._children[entry.parent]
+        self.num_bytes -= entry.num_bytes
         entry.path.unlink(missing_ok=True)
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from qlocal.cache.block_pool import Content, common_prefix
+from qlocal.cache.tiers import BlockAccess
 
-BlockParts = Callable[[int], list[Tensor]]
-"""From a block's number to what it holds: `KVStorage.block_parts`."""
 GiveUp = Callable[[Content, list[Tensor]], None]
 """What is done with a block for which there is no room here any more."""
 
@@ -19,8 +17,8 @@ GiveUp = Callable[[Content, list[Tensor]], None]
 class HostTier:
     """Copies of blocks, at most `max_bytes` of them; what has no room is given to `give_up`."""
 
-    def __init__(self, block_parts: BlockParts, max_bytes: int, give_up: GiveUp = lambda content, parts: None) -> None:
-        self._block_parts = block_parts
+    def __init__(self, cache: BlockAccess, max_bytes: int, give_up: GiveUp = lambda content, parts: None) -> None:
+        self._cache = cache
         self._max_bytes = max_bytes
         self._give_up = give_up
         self._held: OrderedDict[bytes, tuple[Content, list[Tensor]]] = OrderedDict()
@@ -39,8 +37,7 @@ class HostTier:
         if found is None:
             return False
         self._held.move_to_end(content.digest)
-        for part, kept in zip(self._block_parts(block), found[1], strict=True):
-            part.copy_(kept)
+        self._cache.write_block(block, found[1])
         return True
 
     def longest(self, parent: bytes, token_ids: Sequence[int]) -> tuple[Content, int] | None:
@@ -54,7 +51,7 @@ class HostTier:
         if content.digest in self._held:
             self._held.move_to_end(content.digest)
             return
-        parts = [torch.empty_like(part, device="cpu").copy_(part) for part in self._block_parts(block)]
+        parts = [part.clone() for part in self._cache.read_block(block)]
         self._held[content.digest] = content, parts
         self.num_bytes += _bytes_of(parts)
         while self.num_bytes > self._max_bytes and self._held:

@@ -147,6 +147,23 @@ class KVStorage:
         """Return what one block holds, in pieces (Hk, bytes) uint8: K and V of every layer, views on their devices."""
         return [side.memory[block] for layer in self.layers for side in (layer.keys, layer.values)]
 
+    def read_block(self, block: int) -> list[Tensor]:
+        """See `BlockAccess.read_block`."""
+        return [part.cpu() for part in self.block_parts(block)]
+
+    def room_for(self, block: int) -> list[Tensor]:
+        """See `BlockAccess.room_for`: where the cache is on the host, its own memory."""
+        return [
+            part if part.device.type == "cpu" else torch.empty_like(part, device="cpu")
+            for part in self.block_parts(block)
+        ]
+
+    def write_block(self, block: int, parts: Sequence[Tensor]) -> None:
+        """See `BlockAccess.write_block`."""
+        for ours, given in zip(self.block_parts(block), parts, strict=True):
+            if ours.data_ptr() != given.data_ptr():
+                ours.copy_(given)
+
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one block to another, in every layer."""
         for layer in self.layers:

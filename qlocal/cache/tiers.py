@@ -5,7 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from torch import Tensor
+
 from qlocal.cache.block_pool import Content
+
+
+class BlockAccess(Protocol):
+    """What blocks of the cache hold, in pieces (Hk, bytes) uint8 on the host: K and V of every layer, of all heads."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all layers."""
+        ...
+
+    def read_block(self, block: int) -> list[Tensor]:
+        """Return what a block holds; it may be the cache's own memory, or what the next call uses again."""
+        ...
+
+    def room_for(self, block: int) -> list[Tensor]:
+        """Return memory for what is to be written into a block."""
+        ...
+
+    def write_block(self, block: int, parts: Sequence[Tensor]) -> None:
+        """Give a block its content, which `room_for` may have given the memory for."""
+        ...
 
 
 class Tier(Protocol):

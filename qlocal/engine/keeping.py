@@ -13,8 +13,7 @@ from qlocal.cache.block_manager import BlockManager
 from qlocal.cache.block_pool import Content
 from qlocal.cache.disk_tier import DiskTier
 from qlocal.cache.host_tier import HostTier
-from qlocal.cache.storage import KVStorage
-from qlocal.cache.tiers import Chain, Tier
+from qlocal.cache.tiers import BlockAccess, Chain, Tier
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.identity import weights_identity
 from qlocal.models.long_context import stretched
@@ -22,8 +21,6 @@ from qlocal.plan import Plan
 from qlocal.protocol import Load
 
 log = logging.getLogger(__name__)
-MIN_KEPT_TOKENS = 512
-"""A shorter conversation is read again as quickly as from a disk."""
 
 
 def made_by(checkpoint: Checkpoint, plan: Plan, *, is_kept: bool) -> dict[str, str]:
@@ -42,13 +39,13 @@ def made_by(checkpoint: Checkpoint, plan: Plan, *, is_kept: bool) -> dict[str, s
 class Keeper:
     """The tiers beside one cache, and when they are written."""
 
-    def __init__(self, storage: KVStorage, load: Load, origin: Mapping[str, str]) -> None:
+    def __init__(self, cache: BlockAccess, load: Load, origin: Mapping[str, str]) -> None:
         """origin: as `made_by` returns it. A folder that cannot be used is told to the log, and nothing kept there."""
-        self._storage = storage
-        self._disk = _disk_tier(storage, load, origin)
+        self._cache = cache
+        self._disk = _disk_tier(cache, load, origin)
         tiers: list[Tier] = [] if self._disk is None else [self._disk]
         if load.host_cache_bytes:
-            tiers.insert(0, HostTier(storage.block_parts, load.host_cache_bytes, self._give_up))
+            tiers.insert(0, HostTier(cache, load.host_cache_bytes, self._give_up))
         self.tier = Chain(tiers) if tiers else None
         self.has_unkept = False
         """Whether something may have come that is not on disk."""
@@ -62,10 +59,11 @@ class Keeper:
     def keep_next(self, blocks: BlockManager) -> None:
         """Write one block, while nobody waits; `has_unkept` tells whether there are more."""
         assert self._disk is not None, "without a disk nothing is unkept"
-        for block, content in blocks.unsaved(self._disk.holds, MIN_KEPT_TOKENS):
-            parts = self._storage.block_parts(block)
-            self.has_unkept = self._disk.keep_parts(content, parts, spare_since=self._since)
-            return
+        for block, content in blocks.remembered():
+            if self._disk.wants(content):
+                parts = self._cache.read_block(block)
+                self.has_unkept = self._disk.keep_parts(content, parts, spare_since=self._since)
+                return
         self.has_unkept = False
 
     def keep_all(self, blocks: BlockManager, within_s: float) -> None:
@@ -80,12 +78,12 @@ class Keeper:
             self._disk.keep_parts(content, parts)
 
 
-def _disk_tier(storage: KVStorage, load: Load, origin: Mapping[str, str]) -> DiskTier | None:
+def _disk_tier(cache: BlockAccess, load: Load, origin: Mapping[str, str]) -> DiskTier | None:
     if load.sessions_folder is None or not load.sessions_bytes:
         return None
     try:
         folder = Path(load.sessions_folder)
-        return DiskTier(folder, origin, storage.block_parts, storage.block_bytes, load.sessions_bytes)
+        return DiskTier(folder, origin, cache, load.sessions_bytes)
     except OSError as error:
         log.warning("conversations are not kept in %s: %s", load.sessions_folder, error)
         return None

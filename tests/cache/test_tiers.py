@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from qlocal.cache.block_file import read_block
+from qlocal.cache import disk_tier
+from qlocal.cache.block_file import read_block, read_header
 from qlocal.cache.block_manager import BlockManager
 from qlocal.cache.block_pool import Content, content_after, root_digest
 from qlocal.cache.disk_tier import DiskTier
@@ -31,8 +33,15 @@ class Storage:
     def __init__(self, num_blocks: int = 8) -> None:
         self.memory = torch.zeros(num_blocks, 1, SIZE, dtype=torch.uint8)
 
-    def parts(self, block: int) -> list[Tensor]:
+    block_bytes = SIZE
+
+    def read_block(self, block: int) -> list[Tensor]:
         return [self.memory[block]]
+
+    room_for = read_block
+
+    def write_block(self, block: int, parts: Sequence[Tensor]) -> None:
+        self.memory[block] = parts[0]
 
     def write(self, block: int, value: int) -> None:
         self.memory[block] = value
@@ -43,7 +52,7 @@ class Storage:
 
 
 def disk_of(storage: Storage, folder: Path, quota: int = 1 << 20, made_by: dict[str, str] | None = None) -> DiskTier:
-    return DiskTier(folder, made_by or MADE_BY, storage.parts, SIZE, quota)
+    return DiskTier(folder, made_by or MADE_BY, storage, quota, min_tokens=0)
 
 
 def content(*token_ids: int, parent: bytes = ROOT) -> Content:
@@ -94,7 +103,7 @@ def test_the_quota_holds_and_the_least_recently_used_go(tmp_path: Path) -> None:
     taken = [index for index in (0, 1, 2, 9) if disk.holds(content(index))]
     assert taken == [0, 2, 9]
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == disk.num_bytes <= 3 * (SIZE + 4096)
-    assert not disk.keep_parts(content(10), storage.parts(1), spare_since=0.0), "nothing may go for it"
+    assert not disk.keep_parts(content(10), storage.read_block(1), spare_since=0.0), "nothing may go for it"
 
 
 def test_a_last_block_that_has_grown_replaces_what_it_was(tmp_path: Path) -> None:
@@ -137,7 +146,7 @@ for n in range(10**6):
 
 def test_host_memory_keeps_within_its_bytes_and_hands_down_the_oldest() -> None:
     storage, given_up = Storage(), []
-    host = HostTier(storage.parts, 2 * SIZE, lambda content, parts: given_up.append((content, int(parts[0][0, 0]))))
+    host = HostTier(storage, 2 * SIZE, lambda content, parts: given_up.append((content, int(parts[0][0, 0]))))
     for index in range(3):
         storage.write(1, index + 1)
         host.keep(content(index), 1)
@@ -172,7 +181,7 @@ def live(manager: BlockManager, storage: Storage, token_ids: list[int]) -> tuple
 @pytest.mark.parametrize("where", ["disk", "host", "both"])
 def test_what_the_pool_gave_up_comes_back_and_is_counted(tmp_path: Path, where: str) -> None:
     storage = Storage(4)
-    disk, host = disk_of(storage, tmp_path), HostTier(storage.parts, 1 << 20)
+    disk, host = disk_of(storage, tmp_path), HostTier(storage, 1 << 20)
     tiers: dict[str, list[Tier]] = {"disk": [disk], "host": [host], "both": [host, disk]}
     manager = manager_of(storage, Chain(tiers[where]), 4)
     first, second = list(range(1, 15)), list(range(101, 115))
@@ -199,10 +208,33 @@ def test_a_block_that_cannot_be_loaded_is_computed_and_nothing_is_lost(
     assert manager.num_free == 4
 
 
-def test_what_is_unsaved_is_told_latest_first_without_short_contexts() -> None:
+def test_short_contexts_are_worth_no_file_and_long_ones_every_block(tmp_path: Path) -> None:
     storage = Storage(12)
-    manager = BlockManager(12, BLOCK, "model", lambda *_: None)
+    disk = DiskTier(tmp_path, MADE_BY, storage, 1 << 20, min_tokens=BLOCK)
+    manager = manager_of(storage, disk, 12)
     for token_ids in ([1] * 14, [2] * 3, [3] * 14):
         live(manager, storage, token_ids)
-    found = [c.token_ids[0] for _, c in manager.unsaved(lambda c: len(c.token_ids) < BLOCK, 8)]
-    assert found == [3, 3, 3, 1, 1, 1]
+    found = [content.token_ids[0] for _, content in manager.remembered() if disk.wants(content)]
+    assert found == [3, 3, 3, 3, 1, 1, 1, 1], "the latest first"
+    for first in range(10, 16):
+        live(manager, storage, [first] * 14)
+    assert {path.name.rpartition("-")[2] for path in tmp_path.iterdir()} == {"2.kv", "4.kv"}
+    live(manager, storage, list(range(50, 62)))
+    before = len(list(tmp_path.iterdir()))
+    for first in range(20, 40):
+        live(manager, storage, [first] * 3)
+    assert not any(path.name.endswith("-3.kv") for path in tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) > before, "what was long has been given up for them"
+
+
+def test_a_question_opens_each_file_that_may_begin_alike_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage()
+    for index in range(5):
+        disk_of(storage, tmp_path).keep(content(7, index), 1)
+    opened: list[Path] = []
+    monkeypatch.setattr(disk_tier, "read_header", lambda path: opened.append(path) or read_header(path))
+    again = disk_of(storage, tmp_path)
+    assert again.longest(b"1" * 16, [7, 3]) is None and not opened
+    for _ in range(3):
+        assert again.longest(ROOT, [7, 3, 1]) == (content(7, 3), 2)
+    assert len(opened) == 5

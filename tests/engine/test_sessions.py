@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from qlocal.cache.disk_tier import MIN_TOKENS
 from qlocal.engine.engine import Engine
-from qlocal.engine.keeping import MIN_KEPT_TOKENS
 from qlocal.engine.loading import load_engine
 from qlocal.protocol import Load, Sampling
 from tests import tiny
@@ -97,7 +97,7 @@ def test_what_is_damaged_is_computed_and_told(folder: Path, tmp_path: Path, capl
 
 def test_short_conversations_are_not_kept_and_the_quota_holds(folder: Path, tmp_path: Path) -> None:
     engine = engine_at(folder, tmp_path / "short")
-    ask(engine, random_ids(300, MIN_KEPT_TOKENS - 300))
+    ask(engine, random_ids(300, MIN_TOKENS - 30))
     engine.keep_all(within_s=60)
     assert list((tmp_path / "short").iterdir()) == []
     block = 2 * 2 * 2 * 256 * 32 * 2 + 4096
