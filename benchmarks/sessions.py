@@ -95,7 +95,8 @@ def main() -> None:
     print(f"first token after {restored_s:.2f} s, {held_s:.2f} s where the cache still holds all")
     print(f"{started.restored_tokens} tokens restored at {rate / 1e6:.0f} MB/s")
     for at_once, found in plain.items():
-        print(f"the same files as plain bytes, {at_once} at once: {found / 1e6:.0f} MB/s, of which that is {rate / found:.0%}")
+        share = f"{found / 1e6:.0f} MB/s, of which that is {rate / found:.0%}"
+        print(f"the same files as plain bytes, {at_once} at once: {share}")
 
 
 if __name__ == "__main__":
