@@ -178,6 +178,20 @@ class CopyBlock(Message):
     num_tokens: int
 
 
+@dataclass(frozen=True)
+class ReadBlock(Message):
+    """Give rank 0 what a block of the cache holds."""
+
+    block: int
+
+
+@dataclass(frozen=True)
+class WriteBlock(Message):
+    """Take from rank 0 what a block of the cache is to hold."""
+
+    block: int
+
+
 # From the rank to the server, and from other ranks to rank 0 (Progress, Failed).
 
 

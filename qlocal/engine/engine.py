@@ -28,12 +28,9 @@ from qlocal.engine.speculation.speculator import Speculator
 from qlocal.engine.team import Team
 from qlocal.errors import GrammarError
 from qlocal.layers.card_draws import Draws
-from qlocal.layers.decoder import Decoder
-from qlocal.layers.kv_conditioning import storage_for
 from qlocal.layers.paged_attention import TokenRun
-from qlocal.parallel.collectives import Collectives
 from qlocal.plan import Plan
-from qlocal.protocol import Finished, Load, Message, Queued, Reading, Ready, Started, Submit, Tokens, Vocabulary
+from qlocal.protocol import Finished, Message, Queued, Reading, Ready, Started, Submit, Tokens, Vocabulary
 
 Placed = tuple[ScheduledRun, int]
 """A run, and the row of the step's hidden states where its tokens begin."""
@@ -44,27 +41,22 @@ class Engine:
 
     def __init__(
         self,
-        decoder: Decoder,
+        runner: ModelRunner | LeadingRunner,
         plan: Plan,
         ready: Ready,
-        collectives: Collectives | None = None,
+        vocab_size: int,
+        origin: Mapping[str, str],
+        *,
         team: Team | None = None,
         speculator: Speculator | None = None,
-        load: Load | None = None,
-        origin: Mapping[str, str] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
-        """collectives: of the ranks of a tensor split, which `decoder` is a part of; team: those that end with this.
-        speculator: who guesses next tokens, None for nobody. load: says where blocks are kept beside the cache, None
-        for nowhere; origin: what the cache's content depends on, as `keeping.made_by` returns it."""
-        config = decoder.config
-        storage = storage_for(decoder, plan)
-        own = ModelRunner(decoder, storage, plan.block_size, is_whole=collectives is None)
+        """origin: what the cache's content depends on, as `keeping.made_by` returns it. team: the other ranks of a
+        tensor split, which end with this. speculator: who guesses next tokens, None for nobody. keeper: of blocks
+        beside the cache, None where none are kept."""
+        self._runner = runner
         self._team = team or Team([])
-        self._relay = None if collectives is None else LeadingRunner(own, collectives, self._team)
-        self._runner = self._relay or own
-        origin = origin or {"geometry": repr(config), "types": f"{plan.dtype} {plan.key_type} {plan.value_type}"}
-        # What other ranks hold is not here to be kept.
-        self._keeper = None if load is None or collectives is not None else Keeper(storage, load, origin)
+        self._keeper = keeper
         self._speculator = speculator
         self._blocks = BlockManager(
             plan.num_blocks,
@@ -72,10 +64,10 @@ class Engine:
             repr(sorted(origin.items())),
             self._copy_block,
             self._forget_block,
-            None if self._keeper is None else self._keeper.tier,
+            None if keeper is None else keeper.tier,
         )
         self._scheduler = Scheduler(self._blocks, plan.slots, plan.prefill_chunk, self._speculator)
-        self.vocab_size = config.vocab_size
+        self.vocab_size = vocab_size
         self._max_context = plan.max_context
         self._draws: Draws | None = None
         """How the device draws the tokens of the step, None where it does not."""
@@ -109,9 +101,9 @@ class Engine:
 
     def close(self) -> None:
         """End the other ranks. An engine without any needs no closing."""
-        if self._relay is not None:
+        if isinstance(self._runner, LeadingRunner):
             try:
-                self._relay.close()
+                self._runner.close()
             finally:
                 self._team.leave()
 

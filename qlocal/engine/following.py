@@ -7,19 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from qlocal.engine import assembly
+from qlocal.engine.constants import follow_constants
 from qlocal.engine.memory import no_memory_for
 from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.relay import follow_steps
-from qlocal.engine.team import LOST_CONTACT
+from qlocal.engine.team import LOST_CONTACT, is_lost_contact
 from qlocal.errors import EngineError, memory_in_words
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
-from qlocal.layers.kv_conditioning import storage_for
+from qlocal.layers.decoder import Decoder
+from qlocal.layers.kv_conditioning import is_packed, storage_for
 from qlocal.layers.loader import load_model
 from qlocal.layers.seat import Seat
 from qlocal.parallel.rendezvous import leave
+from qlocal.plan import Plan
 from qlocal.plan.words import brief
 from qlocal.protocol import Failed, Join, Load, Message, Progress, Ready
 
@@ -50,8 +54,8 @@ def run(first: Join | Load, send: Send) -> None:
 
     with memory_in_words(no_memory_for(checkpoint.path.name, plan)), torch.inference_mode():
         decoder = load_model(checkpoint, plan, assembled.kernels, on_progress, seat)
-    runner = ModelRunner(decoder, storage_for(decoder, plan), plan.block_size, is_whole=False)
-    _wait_for_all(seat)
+    constants = _agreed(decoder, plan, seat)
+    runner = ModelRunner(decoder, storage_for(decoder, plan, constants), plan.block_size, is_whole=False)
     if tells:
         send(Ready(plan.max_context, plan.slots, plan.to_json(), [part.device for part in plan.devices], 0, 0.0))
     follow_steps(runner, seat.collectives)
@@ -60,11 +64,15 @@ def run(first: Join | Load, send: Send) -> None:
         team.end()
 
 
-def _wait_for_all(seat: Seat) -> None:
+def _agreed(decoder: Decoder, plan: Plan, seat: Seat) -> Tensor | None:
+    """Wait for all ranks; return the constants of this rank's heads where the plan needs them."""
     try:
         seat.collectives.wait_for_all()
+        return follow_constants(decoder, seat) if is_packed(plan) else None
     except RuntimeError as error:
-        raise EngineError(f"{LOST_CONTACT} while the model was loading") from error
+        if is_lost_contact(error):
+            raise EngineError(f"{LOST_CONTACT} while the model was loading") from error
+        raise
 
 
 def _end(error: EngineError, send: Send) -> None:

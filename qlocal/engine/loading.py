@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from qlocal.engine.assembly import lead
+from qlocal.engine.constants import digest, lead_constants, of_share
 from qlocal.engine.engine import Engine
-from qlocal.engine.keeping import made_by
+from qlocal.engine.keeping import Keeper, made_by
 from qlocal.engine.memory import no_memory_for
+from qlocal.engine.model_runner import ModelRunner
+from qlocal.engine.relay import LeadingRunner
 from qlocal.engine.speculation.loading import open_speculator
 from qlocal.engine.team import Team
 from qlocal.engine.used import used_bytes
@@ -19,7 +23,10 @@ from qlocal.errors import memory_in_words
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels import dispatch
+from qlocal.layers.decoder import Decoder
+from qlocal.layers.kv_conditioning import is_packed, storage_for
 from qlocal.layers.loader import OnProgress, load_model
+from qlocal.layers.seat import Seat
 from qlocal.plan import Plan
 from qlocal.plan.words import brief
 from qlocal.protocol import Load, Progress, Ready
@@ -46,12 +53,31 @@ def load_engine(load: Load, on_progress: Callable[[Progress], None]) -> Engine:
             used = {device: max(0, taken - before.get(device, 0)) for device, taken in used.items()}
             ready = _ready(checkpoint, plan, time.perf_counter() - start, decoder.held_head, used)
             origin = made_by(checkpoint, plan, is_kept=load.sessions_folder is not None)
-            collectives = None if seat is None else seat.collectives
-            return Engine(decoder, plan, ready, collectives, team, speculator, load, origin)
+            runner, constants = _runner(decoder, plan, seat, team, load, origin)
+            origin |= constants
+            keeper, vocab_size = Keeper(runner.cache, load, origin), decoder.config.vocab_size
+            return Engine(runner, plan, ready, vocab_size, origin, team=team, speculator=speculator, keeper=keeper)
     except BaseException:
         if team is not None:
             team.leave()
         raise
+
+
+def _runner(
+    decoder: Decoder, plan: Plan, seat: Seat | None, team: Team | None, load: Load, origin: Mapping[str, str]
+) -> tuple[ModelRunner | LeadingRunner, dict[str, str]]:
+    """Return what computes, with its cache, and what that cache's content depends on beyond `origin`."""
+    constants, named = None, dict[str, str]()
+    if is_packed(plan):
+        folder = None if load.sessions_folder is None else Path(load.sessions_folder)
+        with team.explaining() if team is not None else nullcontext():
+            whole = lead_constants(decoder, seat, folder, origin)
+        constants, named = of_share(whole, seat), {"constants": digest(whole)}
+    runner = ModelRunner(decoder, storage_for(decoder, plan, constants), plan.block_size, is_whole=seat is None)
+    if seat is None:
+        return runner, named
+    assert team is not None, "who leads has a team"
+    return LeadingRunner(runner, seat, team), named
 
 
 def _progress(plan: Plan, team: Team | None, on_progress: Callable[[Progress], None]) -> OnProgress:

@@ -29,7 +29,7 @@ class ModelRunner:
 
     def __init__(self, decoder: Decoder, storage: KVStorage, block_size: int, *, is_whole: bool = True) -> None:
         self._decoder = decoder
-        self._storage = storage
+        self.cache = storage
         self._block_size = block_size
         # The native step runs a layer in one call, which leaves no place for sums over ranks.
         self._native = native_decoder(decoder, storage, block_size) if is_whole else None
@@ -50,7 +50,7 @@ class ModelRunner:
         between: is called before a layer where the processor computes it, and may end the step by an exception.
         draws: how `drawn` is to have the next tokens, where `can_draw` says so.
         """
-        attention, ids = PagedAttention(runs, self._storage, self._block_size), torch.tensor(input_ids)
+        attention, ids = PagedAttention(runs, self.cache, self._block_size), torch.tensor(input_ids)
         self._is_reported = False
         if self._card is not None:
             self._hidden_states = self._card.forward(ids, attention.positions, runs, draws)
@@ -102,7 +102,7 @@ class ModelRunner:
 
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one block of the cache to another, in every layer."""
-        self._storage.copy_block(source, target, num_tokens)
+        self.cache.copy_block(source, target, num_tokens)
 
 
 def _after(between: Between, attend_of_layer: Callable[[int], Attend]) -> Callable[[int], Attend]:

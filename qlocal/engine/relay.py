@@ -7,22 +7,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qlocal.engine.leading_cache import LeadingCache, follow_read, follow_write
 from qlocal.engine.model_runner import Between, ModelRunner
 from qlocal.engine.team import LOST_CONTACT, Team, is_lost_contact
 from qlocal.errors import EngineError
 from qlocal.layers.card_draws import Draws
 from qlocal.layers.paged_attention import TokenRun
+from qlocal.layers.seat import Seat
 from qlocal.parallel.collectives import Collectives
-from qlocal.protocol import HEADER, CopyBlock, Forward, Logits, Message, Shutdown, decode, encode
+from qlocal.protocol import (
+    HEADER,
+    CopyBlock,
+    Forward,
+    Logits,
+    Message,
+    ReadBlock,
+    Shutdown,
+    WriteBlock,
+    decode,
+    encode,
+)
 
 
 class LeadingRunner:
-    """Does what a ModelRunner does, together with all other ranks. On rank 0, which alone decides and samples."""
+    """Does what a ModelRunner does, together with all other ranks. On rank 0, which alone decides and samples.
 
-    def __init__(self, runner: ModelRunner, collectives: Collectives, team: Team) -> None:
+    `cache` is the blocks of all ranks as one, whose heads stand in the model's order: whoever takes them over may be
+    split otherwise, or not at all.
+    """
+
+    def __init__(self, runner: ModelRunner, seat: Seat, team: Team) -> None:
         self._runner = runner
-        self._collectives = collectives
+        self._collectives = seat.collectives
         self._team = team
+        self.cache = LeadingCache(runner.cache, seat, self._tell, team)
 
     def forward(
         self,
@@ -71,7 +89,7 @@ class LeadingRunner:
 def follow_steps(runner: ModelRunner, collectives: Collectives) -> None:
     """Do what rank 0 tells, until it says that there is no more. EngineError when a rank is gone."""
     try:
-        while _does_step(decode(collectives.receive()), runner):
+        while _does_step(decode(collectives.receive()), runner, collectives):
             pass
     except RuntimeError as error:
         if is_lost_contact(error):
@@ -79,7 +97,7 @@ def follow_steps(runner: ModelRunner, collectives: Collectives) -> None:
         raise
 
 
-def _does_step(message: Message, runner: ModelRunner) -> bool:
+def _does_step(message: Message, runner: ModelRunner, collectives: Collectives) -> bool:
     """Do what a message says; return whether more will follow."""
     match message:
         case Forward():
@@ -88,6 +106,10 @@ def _does_step(message: Message, runner: ModelRunner) -> bool:
             runner.logits(message.rows)
         case CopyBlock():
             runner.copy_block(message.source, message.target, message.num_tokens)
+        case ReadBlock():
+            follow_read(runner.cache, message.block, collectives)
+        case WriteBlock():
+            follow_write(runner.cache, message.block, collectives)
         case Shutdown():
             return False
         case _:

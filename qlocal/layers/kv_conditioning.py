@@ -24,14 +24,19 @@ SINKS = 4
 """First tokens, on which attention rests whatever they say: their keys and values are like no other's."""
 
 
-def storage_for(decoder: Decoder, plan: Plan) -> KVStorage:
-    """Return the cache for the heads that `decoder` has, beside its layers, with what packed types need to know.
+def is_packed(plan: Plan) -> bool:
+    """Say whether keys or values of a plan are of a type that rounds by constants of the model."""
+    return not {plan.key_type, plan.value_type} <= DENSE_DTYPES.keys()
 
-    Of a tensor split every rank calls it at the same time: what is measured takes the sums of all."""
+
+def storage_for(decoder: Decoder, plan: Plan, constants: Tensor | None = None) -> KVStorage:
+    """Return the cache for the heads that `decoder` has, beside its layers. constants: what packed types need to know,
+    as `measure_constants` returns it; None measures it where it is needed."""
     from qlocal.plan.demand import types_of_layer  # not needed without a plan, which needs the formats
 
     config = decoder.config
-    is_packed = not {plan.key_type, plan.value_type} <= DENSE_DTYPES.keys()
+    if constants is None and is_packed(plan):
+        constants = measure_constants(decoder)
     return KVStorage(
         [str(layer.device) for layer in decoder.layers],
         plan.num_blocks,
@@ -39,45 +44,62 @@ def storage_for(decoder: Decoder, plan: Plan) -> KVStorage:
         config.num_key_value_heads,
         config.head_dim,
         [types_of_layer(index, plan.key_type, plan.value_type) for index in range(config.num_hidden_layers)],
-        measure(decoder) if is_packed else None,
+        None if constants is None else conditioned(decoder, constants),
     )
 
 
-@torch.inference_mode()
 def measure(decoder: Decoder) -> list[Conditioning]:
-    """Return the constants of every layer. Costs one prompt of so many tokens."""
+    """Return the conditioning of every layer, by constants that are measured now."""
+    return conditioned(decoder, measure_constants(decoder))
+
+
+@torch.inference_mode()
+def measure_constants(decoder: Decoder) -> Tensor:
+    """Return (L, 3, Hk, Dh) f32 on the host: of every layer and head of `decoder` key_scale, value_mean, value_scale.
+
+    Costs one prompt of so many tokens. Of a tensor split every rank calls it at the same time: what is measured takes
+    the sums of all."""
     upper = min(FREQUENT, decoder.config.vocab_size)
     ids = torch.randint(0, upper, (NUM_TOKENS,), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(NUM_TOKENS)
-    found: dict[int, Conditioning] = {}
+    found: dict[int, Tensor] = {}
 
     def recording(index: int) -> Attend:
         attend = causal([NUM_TOKENS])
 
         def record(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            found[index] = _conditioning(decoder.layers[index], decoder.rotary, q, k, v)
+            found[index] = _constants(decoder.layers[index], decoder.rotary, q, k, v)
             return attend(q, k, v)
 
         return record
 
     decoder.forward(ids, positions, recording)
-    return [found[index] for index in range(len(decoder.layers))]
+    return torch.stack([found[index] for index in range(len(decoder.layers))])
 
 
-def _conditioning(layer: DecoderLayer, rotary: Rotary, q: Tensor, k: Tensor, v: Tensor) -> Conditioning:
-    """q: (T, H, Dh), k and v: (T, Hk, Dh), rotated."""
-    bias, shape = key_bias(layer), k.shape[1:]
+def conditioned(decoder: Decoder, constants: Tensor) -> list[Conditioning]:
+    """Return the conditioning of every layer, beside it. constants: as `measure_constants` returns them."""
 
     def rotate(x: Tensor, positions: Tensor) -> Tensor:
-        return rotary.at(positions).apply(x)
+        return decoder.rotary.at(positions).apply(x)
 
+    def of_layer(layer: DecoderLayer, own: Tensor) -> Conditioning:
+        key_scale, value_mean, value_scale = own.to(layer.device).unbind()
+        return Conditioning(key_bias(layer), key_scale, value_mean, value_scale, rotate)
+
+    return [of_layer(layer, own) for layer, own in zip(decoder.layers, constants, strict=True)]
+
+
+def _constants(layer: DecoderLayer, rotary: Rotary, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q: (T, H, Dh), k and v: (T, Hk, Dh), rotated. Returns (3, Hk, Dh) f32 on the host."""
+    bias, shape = key_bias(layer), k.shape[1:]
     if bias is not None:
-        k = k - rotate(bias.expand(k.shape), torch.arange(len(k), device=k.device))
+        k = k - rotary.at(torch.arange(len(k), device=k.device)).apply(bias.expand(k.shape))
     query_energy = _of_pairs(q).view(shape[0], -1, shape[1] // 2).mean(1)
     key_scale = _scale((query_energy / _of_pairs(k)) ** 0.25).repeat(1, 2)
     values = v[SINKS:]
     value_scale = _scale(values.std(0) ** -0.5)
-    return Conditioning(bias, key_scale, values.mean(0), value_scale, rotate)
+    return torch.stack([key_scale, values.mean(0), value_scale]).float().cpu()
 
 
 def _scale(scale: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class Traffic:
     gather_bytes: int = 0
     broadcasts: int = 0
     broadcast_bytes: int = 0
+    transfers: int = 0
+    transfer_bytes: int = 0
 
 
 class Collectives:
@@ -97,6 +99,16 @@ class Collectives:
             message += rest.numpy().tobytes()
         return message[:length]
 
+    def give(self, part: Tensor, rank: int) -> None:
+        """Give one other rank a tensor on the host, while it takes it."""
+        dist.send(part, group=self._group, group_dst=rank)
+        self._note_transfer(part)
+
+    def take(self, room: Tensor, rank: int) -> None:
+        """Fill a tensor on the host with what another rank gives."""
+        dist.recv(room, group=self._group, group_src=rank)
+        self._note_transfer(room)
+
     def all_agree(self, mine: bool) -> bool:
         """Return whether every rank says yes, the same on all."""
         votes = torch.tensor([int(mine)])
@@ -106,6 +118,10 @@ class Collectives:
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
         dist.barrier(self._group)
+
+    def _note_transfer(self, data: Tensor) -> None:
+        self.traffic.transfers += 1
+        self.traffic.transfer_bytes += data.nbytes
 
     def _broadcast(self, data: Tensor) -> None:
         dist.broadcast(data, group=self._group, group_src=0)

@@ -22,4 +22,4 @@ def forget(folder: Path | None) -> dict[str, Any]:
 
 def _files(folder: Path | None) -> Iterator[Path]:
     if folder is not None and folder.is_dir():
-        yield from sorted(path for path in folder.iterdir() if path.suffix in (".kv", ".part"))
+        yield from sorted(path for path in folder.iterdir() if path.suffix in (".kv", ".constants", ".part"))

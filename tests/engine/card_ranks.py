@@ -122,10 +122,11 @@ def _part(path: Path, store: str, rank: int, ranks: int) -> Any:
     collectives = Collectives(group, compute_dtype(plan.dtype))
     collectives.start_adding_up = Watched(collectives.start_adding_up)  # type: ignore[method-assign]
     exchange = open_exchange(collectives, torch.device("cpu"), checkpoint.config.hidden_size)
-    decoder = load_model(checkpoint, plan, seat=Seat(shares(checkpoint, plan.rank_weights), collectives, exchange))
+    seat = Seat(shares(checkpoint, plan.rank_weights), collectives, exchange)
+    decoder = load_model(checkpoint, plan, seat=seat)
     runner = ModelRunner(decoder, storage_for(decoder, plan), plan.block_size, is_whole=False)
     if rank == 0:
-        return LeadingRunner(runner, collectives, Team([])), collectives, exchange
+        return LeadingRunner(runner, seat, Team([])), collectives, exchange
     follow_steps(runner, collectives)
     return None, None, None
 

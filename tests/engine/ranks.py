@@ -102,9 +102,10 @@ def _meet(meeting: Meeting, rank: int) -> dict[int, dist.ProcessGroup]:
 def _part(path: Path, plan: Plan, groups: dict[int, dist.ProcessGroup]) -> Any:
     checkpoint = open_checkpoint(path)
     collectives = Collectives(groups[len(plan.devices)], compute_dtype(plan.dtype))
-    decoder = load_model(checkpoint, plan, seat=Seat(shares(checkpoint, plan.rank_weights), collectives))
+    seat = Seat(shares(checkpoint, plan.rank_weights), collectives)
+    decoder = load_model(checkpoint, plan, seat=seat)
     runner = ModelRunner(decoder, storage_for(decoder, plan), plan.block_size, is_whole=False)
-    return (runner if collectives.rank else LeadingRunner(runner, collectives, Team([]))), collectives
+    return (runner if collectives.rank else LeadingRunner(runner, seat, Team([]))), collectives
 
 
 def main(path: str, rank: int) -> None:

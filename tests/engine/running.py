@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from qlocal.engine.engine import Engine
+from qlocal.engine.model_runner import ModelRunner
 from qlocal.engine.speculation.speculator import Speculator
+from qlocal.layers.kv_conditioning import storage_for
 from qlocal.layers.loader import load_model
 from qlocal.plan import make_plan
 from qlocal.protocol import Finished, Message, Queued, Reading, Ready, Sampling, Started, Submit, TokenLogprobs, Tokens
@@ -44,7 +46,9 @@ def engine_of(
     ready = Ready(plan.max_context, plan.slots, plan.to_json(), list(devices), 0, 0.0)
     with torch.inference_mode():
         decoder = load_model(checkpoint, plan)
-    return Engine(decoder, plan, ready, speculator=speculator)
+        runner = ModelRunner(decoder, storage_for(decoder, plan), plan.block_size)
+    origin = {"geometry": repr(decoder.config), "types": f"{plan.dtype} {plan.key_type} {plan.value_type}"}
+    return Engine(runner, plan, ready, decoder.config.vocab_size, origin, speculator=speculator)
 
 
 def request(

@@ -6,7 +6,9 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
+from qlocal.cache.block_file import read_block, read_header, write_block
 from qlocal.cache.disk_tier import MIN_TOKENS
 from qlocal.engine.engine import Engine
 from qlocal.engine.loading import load_engine
@@ -26,8 +28,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model", overrides=WIDE)
 
 
-def engine_at(model: Path, sessions: Path | None, kv: str | None = None, quota: int = 1 << 30) -> Engine:
-    load = Load(str(model), ["cpu"], max_context=CONTEXT, slots=1, threads=1, kv=kv)
+def engine_at(
+    model: Path, sessions: Path | None, kv: str | None = None, quota: int = 1 << 30, ranks: int = 1
+) -> Engine:
+    split = "layer" if ranks == 1 else "tensor"
+    load = Load(str(model), ["cpu"] * ranks, max_context=CONTEXT, slots=1, threads=ranks, kv=kv, split=split)
     kept = {} if sessions is None else {"sessions_folder": str(sessions), "sessions_bytes": quota}
     return load_engine(Load(**{**vars(load), **kept}), lambda _: None)
 
@@ -55,6 +60,50 @@ def test_a_conversation_goes_on_after_the_engine_was_ended(folder: Path, tmp_pat
     assert reused(after) == (705, 705), "not one token is computed again"
     assert after.token_ids == expected.token_ids
     assert after.logprobs == expected.logprobs, "the next logits are those before"
+
+
+@pytest.mark.parametrize(("kv", "kv_heads"), [("q8,q4", 2), ("q4", 1)])
+def test_a_tensor_split_keeps_whole_heads_which_any_split_takes_up(tmp_path: Path, kv: str, kv_heads: int) -> None:
+    """Where there are fewer heads than ranks, both hold the one."""
+    heads = {**WIDE, "num_key_value_heads": kv_heads}
+    model, sessions = tiny.write_checkpoint(tmp_path / "model", overrides=heads), tmp_path / "sessions"
+    before = engine_at(model, sessions, kv, ranks=2)
+    first = ask(before, PROMPT)
+    before.keep_all(within_s=60)
+    assert not before.has_unkept
+    turn = [*PROMPT, *first.token_ids, *random_ids(300, 9, seed=2)]
+    expected = ask(before, turn)
+    before.close()
+    assert reused(expected) == (705, 0)
+    again = engine_at(model, sessions, kv, ranks=2)
+    after = ask(again, turn)
+    ask(again, random_ids(300, 1800, seed=3))
+    assert reused(ask(again, turn))[1] >= 256, "what has given way comes back"
+    again.close()
+    assert reused(after) == (705, 705), "not one token is computed again"
+    assert after.token_ids == expected.token_ids
+    assert after.logprobs == expected.logprobs, "the next logits are those before"
+    alone = ask(engine_at(model, sessions, kv), turn)
+    assert reused(alone) == (714, 714), "the turn was kept too, when it gave way"
+    found = [(one.token_id, one.logprob) for one in alone.logprobs]
+    assert found == [(one.token_id, pytest.approx(one.logprob, abs=0.02)) for one in expected.logprobs]
+
+
+def test_what_was_rounded_by_other_constants_is_not_used(folder: Path, tmp_path: Path) -> None:
+    before = engine_at(folder, tmp_path, "q8")
+    ask(before, PROMPT)
+    before.keep_all(within_s=60)
+    assert reused(ask(engine_at(folder, tmp_path, "q8"), PROMPT)) == (699, 699)
+    (constants,) = tmp_path.glob("*.constants")
+    damaged = bytearray(constants.read_bytes())
+    damaged[-1] ^= 1
+    constants.write_bytes(damaged)
+    assert reused(ask(engine_at(folder, tmp_path, "q8"), PROMPT)) == (699, 699), "measured again, as they were"
+    path, made_by = constants, read_header(constants).made_by
+    whole = torch.zeros(read_header(constants).payload_bytes // 4)
+    read_block(path, [whole.view(torch.uint8)])
+    write_block(path, made_by, "", [], [(whole * 1.001).view(torch.uint8)])
+    assert reused(ask(engine_at(folder, tmp_path, "q8"), PROMPT)) == (0, 0)
 
 
 def test_an_edit_and_a_branch_restore_what_stands_before_them(folder: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def measure(path: str, dtype: str) -> dict[str, int]:
     loading.open_checkpoint = lambda _: checkpoint
     before = settled()
     engine = load_engine(Load(path, ["cpu"], max_context=CONTEXT, slots=1, dtype=dtype), lambda _: None)
-    for layer in engine._runner._storage.layers:
+    for layer in engine._runner.cache.layers:
         for side in (layer.keys, layer.values):
             side.memory.fill_(1)
     held = settled()
