@@ -1,4 +1,4 @@
-"""Experts that calibration hardly reached are rounded, and the report says so."""
+"""Experts that calibration hardly reached, or never, are rounded, and the report says so."""
 
 from __future__ import annotations
 
@@ -7,12 +7,40 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.kernels.reference import dequantize
 from quantize.solvers import awq, gptq
 from tests import tiny
 from tests.quantize.conftest import Quantize, divergence
+
+RESULTS = {"awq": ("awq",), "gptq": ("gptq",), "gguf": ("gguf", "--type", "q4_0")}
+NEVER_CHOSEN = "model.layers.1.block_sparse_moe.experts.4."
+
+
+@pytest.fixture
+def starved(tmp_path: Path) -> Path:
+    """A mixture whose last expert of five no token is sent to: there are always two with higher logits."""
+    source = tiny.write_checkpoint(tmp_path / "m", "mixtral", {"num_local_experts": 5})
+    tensors = load_file(source / "model.safetensors")
+    router = tensors["model.layers.1.block_sparse_moe.gate.weight"]
+    router[1], router[2], router[3], router[4] = router[0], -router[0], -router[0], 0
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    return source
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_an_expert_that_no_token_reaches_is_rounded_and_reported(kind: str, starved: Path, run: Quantize) -> None:
+    name = "out.gguf" if kind == "gguf" else "out"
+    out = run(starved, "--format", *RESULTS[kind], out=name)
+    report = out.with_suffix(".json") if kind == "gguf" else out / "quantization_report.json"
+    rounded = {note for note in json.loads(report.read_text())["notes"] if "rounded" in note}
+    assert rounded == {f"{NEVER_CHOSEN}{w}: rounded, calibration gave it 0 tokens." for w in ("w1", "w2", "w3")}
+    given, made = (dequantize(open_checkpoint(path).read(f"{NEVER_CHOSEN}w1.weight")) for path in (starved, out))
+    if kind != "awq":  # whose columns are multiplied by what the norm is divided by
+        assert (made - given).square().sum() < 0.03 * given.square().sum()
+    assert divergence(starved, out) < 0.2
 
 
 @pytest.mark.parametrize(("method", "module"), [("awq", awq), ("gptq", gptq)])
