@@ -1,6 +1,6 @@
 """How fast does a conversation come back from disk? Its blocks' bytes a second, beside what the disk reads.
 
-    python benchmarks/sessions.py MODEL --folder DIR [--tokens 4096] [--kv f16]
+    python benchmarks/sessions.py MODEL --folder DIR [--tokens 4096] [--kv f16] [--ranks 1]
 
 Reads a made-up prompt, keeps it, ends the engine, drops the files from the system's memory, and asks again: the time to
 the first token, and how much of that is reading. Then the same files are read as plain bytes, dropped before as well:
@@ -63,10 +63,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--kv", default="f16")
+    parser.add_argument("--ranks", type=int, default=1, help="of a tensor split")
     args = parser.parse_args()
     load = Load(
         str(args.model),
-        ["cpu"],
+        ["cpu"] * args.ranks,
+        split="layer" if args.ranks == 1 else "tensor",
         max_context=args.tokens + 2,
         slots=1,
         kv=args.kv,
@@ -80,11 +82,13 @@ def main() -> None:
     before.keep_all(within_s=600)
     written_s = time.perf_counter() - begun
     num_bytes = sum(path.stat().st_size for path in args.folder.iterdir())
+    before.close()
     del before
     after = load_engine(load, lambda _: None)
     drop(args.folder)
     restored_s, started = first_token(after, prompt)
     held_s, _ = first_token(after, prompt)
+    after.close()
     plain = {}
     for at_once in (1, 4):
         drop(args.folder)
