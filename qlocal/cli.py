@@ -21,6 +21,7 @@ COMMANDS = {
     "history": "list, search, export or import conversations",
     "run": "answer one question on standard output",
     "serve": "serve OpenAI's HTTP interface",
+    "sessions": "list, restore or remove what is kept of conversations on disk",
     "stop": "end the server that runs in the background",
     "models": "list, show or remove models",
     "plan": "show what a model takes, and the context that fits",

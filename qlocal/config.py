@@ -143,6 +143,7 @@ class RunOptions:
     json: bool = False
     stats: bool = False
     truncate: str | None = None
+    save: str | None = None
     engine: EngineOptions = field(default_factory=EngineOptions)
 
 

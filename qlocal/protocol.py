@@ -127,6 +127,25 @@ class Ping(Message):
 
 
 @dataclass(frozen=True)
+class SaveSession(Message):
+    """Keep the whole blocks of a prompt, which has been computed, on disk under a name; answered by `Session`, and to
+    be sent again until all of it is there. model: its name, for people."""
+
+    nonce: int
+    name: str
+    model: str
+    input_ids: list[int]
+
+
+@dataclass(frozen=True)
+class FindSession(Message):
+    """Ask for the tokens of a session that was saved with this model and these options; answered by `Session`."""
+
+    nonce: int
+    name: str
+
+
+@dataclass(frozen=True)
 class Shutdown(Message):
     """Finish nothing, free everything, exit 0."""
 
@@ -314,6 +333,19 @@ class Pong(Message):
     free_blocks: int
     total_blocks: int
     cached_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Session(Message):
+    """Answer to SaveSession: saved_tokens of total_tokens are on disk. And to FindSession: its token_ids. error: why
+    neither can be, and hint: what to do."""
+
+    nonce: int
+    saved_tokens: int = 0
+    total_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    error: str | None = None
+    hint: str | None = None
 
 
 _NESTED: dict[str, Any] = {

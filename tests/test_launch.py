@@ -277,6 +277,42 @@ def test_a_long_conversation_goes_on_after_the_server_was_stopped_or_killed(addr
     wait_until_ready(address)
 
 
+def test_a_book_is_read_once_kept_under_a_name_and_brought_back_after_a_kill(home: Path) -> None:
+    tiny.write_checkpoint(home / "wide", overrides={"max_position_embeddings": 2048})
+    book = home / "book.txt"
+    book.write_text("The lazy dog jumps over the quick brown fox. " * 40)
+    load = ["--context", "2048", "--threads", "1"]
+    asked = ["run", "wide", "Why?", "--file", str(book), "--max-tokens", "2", "--stats", *load]
+    saved = qlocal(*asked, "--save", "book")
+    assert saved.returncode == 0 and "tokens are kept as 'book'" in saved.stderr, saved.stderr
+    kill_server()
+    listed = qlocal("sessions")
+    assert listed.stdout.startswith(f"in {home}") and " book " in listed.stdout and listed.stdout.endswith("wide\n")
+    nobody = qlocal("sessions", "restore", "book")
+    assert nobody.returncode == 2 and "no server is running" in nobody.stderr
+    assert qlocal("run", "wide", "a", "--max-tokens", "1", *load).returncode == 0
+    restored = qlocal("sessions", "restore", "book", "--json")
+    found = json.loads(restored.stdout)
+    assert found["restored_tokens"] == found["cached_tokens"] == found["tokens"] - 1 == 1023
+    assert "(1024 not computed again" in qlocal(*asked).stderr
+    other = qlocal("run", "wide", "a", "--max-tokens", "1", "--kv", "q8", *load)
+    assert other.returncode == 0
+    refused = qlocal("sessions", "restore", "book")
+    assert refused.returncode == 2
+    assert "book.session was made with keys and values 'f16,f16', expected 'q8,q8'" in refused.stderr
+    assert qlocal("sessions", "rm", "book").returncode == 0
+    again = qlocal("sessions", "rm", "book")
+    assert again.returncode == 2 and "there is no session 'book'. `qlocal sessions` lists them." in again.stderr
+    assert qlocal("sessions", "clear").stdout == f"in {load_settings().sessions}: 0 files, 0 B\n"
+    launch.stop()
+    launch.ensure_server("first", OPTIONS)
+    wait_until_ready(launch.own_address())
+
+
+def qlocal(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "qlocal.cli", *arguments], capture_output=True, text=True, timeout=120)
+
+
 def test_a_server_that_has_to_change_says_what_it_does_and_one_that_has_not_says_nothing(
     address: Address, home: Path
 ) -> None:

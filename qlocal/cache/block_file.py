@@ -14,16 +14,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from qlocal.errors import SessionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAGIC = b"QLKVBLK1"
 PAYLOAD_START = 4096
 """Where keys and values begin, at least: aligned to pages."""
-MAX_HEADER_BYTES = 1 << 22
+MAX_HEADER_BYTES = 1 << 24
 _LENGTH = struct.Struct("<I")
 
 

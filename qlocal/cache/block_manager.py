@@ -100,6 +100,18 @@ class BlockManager:
         found = self._pool.find_longest(parent, usable[num_held : num_held + self.block_size])
         return num_held + (found[1] if found is not None else 0)
 
+    def full_contents(self, token_ids: Sequence[int]) -> list[Content]:
+        """Return what the full blocks of a prompt hold."""
+        contents, parent = list[Content](), self._root
+        for start in range(0, len(token_ids) - self.block_size + 1, self.block_size):
+            contents.append(content_after(parent, token_ids[start : start + self.block_size], start))
+            parent = contents[-1].digest
+        return contents
+
+    def find(self, content: Content) -> int | None:
+        """Return the block of the pool that holds exactly this content."""
+        return self._pool.find(content)
+
     def remembered(self) -> list[tuple[int, Content]]:
         """Return the free blocks with content, the most recently used first."""
         return self._pool.remembered()

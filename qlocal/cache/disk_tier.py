@@ -11,13 +11,16 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from qlocal.cache.block_file import read_block, read_header, will_read, write_block
 from qlocal.cache.block_pool import Content, common_prefix
+from qlocal.cache.saved_session import DIGEST_BYTES, session_files, with_model
 from qlocal.cache.tiers import BlockAccess
 from qlocal.errors import SessionError
 
@@ -55,14 +58,15 @@ class DiskTier:
         min_tokens: int = MIN_TOKENS,
     ) -> None:
         """made_by: as in `BlockHeader`. max_bytes: of the whole folder. OSError when the folder cannot be made."""
-        self._folder = folder
+        self.folder = folder
         self._made_by = made_by
         self._cache = cache
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._min_tokens = min_tokens
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._entries: dict[str, _Entry] = {}
         self._children: dict[str, dict[str, None]] = {}  # digests by the context that they follow
+        self._saved: dict[tuple[Path, int], frozenset[str]] = {}  # digests by file and time of a saved session
         self.num_bytes = 0
         """Of all files, other models' included."""
         for digest, entry in _scan(folder).items():
@@ -123,17 +127,39 @@ class DiskTier:
         if not self._make_room(self._cache.block_bytes, spare_since):
             return False
         name = f"{content.digest.hex()}-{content.parent.hex()}-{len(content.token_ids)}{SUFFIX}"
-        path = self._folder / name
+        path = self.folder / name
         try:
             num_bytes = write_block(path, self._made_by, content.parent.hex(), content.token_ids, parts)
         except OSError as error:
-            log.warning("a block of a conversation cannot be stored in %s: %s", self._folder, error)
+            log.warning("a block of a conversation cannot be stored in %s: %s", self.folder, error)
             return False
         tokens = content.token_ids
         entry = _Entry(path, content.parent.hex(), len(tokens), num_bytes, time.time(), tokens)
         self._add(content.digest.hex(), entry)
         self._drop_beginnings(content)
         return True
+
+    def touch(self, content: Content) -> None:
+        """Note that what is held of a content is used now."""
+        self._touch(self._entries[content.digest.hex()])
+
+    def save(self, path: Path, model: str, contents: Sequence[Content]) -> None:
+        """Keep blocks that are held here as a session, in a file as `session_path` names it. OSError when the disk
+        refuses."""
+        token_ids = [token_id for content in contents for token_id in content.token_ids]
+        digests = torch.frombuffer(bytearray().join(content.digest for content in contents), dtype=torch.uint8)
+        write_block(path, with_model(self._made_by, model), "", token_ids, [digests])
+
+    def saved(self, path: Path) -> list[int]:
+        """Return the tokens of a session. SessionError where there is none, or another model or option made it."""
+        try:
+            header = read_header(path)
+        except FileNotFoundError:
+            raise SessionError(f"there is no session '{path.stem}'", hint="`qlocal sessions` lists them.") from None
+        except OSError as error:
+            raise SessionError(f"{path.name} cannot be read: {error}") from error
+        header.require(self._made_by, "", [], path)
+        return header.token_ids
 
     def _drop_beginnings(self, content: Content) -> None:
         """Remove blocks that are the beginning of this one: a conversation's last block as it was before it grew."""
@@ -158,13 +184,26 @@ class DiskTier:
         return entry.token_ids
 
     def _make_room(self, num_bytes: int, spare_since: float | None) -> bool:
-        while self._entries and self.num_bytes + num_bytes > self._max_bytes:
-            digest, entry = min(self._entries.items(), key=lambda item: item[1].used_at)
+        saved = self._saved_digests() if self.num_bytes + num_bytes > self.max_bytes else set()
+        while self.num_bytes + num_bytes > self.max_bytes:
+            spare = ((digest, entry) for digest, entry in self._entries.items() if digest not in saved)
+            digest, entry = min(spare, key=lambda item: item[1].used_at, default=("", None))
+            if entry is None:
+                return False
             if spare_since is not None and entry.used_at >= spare_since:
                 return False
             self._remove(digest)
-        has_space = shutil.disk_usage(self._folder).free >= num_bytes + FREE_BYTES
-        return has_space and self.num_bytes + num_bytes <= self._max_bytes
+        return shutil.disk_usage(self.folder).free >= num_bytes + FREE_BYTES
+
+    def _saved_digests(self) -> set[str]:
+        """Return the blocks of all saved sessions, those of other servers and models that share the folder too."""
+        found: dict[tuple[Path, int], frozenset[str]] = {}
+        for path in session_files(self.folder):
+            with suppress(SessionError, OSError):  # one that cannot be read keeps nothing
+                key = path, path.stat().st_mtime_ns
+                found[key] = self._saved.get(key) or _digests_in(path)
+        self._saved = found
+        return set().union(*found.values())
 
     def _touch(self, entry: _Entry) -> None:
         entry.used_at = time.time()
@@ -202,6 +241,13 @@ def _scan(folder: Path) -> dict[str, _Entry]:
             digest, parent, num_tokens = name
             entries[digest] = _Entry(path, parent, num_tokens, status.st_size, status.st_mtime)
     return entries
+
+
+def _digests_in(path: Path) -> frozenset[str]:
+    """Return the digests of the blocks of a saved session."""
+    room = torch.empty(read_header(path).payload_bytes, dtype=torch.uint8)
+    read_block(path, [room])
+    return frozenset(bytes(part.tolist()).hex() for part in torch.split(room, DIGEST_BYTES))
 
 
 def _parsed(stem: str) -> tuple[str, str, int] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import shtab
 
+from qlocal.cache.saved_session import NAME_PATTERN
 from qlocal.config import (
     CARD_RESERVE,
     FROM_CONTEXT,
@@ -206,6 +207,12 @@ def readable_file(text: str) -> Path:
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"there is no file '{text}'")
     return path
+
+
+def session_name(text: str) -> str:
+    if re.fullmatch(NAME_PATTERN, text) is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is no name: up to 64 letters, digits, dots, hyphens, underscores")
+    return text
 
 
 def human_bytes(count: int | float) -> str:

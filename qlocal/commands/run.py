@@ -22,6 +22,7 @@ from qlocal.commands.options import (
     probability,
     readable_file,
     seed,
+    session_name,
     temperature,
 )
 from qlocal.commands.waiting import CLEAR_LINE, wait_until_ready
@@ -51,12 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="end the answer after so many tokens")
     parser.add_argument("--seed", type=seed, help="the same seed gives the same answer")
     parser.add_argument("--stats", action="store_true", help="tell tokens, speed and guesses on standard error")
+    parser.add_argument(
+        "--save", type=session_name, metavar="NAME", help="keep the prompt on disk, so that it is never read again"
+    )
     parser.add_argument("--json", action="store_true", help="print the answer with its usage as JSON")
     add_engine(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     engine, _ = engine_options(args)
+    if args.save is not None and args.truncate is not None:
+        raise UsageError("--save keeps a prompt whole, which --truncate cuts", hint="Leave out one of them.")
     options = RunOptions(
         model=args.model,
         prompt=_with_files(args.file, args.prompt),
@@ -68,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         json=args.json,
         stats=args.stats,
         truncate=args.truncate,
+        save=args.save,
         engine=engine,
     )
     address = launch.ensure_server(
@@ -83,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"qlocal: {left_out:,} tokens in the middle of the prompt were left out", file=sys.stderr)
         if options.stats:
             print(stats_line(usage), file=sys.stderr)
+    if options.save is not None:
+        kept = _save(address, options, options.save)
+        print(f"qlocal: {kept:,} tokens are kept as '{options.save}'", file=sys.stderr)
     return 0
 
 
@@ -132,6 +142,14 @@ def _answer(address: launch.Address, options: RunOptions) -> Any:
     with launch.connect(address, read_timeout_s=None) as client:
         response = _checked(client.post("/v1/chat/completions", json=_body(options)))
     return response.json()
+
+
+def _save(address: launch.Address, options: RunOptions, name: str) -> int:
+    """Keep the prompt on disk under a name; return how many of its tokens are."""
+    body = {"name": name, "messages": _body(options)["messages"]}
+    with launch.connect(address, read_timeout_s=None) as client:
+        tokens: int = _checked(client.post("/qlocal/sessions", json=body)).json()["tokens"]
+    return tokens
 
 
 def stats_line(usage: Mapping[str, Any]) -> str:

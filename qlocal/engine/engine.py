@@ -26,11 +26,24 @@ from qlocal.engine.scoring import score_prompt
 from qlocal.engine.sequence import Sequence
 from qlocal.engine.speculation.speculator import Speculator
 from qlocal.engine.team import Team
-from qlocal.errors import GrammarError
+from qlocal.errors import GrammarError, SessionError
 from qlocal.layers.card_draws import Draws
 from qlocal.layers.paged_attention import TokenRun
 from qlocal.plan import Plan
-from qlocal.protocol import Finished, Message, Queued, Reading, Ready, Started, Submit, Tokens, Vocabulary
+from qlocal.protocol import (
+    FindSession,
+    Finished,
+    Message,
+    Queued,
+    Reading,
+    Ready,
+    SaveSession,
+    Session,
+    Started,
+    Submit,
+    Tokens,
+    Vocabulary,
+)
 
 Placed = tuple[ScheduledRun, int]
 """A run, and the row of the step's hidden states where its tokens begin."""
@@ -120,6 +133,27 @@ class Engine:
     def cached_tokens(self, input_ids: list[int]) -> int:
         """Return how many tokens of a prompt would not be computed again if it came now."""
         return self._blocks.held(input_ids)
+
+    def save_session(self, message: SaveSession) -> Session:
+        """Keep a prompt's blocks under a name, or some more of them."""
+        try:
+            if any(not 0 <= token_id < self.vocab_size for token_id in message.input_ids):
+                raise SessionError(f"'{message.name}' has tokens that the model has not")
+            saved, total = self._needed_keeper().save(self._blocks, message.name, message.model, message.input_ids)
+        except SessionError as error:
+            return Session(message.nonce, error=error.message, hint=error.hint)
+        return Session(message.nonce, saved, total)
+
+    def find_session(self, message: FindSession) -> Session:
+        """Tell the tokens of a session that was saved with this model and these options."""
+        try:
+            return Session(message.nonce, token_ids=self._needed_keeper().saved(self._blocks, message.name))
+        except SessionError as error:
+            return Session(message.nonce, error=error.message, hint=error.hint)
+
+    def _needed_keeper(self) -> Keeper:
+        assert self._keeper is not None, "an engine that serves has one"
+        return self._keeper
 
     def submit(self, request: Submit) -> None:
         """Queue a request. One that cannot be run is answered by a `Finished` with reason `error`."""

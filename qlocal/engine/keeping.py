@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -13,14 +13,19 @@ from qlocal.cache.block_manager import BlockManager
 from qlocal.cache.block_pool import Content
 from qlocal.cache.disk_tier import DiskTier
 from qlocal.cache.host_tier import HostTier
+from qlocal.cache.saved_session import session_path
 from qlocal.cache.tiers import BlockAccess, Chain, Tier
+from qlocal.errors import SessionError
 from qlocal.formats.base import Checkpoint
 from qlocal.formats.identity import weights_identity
 from qlocal.models.long_context import stretched
 from qlocal.plan import Plan
+from qlocal.plan.layout import shown_bytes
 from qlocal.protocol import Load
 
 log = logging.getLogger(__name__)
+SAVE_S = 0.5
+"""For which a session is written at once: others wait meanwhile."""
 
 
 def made_by(checkpoint: Checkpoint, plan: Plan, *, is_kept: bool) -> dict[str, str]:
@@ -71,6 +76,50 @@ class Keeper:
         deadline = time.monotonic() + within_s
         while self.has_unkept and time.monotonic() < deadline:
             self.keep_next(blocks)
+
+    def save(self, blocks: BlockManager, name: str, model: str, token_ids: Sequence[int]) -> tuple[int, int]:
+        """Keep the whole blocks of a prompt under a name; return how many tokens are on disk now, and of how many.
+
+        Ends when all of them are, or after SAVE_S: then it is to be called again. SessionError when they cannot be.
+        """
+        disk = self._needed_disk()
+        path, contents = session_path(disk.folder, name), blocks.full_contents(token_ids)
+        total = sum(len(content.token_ids) for content in contents)
+        if not contents:
+            raise SessionError(f"a prompt of {len(token_ids)} tokens is too short to be saved: it has no whole block")
+        if len(contents) * self._cache.block_bytes > disk.max_bytes:
+            needed, most = shown_bytes(len(contents) * self._cache.block_bytes), shown_bytes(disk.max_bytes)
+            raise SessionError(f"'{name}' takes {needed}, and conversations may take {most}", hint="Raise --sessions.")
+        begun, deadline = time.time(), time.monotonic() + SAVE_S
+        for content in contents:
+            if disk.holds(content):
+                disk.touch(content)
+            elif (block := blocks.find(content)) is None:
+                raise SessionError(f"'{name}' cannot be saved: others took the place of its tokens", hint="Try again.")
+            elif not disk.keep_parts(content, self._cache.read_block(block), spare_since=begun):
+                raise SessionError(f"'{name}' cannot be saved: the disk, or other saved sessions, leave no room")
+            elif time.monotonic() > deadline and content is not contents[-1]:
+                return content.start + len(content.token_ids), total
+        try:
+            disk.save(path, model, contents)
+        except OSError as error:
+            raise SessionError(f"'{name}' cannot be saved: {error}") from error
+        return total, total
+
+    def saved(self, blocks: BlockManager, name: str) -> list[int]:
+        """Return the tokens of a saved session, all of which are on disk or in the cache. SessionError else."""
+        disk = self._needed_disk()
+        token_ids = disk.saved(session_path(disk.folder, name))
+        contents = blocks.full_contents(token_ids)
+        missing = sum(blocks.find(content) is None and not disk.holds(content) for content in contents)
+        if missing:
+            raise SessionError(f"{missing} of the {len(contents)} blocks of '{name}' are missing in {disk.folder}")
+        return token_ids
+
+    def _needed_disk(self) -> DiskTier:
+        if self._disk is None:
+            raise SessionError("no conversations are kept on disk", hint="Start the server with --sessions SIZE.")
+        return self._disk
 
     def _give_up(self, content: Content, parts: list[Tensor]) -> None:
         """Take from host memory what has no room there any more."""

@@ -20,7 +20,21 @@ from qlocal.devices import keep_threads_calm
 from qlocal.endings import leave_process
 from qlocal.engine.connection import Closed, Connection
 from qlocal.errors import QLocalError, is_out_of_memory
-from qlocal.protocol import Cancel, Failed, Join, Load, Message, Ping, Pong, Shutdown, Submit, Vocabulary, encode
+from qlocal.protocol import (
+    Cancel,
+    Failed,
+    FindSession,
+    Join,
+    Load,
+    Message,
+    Ping,
+    Pong,
+    SaveSession,
+    Shutdown,
+    Submit,
+    Vocabulary,
+    encode,
+)
 
 if TYPE_CHECKING:
     from qlocal.engine.engine import Engine
@@ -115,6 +129,10 @@ def _handle(message: Message, engine: Engine, connection: Connection) -> None:
         engine.take_vocabulary(message)
     elif isinstance(message, Cancel):
         engine.cancel(message.request_id)
+    elif isinstance(message, SaveSession):
+        connection.send(engine.save_session(message))
+    elif isinstance(message, FindSession):
+        connection.send(engine.find_session(message))
     elif isinstance(message, Ping):
         usage = engine.usage()
         cached = None if message.input_ids is None else engine.cached_tokens(message.input_ids)

@@ -23,7 +23,7 @@ from qlocal.server import errors, generation, json_body, openapi, scoring, sessi
 from qlocal.server.access import MAX_BODY_BYTES, Access, AccessRules
 from qlocal.server.generation import Delta, Ended, Job, Part
 from qlocal.server.jobs import Prompts
-from qlocal.server.own_requests import CountRequest, LoadRequest, ScoreRequest, TokenizeRequest
+from qlocal.server.own_requests import CountRequest, LoadRequest, SaveRequest, ScoreRequest, TokenizeRequest
 from qlocal.server.request_base import validate
 from qlocal.server.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Options
 from qlocal.server.service import Service
@@ -56,6 +56,9 @@ def build_app(service: Service, rules: AccessRules, options: EngineOptions, on_s
             Route("/qlocal/variants", routes.variants),
             Route("/qlocal/tokenize", routes.tokenize, methods=["POST"]),
             Route("/qlocal/sessions", routes.sessions, methods=["GET", "DELETE"]),
+            Route("/qlocal/sessions", routes.save, methods=["POST"]),
+            Route("/qlocal/sessions/{name}", routes.restore, methods=["POST"]),
+            Route("/qlocal/sessions/{name}", routes.forget_saved, methods=["DELETE"]),
             Route("/qlocal/stop", routes.stop, methods=["POST"]),
         ],
         middleware=[Middleware(Access, rules=rules)],
@@ -160,6 +163,19 @@ class Routes:
         """Tell what is kept of conversations on disk; DELETE removes it."""
         act = sessions.forget if request.method == "DELETE" else sessions.stored
         return JSONResponse(await asyncio.to_thread(act, self._options.sessions))
+
+    async def save(self, request: Request) -> Response:
+        body = validate(SaveRequest, await _json(request))
+        prompts = self._prompts(self._service.model(None))
+        return JSONResponse(await unless_gone(sessions.save(body, prompts, self._service.engine), request))
+
+    async def restore(self, request: Request) -> Response:
+        prompts, name = self._prompts(self._service.model(None)), request.path_params["name"]
+        return JSONResponse(await unless_gone(sessions.restore(name, prompts, self._service.engine), request))
+
+    async def forget_saved(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        return JSONResponse(await asyncio.to_thread(sessions.forget_saved, self._options.sessions, name))
 
     async def stop(self, request: Request) -> Response:
         log.info("asked to stop")

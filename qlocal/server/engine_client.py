@@ -16,10 +16,11 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from qlocal.config import FROM_CONTEXT, NO_DRAFT
-from qlocal.errors import EngineError
+from qlocal.errors import EngineError, SessionError
 from qlocal.protocol import (
     Cancel,
     Failed,
+    FindSession,
     Finished,
     Load,
     Message,
@@ -29,6 +30,8 @@ from qlocal.protocol import (
     Queued,
     Reading,
     Ready,
+    SaveSession,
+    Session,
     Started,
     Submit,
     Tokens,
@@ -87,7 +90,7 @@ class EngineClient:
         self._cause: EngineError | None = None
         self._queues: dict[str, asyncio.Queue[Message | EngineError]] = {}
         self._nonces = itertools.count()
-        self._pongs: dict[int, asyncio.Future[Pong]] = {}
+        self._asked: dict[int, asyncio.Future[Pong | Session]] = {}
         self._last_sign = time.monotonic()
         self.last_token_s = float("-inf")
         """Monotonic time of the last token of any sequence."""
@@ -151,15 +154,44 @@ class EngineClient:
     async def usage(self, timeout_s: float, input_ids: list[int] | None = None) -> Pong | None:
         """Ask the rank what is in use, and how much of a prompt is in its cache; None where it does not say so in
         time."""
-        rank, nonce = self._ready_rank(), next(self._nonces)
-        waiting = self._pongs[nonce] = asyncio.get_running_loop().create_future()
         try:
-            rank.send(Ping(nonce, input_ids))
-            return await asyncio.wait_for(waiting, timeout_s)
+            answer = await self._ask(Ping(next(self._nonces), input_ids), timeout_s)
         except TimeoutError:
             return None
+        assert isinstance(answer, Pong), "the rank answers a Ping so"
+        return answer
+
+    async def save_session(self, name: str, model: str, input_ids: list[int]) -> int:
+        """Keep a prompt that has been computed on disk under a name; return how many of its tokens are, which are those
+        of its whole blocks. SessionError when that cannot be."""
+        while True:
+            answer = await self._session(SaveSession(next(self._nonces), name, model, input_ids))
+            if answer.saved_tokens == answer.total_tokens:
+                return answer.total_tokens
+
+    async def find_session(self, name: str) -> list[int]:
+        """Return the tokens of a session. SessionError where it is not there, or another's."""
+        return (await self._session(FindSession(next(self._nonces), name))).token_ids
+
+    async def _session(self, message: SaveSession | FindSession) -> Session:
+        try:
+            answer = await self._ask(message, self._reading_stall_s)
+        except TimeoutError:
+            raise EngineError(f"the engine gave no answer for {self._reading_stall_s:g} s") from None
+        assert isinstance(answer, Session), "the rank answers so"
+        if answer.error is not None:
+            raise SessionError(answer.error, hint=answer.hint)
+        return answer
+
+    async def _ask(self, message: Ping | SaveSession | FindSession, timeout_s: float) -> Pong | Session:
+        """Return the rank's answer; TimeoutError where it does not come, EngineError when the rank ends."""
+        rank = self._ready_rank()
+        waiting = self._asked[message.nonce] = asyncio.get_running_loop().create_future()
+        try:
+            rank.send(message)
+            return await asyncio.wait_for(waiting, timeout_s)
         finally:
-            del self._pongs[nonce]
+            del self._asked[message.nonce]
 
     def cancel(self, request_id: str) -> None:
         """Ask the rank to end one sequence; its Finished still arrives."""
@@ -251,11 +283,10 @@ class EngineClient:
                 self._cause = EngineError(message.message, hint=message.hint)
             case Queued() | Reading() | Started() | Tokens() | Finished():
                 self._deliver(message)
-            case Pong():
-                waiting = self._pongs.get(message.nonce)
+            case Pong() | Session():
+                waiting = self._asked.get(message.nonce)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
-                log.debug("engine: %s running, %s waiting", message.running, message.waiting)
             case _:
                 raise EngineError(f"the engine sent a {type(message).__name__}, which it must not")
 
@@ -278,3 +309,6 @@ class EngineClient:
             queue.put_nowait(cause)
         self._queues.clear()
         self._unread.clear()
+        for waiting in self._asked.values():
+            if not waiting.done():
+                waiting.set_exception(cause)

@@ -123,6 +123,7 @@ STATUS = _object(
     weights=_or_null(TEXT),
     sampling=_or_null(_map(NUMBER)),
 )
+SAVED_SESSION = _object(name=TEXT, model=TEXT, tokens=INTEGER, saved_at=INTEGER)
 VARIANT = _object(
     **dict.fromkeys(("name", "path", "format"), TEXT),
     bytes=INTEGER,
@@ -163,7 +164,8 @@ RESPONSES: dict[str, Json] = {
     ),
     "Plan": _object(plan={"type": "object"}, table=_list(TEXT), notes=_list(TEXT)),
     "Variants": _object(variants=_list(VARIANT)),
-    "Sessions": _object(folder=_or_null(TEXT), files=INTEGER, bytes=INTEGER),
+    "Sessions": _object(folder=_or_null(TEXT), files=INTEGER, bytes=INTEGER, saved=_list(SAVED_SESSION)),
+    "Session": _object(name=TEXT, model=TEXT, tokens=INTEGER, cached_tokens=INTEGER, restored_tokens=INTEGER),
 }
 REQUESTS: tuple[type[Body], ...] = (
     requests.ChatRequest,
@@ -173,6 +175,7 @@ REQUESTS: tuple[type[Body], ...] = (
     own_requests.CountRequest,
     own_requests.TokenizeRequest,
     own_requests.ScoreRequest,
+    own_requests.SaveRequest,
 )
 
 
@@ -214,6 +217,16 @@ def _paths() -> Json:
         "/qlocal/sessions": {
             "get": _get("What is kept of conversations on disk", "Sessions"),
             "delete": _get("Remove what is kept", "Sessions"),
+            "post": _post("Keep a prompt under a name", "SaveRequest", "Session"),
+        },
+        "/qlocal/sessions/{name}": {
+            "post": {
+                "summary": "Bring a saved prompt back, or say what differs",
+                "operationId": "restore",
+                "parameters": [name],
+                "responses": _answers("Session"),
+            },
+            "delete": _get("Keep a saved prompt no longer", "Sessions") | {"parameters": [name]},
         },
         "/qlocal/stop": {"post": stop},
     }

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from qlocal.cache.saved_session import NAME_PATTERN
 from qlocal.errors import RequestError
 from qlocal.server.chat_messages import ChatMessage
 from qlocal.server.references import ID_PATTERN
@@ -71,6 +72,20 @@ class ScoreRequest(Body):
     def _one_of_each(self) -> ScoreRequest:
         _exactly_one(self, "messages", "prompt_ids")
         _exactly_one(self, "answer", "answer_ids")
+        return self
+
+
+class SaveRequest(Body):
+    """POST /qlocal/sessions: keep what a prompt was computed to, under a name."""
+
+    name: str = Field(pattern=f"^{NAME_PATTERN}$")
+    messages: Messages | None = None
+    tools: Tools | None = None
+    prompt_ids: TokenIds | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SaveRequest:
+        _exactly_one(self, "messages", "prompt_ids")
         return self
 
 

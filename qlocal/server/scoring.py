@@ -41,7 +41,7 @@ async def scores(request: ScoreRequest, prompts: Prompts, engine: EngineClient) 
     vocabulary = prompts.model.tokenizer.num_tokens
     against = None if request.against is None else await asyncio.to_thread(references.find, request.against)
     name, kept = await asyncio.to_thread(references.new, len(answer_ids), vocabulary) if request.keep else (None, None)
-    started = await _read(
+    started = await read(
         engine,
         Submit(
             envelope.request_id,
@@ -80,7 +80,8 @@ async def _ids(request: ScoreRequest, prompts: Prompts) -> tuple[list[int], list
     return prompt_ids, prompts.checked_ids(request.answer_ids or [], "answer_ids")
 
 
-async def _read(engine: EngineClient, submit: Submit) -> Started:
+async def read(engine: EngineClient, submit: Submit) -> Started:
+    """Have the engine read a prompt; what may follow is of no interest."""
     started = None
     async with contextlib.aclosing(engine.generate([submit])) as messages:
         async for message in messages:

@@ -10,9 +10,10 @@ import torch
 
 from qlocal.cache.block_file import read_block, read_header, write_block
 from qlocal.cache.disk_tier import MIN_TOKENS
+from qlocal.engine import keeping
 from qlocal.engine.engine import Engine
 from qlocal.engine.loading import load_engine
-from qlocal.protocol import Load, Sampling
+from qlocal.protocol import FindSession, Load, Sampling, SaveSession, Session
 from tests import tiny
 from tests.engine.running import Answer, request, run
 from tests.memory_checkpoint import random_ids
@@ -21,6 +22,8 @@ CONTEXT = 2048
 WIDE = {"max_position_embeddings": CONTEXT}
 SCORED = Sampling(temperature=0.0, top_logprobs=3)
 PROMPT = random_ids(300, 700)
+BLOCK_BYTES = 2 * 2 * 2 * 256 * 32 * 2 + 4096
+"""Of a file: keys and values of two layers and two heads, and the header."""
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +152,82 @@ def test_short_conversations_are_not_kept_and_the_quota_holds(folder: Path, tmp_
     ask(engine, random_ids(300, MIN_TOKENS - 30))
     engine.keep_all(within_s=60)
     assert list((tmp_path / "short").iterdir()) == []
-    block = 2 * 2 * 2 * 256 * 32 * 2 + 4096
-    small = engine_at(folder, tmp_path / "small", quota=2 * block)
+    small = engine_at(folder, tmp_path / "small", quota=2 * BLOCK_BYTES)
     ask(small, PROMPT)
     small.keep_all(within_s=60)
     assert not small.has_unkept
-    assert 0 < sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= 2 * block
+    assert 0 < sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= 2 * BLOCK_BYTES
     assert reused(ask(engine_at(folder, tmp_path / "small"), PROMPT))[1] == 512, "the beginning is worth most"
+
+
+def save(engine: Engine, name: str, prompt: list[int]) -> Session:
+    while True:
+        answer = engine.save_session(SaveSession(1, name, "tiny", prompt))
+        if answer.error is not None or answer.saved_tokens == answer.total_tokens:
+            return answer
+
+
+def test_a_saved_prompt_outlives_the_quota_and_comes_back_whole(folder: Path, tmp_path: Path) -> None:
+    engine = engine_at(folder, tmp_path, quota=5 * BLOCK_BYTES)
+    expected = ask(engine, PROMPT)
+    assert save(engine, "book", PROMPT) == Session(1, 512, 512), "whole blocks are"
+    for seed in range(5, 12):
+        ask(engine, random_ids(300, 1400, seed=seed))
+        engine.keep_all(within_s=60)
+    assert len(list(tmp_path.glob("*.kv"))) == 5
+    again = engine_at(folder, tmp_path, quota=5 * BLOCK_BYTES)
+    found = again.find_session(FindSession(2, "book"))
+    assert (found.nonce, found.token_ids, found.error) == (2, PROMPT[:512], None)
+    after = ask(again, PROMPT)
+    assert reused(after) == (512, 512)
+    assert (after.token_ids, after.logprobs) == (expected.token_ids, expected.logprobs)
+    (tmp_path / "book.session").unlink()
+    ask(again, random_ids(300, 2000, seed=20))
+    again.keep_all(within_s=60)
+    assert reused(ask(engine_at(folder, tmp_path, quota=5 * BLOCK_BYTES), PROMPT)) == (0, 0), "nobody keeps it any more"
+
+
+def test_a_session_of_another_model_or_without_its_blocks_is_refused(folder: Path, tmp_path: Path) -> None:
+    engine = engine_at(folder, tmp_path)
+    ask(engine, PROMPT)
+    save(engine, "book", PROMPT)
+    refused = engine_at(folder, tmp_path, "q8").find_session(FindSession(1, "book"))
+    assert not refused.token_ids
+    assert refused.error == "book.session was made with keys and values 'f16,f16', expected 'q8,q8'"
+    for path in tmp_path.glob("*.kv"):
+        path.unlink()
+    missing = engine_at(folder, tmp_path).find_session(FindSession(1, "book"))
+    assert missing.error == f"2 of the 2 blocks of 'book' are missing in {tmp_path}"
+    assert engine.find_session(FindSession(1, "other")).error == "there is no session 'other'"
+    (tmp_path / "torn.session").write_bytes(b"QLKV")
+    assert engine.find_session(FindSession(1, "torn")).error == "torn.session is no stored block"
+
+
+def test_what_cannot_be_saved_says_why(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_at(folder, tmp_path, quota=6 * BLOCK_BYTES)
+    short = save(engine, "a", PROMPT[:200])
+    assert short.error == "a prompt of 200 tokens is too short to be saved: it has no whole block"
+    assert save(engine, "a", PROMPT).error == "'a' cannot be saved: others took the place of its tokens"
+    assert save(engine, "../a", PROMPT).error == "'../a' is no name for a session"
+    assert save(engine, "a", [999] * 256).error == "'a' has tokens that the model has not"
+    assert "conversations may take" in str(save(engine, "a", random_ids(300, 2047)).error)
+    ask(engine, PROMPT)
+    for name in ("a", "b"):
+        assert save(engine, name, PROMPT).error is None
+    other = random_ids(300, 1600, seed=9)
+    ask(engine, other)
+    said = save(engine, "c", other)
+    assert said.error == "'c' cannot be saved: the disk, or other saved sessions, leave no room"
+    off = engine_at(folder, None)
+    assert save(off, "a", PROMPT) == Session(
+        1, error="no conversations are kept on disk", hint="Start the server with --sessions SIZE."
+    )
+    monkeypatch.setattr(keeping, "SAVE_S", 0.0)
+    long = engine_at(folder, tmp_path / "steps")
+    ask(long, PROMPT)
+    assert long.save_session(SaveSession(1, "a", "tiny", PROMPT)) == Session(1, 256, 512), "a block at a time"
+    assert not (tmp_path / "steps" / "a.session").exists()
+    assert long.save_session(SaveSession(1, "a", "tiny", PROMPT)) == Session(1, 512, 512)
 
 
 def test_a_folder_that_cannot_be_made_is_told_and_nothing_else_happens(

@@ -17,6 +17,7 @@ from qlocal import protocol
 from qlocal.protocol import (
     Cancel,
     Failed,
+    FindSession,
     Finished,
     Load,
     Message,
@@ -24,6 +25,8 @@ from qlocal.protocol import (
     Pong,
     Progress,
     Ready,
+    SaveSession,
+    Session,
     Shutdown,
     Started,
     Submit,
@@ -41,6 +44,7 @@ class FakeRank:
         self.connection = connection
         self.running: dict[str, tuple[Submit, list[int]]] = {}
         self.buffer = b""
+        self.saved: dict[str, tuple[int, list[int]]] = {}
         log = os.environ.get("FAKE_RANK_LOG")
         self.log = Path(log) if log else None
 
@@ -83,9 +87,30 @@ class FakeRank:
             case Ping():
                 cached = None if message.input_ids is None else len(message.input_ids) // 2
                 self.send(Pong(message.nonce, len(self.running), 0, 1, 1, cached))
+            case SaveSession():
+                self.save(message)
+            case FindSession():
+                self.find(message)
             case Shutdown():
                 return False
         return True
+
+    def save(self, message: SaveSession) -> None:
+        """Half of it at a time; a name that says so is refused."""
+        total, (done, _) = len(message.input_ids), self.saved.get(message.name, (0, []))
+        if message.name == "refused":
+            self.send(Session(message.nonce, error="'refused' takes 9 GiB", hint="Raise --sessions."))
+            return
+        self.saved[message.name] = min(total, done + total // 2 + 1), message.input_ids
+        self.send(Session(message.nonce, self.saved[message.name][0], total))
+
+    def find(self, message: FindSession) -> None:
+        if message.name == "other":
+            self.send(Session(message.nonce, error="other.session was made with weights 'a', expected 'b'"))
+            return
+        _, token_ids = self.saved.get(message.name, (0, []))
+        error = None if token_ids else f"there is no session '{message.name}'"
+        self.send(Session(message.nonce, token_ids=token_ids, error=error))
 
     def load(self, load: Load) -> None:
         self.send(Progress("weights", 1, 2, {"cpu": [3, 4]}))
