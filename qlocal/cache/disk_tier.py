@@ -36,7 +36,7 @@ STALE_PART_S = 3600.0
 
 @dataclass
 class _Entry:
-    """token_ids: once its header has been read."""
+    """used_at: of the monotonic clock, since that of the day jumps. token_ids: once its header has been read."""
 
     path: Path
     parent: str
@@ -120,8 +120,8 @@ class DiskTier:
             self.keep_parts(content, self._cache.read_block(block))
 
     def keep_parts(self, content: Content, parts: Sequence[Tensor], spare_since: float | None = None) -> bool:
-        """Write a block that is wanted. spare_since: remove nothing for it that was used since then; False where
-        there is no room so, or the disk refuses."""
+        """Write a block that is wanted. spare_since: remove nothing for it that was used since then, of the monotonic
+        clock; False where there is no room so, or the disk refuses."""
         if not self.wants(content):
             return True
         if not self._make_room(self._cache.block_bytes, spare_since):
@@ -134,7 +134,7 @@ class DiskTier:
             log.warning("a block of a conversation cannot be stored in %s: %s", self.folder, error)
             return False
         tokens = content.token_ids
-        entry = _Entry(path, content.parent.hex(), len(tokens), num_bytes, time.time(), tokens)
+        entry = _Entry(path, content.parent.hex(), len(tokens), num_bytes, time.monotonic(), tokens)
         self._add(content.digest.hex(), entry)
         self._drop_beginnings(content)
         return True
@@ -206,7 +206,7 @@ class DiskTier:
         return set().union(*found.values())
 
     def _touch(self, entry: _Entry) -> None:
-        entry.used_at = time.time()
+        entry.used_at = time.monotonic()
         try:
             os.utime(entry.path)
         except OSError as error:
@@ -239,7 +239,8 @@ def _scan(folder: Path) -> dict[str, _Entry]:
             path.unlink(missing_ok=True)
         elif path.suffix == SUFFIX and (name := _parsed(path.stem)) is not None:
             digest, parent, num_tokens = name
-            entries[digest] = _Entry(path, parent, num_tokens, status.st_size, status.st_mtime)
+            age = max(0.0, time.time() - status.st_mtime)  # one of tomorrow was used just now
+            entries[digest] = _Entry(path, parent, num_tokens, status.st_size, time.monotonic() - age)
     return entries
 
 

@@ -59,7 +59,7 @@ class Keeper:
     def note_work(self) -> None:
         """Note that the cache has new content."""
         if not self.has_unkept:
-            self.has_unkept, self._since = self._disk is not None, time.time()
+            self.has_unkept, self._since = self._disk is not None, time.monotonic()
 
     def keep_next(self, blocks: BlockManager) -> None:
         """Write one block, while nobody waits; `has_unkept` tells whether there are more."""
@@ -90,7 +90,7 @@ class Keeper:
         if len(contents) * self._cache.block_bytes > disk.max_bytes:
             needed, most = shown_bytes(len(contents) * self._cache.block_bytes), shown_bytes(disk.max_bytes)
             raise SessionError(f"'{name}' takes {needed}, and conversations may take {most}", hint="Raise --sessions.")
-        begun, deadline = time.time(), time.monotonic() + SAVE_S
+        begun = time.monotonic()
         for content in contents:
             if disk.holds(content):
                 disk.touch(content)
@@ -98,7 +98,7 @@ class Keeper:
                 raise SessionError(f"'{name}' cannot be saved: others took the place of its tokens", hint="Try again.")
             elif not disk.keep_parts(content, self._cache.read_block(block), spare_since=begun):
                 raise SessionError(f"'{name}' cannot be saved: the disk, or other saved sessions, leave no room")
-            elif time.monotonic() > deadline and content is not contents[-1]:
+            elif time.monotonic() > begun + SAVE_S and content is not contents[-1]:
                 return content.start + len(content.token_ids), total
         try:
             disk.save(path, model, contents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def new(num_tokens: int, vocabulary: int) -> tuple[str, Path]:
     folder = _folder()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for old in sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)[: -KEPT + 1 or None]:
+        for old in sorted(folder.glob(f"*{_SUFFIX}"), key=_made_at)[: -KEPT + 1 or None]:
             old.unlink(missing_ok=True)
     except OSError as error:
         raise RequestError(f"{folder} cannot be used: {error}", status=507, param="keep") from error
@@ -45,6 +46,12 @@ def find(name: str) -> Path:
             f"there is no reference '{name[:40]}'", param="against", hint="Score the answer with `keep` once more."
         )
     return path
+
+
+def _made_at(path: Path) -> float:
+    """Return when a reference was made; where the clock was wrong and says tomorrow, long ago."""
+    made_at = path.stat().st_mtime
+    return made_at if made_at <= time.time() else 0.0
 
 
 def _folder() -> Path:

@@ -106,6 +106,26 @@ def test_the_quota_holds_and_the_least_recently_used_go(tmp_path: Path) -> None:
     assert not disk.keep_parts(content(10), storage.read_block(1), spare_since=0.0), "nothing may go for it"
 
 
+@pytest.mark.parametrize("jump_s", [-86400.0, 86400.0])
+def test_a_clock_that_jumps_keeps_the_order_of_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    storage, quota = Storage(), 3 * (SIZE + 4096)
+    disk, before = disk_of(storage, tmp_path, quota), time.time()
+    for index in range(3):
+        disk.keep(content(index), 1)
+    since = time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: before + jump_s)
+    assert disk.load(content(0), 2)
+    assert disk.keep_parts(content(9), storage.read_block(1), spare_since=since), "what was used before may go"
+    assert [index for index in (0, 1, 2, 9) if disk.holds(content(index))] == [0, 2, 9]
+    again = disk_of(storage, tmp_path, quota)
+    again.keep(content(10), 1)
+    assert again.holds(content(10)), "files of tomorrow do not stand in the way"
+    since = time.monotonic()
+    assert again.keep_parts(content(11), storage.read_block(1), spare_since=since)
+
+
 def test_a_last_block_that_has_grown_replaces_what_it_was(tmp_path: Path) -> None:
     disk = disk_of(Storage(), tmp_path)
     for tokens in ((1, 2), (1, 9), (1, 2, 3)):

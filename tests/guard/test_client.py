@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from qlocal.errors import EngineError, TemplateError, TokenizerError
-from qlocal.guard import process
+from qlocal.guard import client, process
 from qlocal.guard.client import Guard
 from tests import tiny
 
@@ -172,3 +172,19 @@ def test_a_helper_that_ends_at_once_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(process, "_environment", lambda: {"PYTHONHOME": "/nonexistent"})
     with pytest.raises(EngineError, match="did not start"):
         Guard().render("a", {})
+
+
+@pytest.mark.parametrize("job", ["render", "encode"])
+def test_a_helper_that_hangs_is_given_up_by_the_clock_and_replaced(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped, it takes no processor time, so that only waiting ends it."""
+    with Guard() as guard:
+        loaded = guard.load_vocabulary("tokenizer_json", {"bytes": tiny_json()})
+        ids, stopped = guard.encode(loaded.key, "hello dog"), guard.pid
+        assert stopped is not None
+        os.kill(stopped, signal.SIGSTOP)
+        with monkeypatch.context() as patch, pytest.raises((TemplateError, TokenizerError), match="within 1 s"):
+            patch.setattr(client, "WAIT_PER_CPU", 0.5)
+            guard.render("a", {}) if job == "render" else guard.encode(loaded.key, "dog")
+        assert not psutil.pid_exists(stopped), "nothing is left of it"
+        assert guard.render("{{ a }}", {"a": "b"}) == "b"
+        assert guard.encode(loaded.key, "hello dog") == ids, "the new one knows the vocabulary"

@@ -233,4 +233,6 @@ def test_no_deadline_depends_on_the_time_of_day() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node) in ("time.time", "datetime.now", "time.localtime"):
                 found.add(path.name)
-    assert found == {"service.py", "shapes.py", "templates.py"}, "`created` of answers, and `strftime_now` of templates"
+    assert found == {"service.py", "shapes.py", "templates.py", "references.py"}, (
+        "`created` of answers, `strftime_now` of templates, which reference is the oldest"
+    )

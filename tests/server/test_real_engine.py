@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.identity import content_identity
+from qlocal.guard import client as guard_client
 from qlocal.tokenizer.known_templates import sha256
 from tests.server.conftest import Running
 from tests.server.real import TOOL_TEMPLATE, real_server
@@ -160,3 +162,19 @@ def test_health_is_a_real_token(client: httpx.Client) -> None:
 def test_a_killed_engine_learns_the_vocabulary_again(server: Running, client: httpx.Client) -> None:
     wait_for_other_rank(server, kill_rank(server))
     test_a_schema_is_followed_to_its_end(client, 1.0)
+
+
+def test_a_guard_that_hangs_costs_its_request_an_error_and_no_other(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+    assert client.post(URL, json=body).status_code == 200
+    (guard,) = (child for child in psutil.Process().children() if "qlocal.guard.worker" in child.cmdline())
+    guard.suspend()
+    with monkeypatch.context() as patch:
+        patch.setattr(guard_client, "WAIT_PER_CPU", 0.5)
+        refused = client.post(URL, json=body)
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "template_error"
+    assert "the chat template was not done within 1 s" in refused.json()["error"]["message"]
+    assert not guard.is_running()
+    assert client.post(URL, json=body).status_code == 200
