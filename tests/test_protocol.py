@@ -7,7 +7,23 @@ from hypothesis import strategies as st
 
 from qlocal import protocol
 from qlocal.errors import EngineError
-from qlocal.protocol import Finished, Load, Pong, Queued, Ready, Sampling, Started, Submit, TokenLogprobs, Tokens
+from qlocal.protocol import (
+    FindSession,
+    Finished,
+    Load,
+    Pong,
+    Queued,
+    ReadBlock,
+    Ready,
+    Sampling,
+    SaveSession,
+    Session,
+    Started,
+    Submit,
+    TokenLogprobs,
+    Tokens,
+    WriteBlock,
+)
 from qlocal.schema import HeldHead
 
 SAMPLING = Sampling(temperature=0.7, top_k=20, seed=1, logit_bias={5: -1.0}, top_logprobs=2)
@@ -20,6 +36,11 @@ MESSAGES = [
     Tokens("r1", [4], [TokenLogprobs(4, -0.1)]),
     Finished("r1", "stop", 1, 0.2),
     Pong(3, 1, 0, 5, 8, 2),
+    SaveSession(4, "book", "model", [1, 2]),
+    FindSession(5, "book"),
+    Session(5, 0, 0, [1, 2], "it differs", "Save it again."),
+    ReadBlock(7),
+    WriteBlock(7),
 ]
 
 

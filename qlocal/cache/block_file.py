@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlocal.errors import SessionError
+from qlocal.errors import FormatError, SessionError
+from qlocal.strict_json import parse_json_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,13 +118,20 @@ def _header(begin: bytes, descriptor: int, path: Path) -> tuple[BlockHeader, int
     text = begin[fixed : fixed + length]
     text += os.pread(descriptor, length - len(text), len(begin)) if length > len(text) else b""
     try:
-        header = BlockHeader(**json.loads(text))
+        header = BlockHeader(**parse_json_object(text, path.name))
         is_sound = isinstance(header.made_by, dict) and isinstance(header.token_ids, list)
-    except (ValueError, TypeError) as error:
+    except FormatError as error:
+        raise SessionError(error.message) from error
+    except TypeError as error:
         raise SessionError(f"{path.name} has a header that cannot be read: {error}") from error
-    if not is_sound or not isinstance(header.payload_bytes, int) or not isinstance(header.crc32, int):
+    if not is_sound or type(header.payload_bytes) is not int or type(header.crc32) is not int:
         raise SessionError(f"{path.name} has a header with wrong fields")
-    return header, _payload_start(length)
+    if any(type(token_id) is not int or not 0 <= token_id < 1 << 32 for token_id in header.token_ids):
+        raise SessionError(f"{path.name} has a header with tokens that are none")
+    start = _payload_start(length)
+    if not 0 <= header.payload_bytes <= os.fstat(descriptor).st_size - start:
+        raise SessionError(f"{path.name} ends before its block does")
+    return header, start
 
 
 def _payload_start(header_bytes: int) -> int:

@@ -36,7 +36,7 @@ from qlocal.models.config_fields import parse_config
 from qlocal.server.errors import body_of
 from qlocal.strict_json import parse_json_object
 from tests import tiny
-from tests.fuzz import files, frames
+from tests.fuzz import blocks, files, frames
 from tests.fuzz.lies import NAMES, VALUES, Liar
 from tests.fuzz.schemas import follow_pattern, follow_schema
 
@@ -87,7 +87,8 @@ def targets(folder: Path, guard: Guard) -> list[Target]:
         Target("JSON", 0.046, _json),
         Target("engine frames", 0.05, _told(frames.read)),
         Target("index and folder", 0.03, _folder(folder / "folder")),
-        Target("importance files", 0.04, _imatrix(folder / "imatrix")),
+        Target("kept conversations", 0.02, _told(blocks.reader(folder / "blocks", Scratch(folder / "x.kv").put))),
+        Target("importance files", 0.02, _imatrix(folder / "imatrix")),
         Target("sentencepiece models", 0.03, _sentencepiece),
         Target("tokenizer.json", 0.012, _tokenizer_json),
         Target("vocabularies of GGUF", 0.004, _gguf_vocabulary),
