@@ -48,7 +48,7 @@ def _memory(data: bytes) -> int:
     The weights are CPython's sizes of a small object, a list, an entry and a key, measured on the worst of each.
     """
     width = 1 if data.isascii() else 4 if re.search(rb"[\xf0-\xff]", data) else 2
-    values = 184 * data.count(b"{") + 88 * data.count(b"[") + 60 * data.count(b",") + 150 * data.count(b":")
+    values = 184 * data.count(b"{") + 88 * data.count(b"[") + 72 * data.count(b",") + 150 * data.count(b":")
     return (1 + 2 * width) * len(data) + values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -70,6 +71,50 @@ def test_a_text_that_would_fill_the_memory_is_refused_before_it_is_parsed(monkey
     for unit in (b"[],", b"{},", b'{"a":0},', b'"a\xf0\x9f\x98\x80",'):
         with pytest.raises(FormatError, match=r"bytes of JSON would take up to \d+ bytes of memory"):
             parse_json_object(b'{"a":[' + unit * (strict_json.MAX_MEMORY_BYTES // 60) + b"0]}", "x.json")
+
+
+WEIGHTS = {"{": 187, "[": 91, ",": 75, ":": 153, "a": 3, "\u00e9": 10, "\u4eca": 15, "\U0001f600": 36}
+"""What each character adds to the bytes that its text may take, where the widest of them stands in the text."""
+
+
+@pytest.mark.parametrize("character", WEIGHTS)
+def test_every_character_counts_for_what_it_may_take(character: str) -> None:
+    one, two = (strict_json._memory(character.encode() * count) for count in (1, 2))
+    assert (one, two) == (WEIGHTS[character], 2 * WEIGHTS[character])
+
+
+UNITS = ["[],", "{},", '{"a":0},', '{"":[]},', "0,", "1.5,", '"ab",', '"\u00e9",', '"\u4eca",', '"\U0001f600",']
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_parsing_takes_no_more_memory_than_was_counted(unit: str) -> None:
+    data = ('{"a":[' + unit * 5000 + "0]}").encode()
+    tracemalloc.start()
+    try:
+        value = parse_json_object(data, "x.json")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(value["a"]) == 5001 and peak <= strict_json._memory(data)
+
+
+def test_the_limit_of_memory_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b'{"a": [1, 2, {}]}'
+    assert strict_json.MAX_MEMORY_BYTES == 224 << 20, "of the 256 MiB in which a hostile file is refused"
+    monkeypatch.setattr(strict_json, "MAX_MEMORY_BYTES", strict_json._memory(data))
+    assert parse_json_object(data, "x.json") == {"a": [1, 2, {}]}
+    with pytest.raises(FormatError, match=f"up to {strict_json._memory(data) + 3} bytes"):
+        parse_json_object(data + b" ", "x.json")
+
+
+def test_long_keys_and_numbers_are_quoted_in_part() -> None:
+    key, number = "k" * 80, "9" * 80 + "e999"
+    with pytest.raises(FormatError) as twice:
+        parse_json_object(f'{{"b": 0, "{key}": 1, "{key}": 2}}'.encode(), "x.json")
+    assert f"key '{key[:60]}' appears twice" in twice.value.message
+    with pytest.raises(FormatError) as large:
+        parse_json_object(f'{{"a": {number}}}'.encode(), "x.json")
+    assert f"number {number[:60]} is out of range" in large.value.message
 
 
 ALLOWED: list[Any] = [
