@@ -9,7 +9,7 @@ SOAK ?=
 SECTIONS ?= values,few,many,decoding,tune,quantize,exchange,peers,models
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo test check fix bench real fuzz fuzz-long coverage clients soak requests gpu-check snapshots screenshots
+.PHONY: setup demo test check fix bench real fuzz fuzz-long mutants coverage clients soak requests gpu-check snapshots screenshots
 
 setup: .venv/.ready
 
@@ -48,6 +48,10 @@ fuzz-long: setup
 
 # Branches of all that reads strangers' files (pyproject.toml names it), by their own tests. What runs in the guard's process
 # runs a second time in the tests' own, where it can be seen: without the limits, and so without the tests of those.
+# Small mistakes in the readers of strangers' files, of which the tests must notice nine of ten: half an hour.
+mutants: setup
+	$(BIN)/python -m tests.fuzz.mutants
+
 coverage: setup
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest tests/formats tests/models tests/fuzz tests/test_strict_json.py
