@@ -30,15 +30,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 _REFUSALS = "tests/formats/test_refusals.py"
+_GGUF, _GGUF_LIMITS = "tests/formats/test_gguf_reader.py", "tests/formats/test_gguf_limits.py"
+_FIELDS = "tests/formats/test_field_limits.py"
+_SAFETENSORS, _SAFETENSORS_LIMITS = "tests/formats/test_safetensors_file.py", "tests/formats/test_safetensors_limits.py"
 TESTS = {
     "qlocal/strict_json.py": ["tests/test_strict_json.py"],
-    "qlocal/formats/gguf_reader.py": ["tests/formats/test_gguf_reader.py", _REFUSALS],
-    "qlocal/formats/gguf_values.py": ["tests/formats/test_gguf_reader.py", _REFUSALS],
-    "qlocal/formats/safetensors_file.py": ["tests/formats/test_safetensors_file.py", _REFUSALS],
-    "qlocal/formats/hf_folder.py": ["tests/formats/test_hf_folder.py", _REFUSALS],
-    "qlocal/formats/mapped_file.py": [_REFUSALS, "tests/formats/test_safetensors_file.py"],
-    "qlocal/formats/quantization_config.py": ["tests/formats/test_quantized_folders.py", _REFUSALS],
-    "qlocal/models/config_fields.py": ["tests/formats/test_hostile_fields.py", _REFUSALS],
+    "qlocal/formats/gguf_reader.py": [_GGUF_LIMITS, _GGUF, _REFUSALS],
+    "qlocal/formats/gguf_values.py": [_GGUF, _REFUSALS],
+    "qlocal/formats/safetensors_file.py": [_SAFETENSORS_LIMITS, _SAFETENSORS, _REFUSALS],
+    "qlocal/formats/hf_folder.py": [_FIELDS, "tests/formats/test_hf_folder.py", _REFUSALS],
+    "qlocal/formats/mapped_file.py": [_FIELDS, _REFUSALS, _SAFETENSORS],
+    "qlocal/formats/quantization_config.py": [_FIELDS, "tests/formats/test_quantized_folders.py", _REFUSALS],
+    "qlocal/models/config_fields.py": [_FIELDS, "tests/formats/test_hostile_fields.py", _REFUSALS],
     "qlocal/guard/sentencepiece_proto.py": ["tests/guard/test_vocabularies.py", "tests/guard/test_refusals.py"],
 }
 """The tests that are about a file."""
@@ -67,10 +70,13 @@ class Mutant:
 
 
 def mutants(file: str) -> Iterator[Mutant]:
-    """Yield every mutant of a file. Texts, docstrings and annotations are left alone: they say, and do not decide."""
+    """Yield every mutant of a file. Texts, docstrings, annotations and decorators are left alone: they say, and do not
+    decide."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    decorators = [one for node in ast.walk(tree) for one in getattr(node, "decorator_list", [])]
+    left_alone = {id(node) for decorator in decorators for node in ast.walk(decorator)}
     for index, node in enumerate(ast.walk(tree)):
-        for change in _changes(node):
+        for change in [] if id(node) in left_alone else _changes(node):
             changed = copy.deepcopy(tree)
             target = next(one for at, one in enumerate(ast.walk(changed)) if at == index)
             told = _apply(target, change)
@@ -183,12 +189,12 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=30, help="mutants of a file")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", choices=TESTS)
+    parser.add_argument("--only", choices=TESTS, action="append", metavar="FILE")
     options = parser.parse_args()
     os.chdir(ROOT)
     for name in _HEAVY:
         importlib.import_module(name)
-    files, dice = [options.only] if options.only else list(TESTS), random.Random(options.seed)
+    files, dice = options.only or list(TESTS), random.Random(options.seed)
     whole = [Mutant(file, 0, "", ast.unparse(ast.parse((ROOT / file).read_text("utf-8")))) for file in files]
     if wrong := [mutant.file for mutant, is_noticed in run(whole, options.jobs) if is_noticed]:
         sys.exit(f"tests fail without any mistake: {', '.join(wrong)}")

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -261,6 +262,31 @@ def test_tokens_that_the_folder_adds_and_pieces_that_are_unused() -> None:
 def test_a_sentencepiece_model_survives_writing_and_reading() -> None:
     again = sentencepiece_proto.parse(MODEL.encode())
     assert again == MODEL
+
+
+def test_a_sentencepiece_model_is_byte_pairs_without_normalization_to_its_library() -> None:
+    pieces = [("<unk>", sentencepiece_proto.UNKNOWN), ("<s>", sentencepiece_proto.CONTROL)]
+    pieces += [(text, sentencepiece_proto.NORMAL) for text in ("ab", "\u2581a", "a", "b", "\u2581", "\u00c4")]
+    pieces += [(f"<0x{byte:02X}>", sentencepiece_proto.BYTE) for byte in range(256)]
+    for has_prefix, first in ((True, "\u2581a"), (False, "ab")):
+        listed = [sentencepiece_proto.Piece(text, -float(index), kind) for index, (text, kind) in enumerate(pieces)]
+        model = sentencepiece_proto.bpe_model(listed, has_dummy_prefix=has_prefix)
+        library = sentencepiece.SentencePieceProcessor(model_proto=model.encode())
+        assert library.get_piece_size() == len(pieces) and library.is_byte(8) and library.is_control(1)
+        assert library.encode("ab", out_type=str)[0] == ("\u2581" if has_prefix else first)
+        assert library.encode("b  b", out_type=str)[-3:] == ["\u2581", "\u2581", "b"], "blanks stay as they are"
+        assert library.encode("\u00c4", out_type=str)[-1] == "\u00c4", "and so do letters"
+        assert library.encode("\u00e9", out_type=str)[-2:] == ["<0xC3>", "<0xA9>"]
+        assert sentencepiece_proto.parse(model.encode()).has_dummy_prefix is has_prefix
+
+
+VARINTS = [(0, b"\0"), (127, b"\x7f"), (128, b"\x80\1"), (1 << 63, b"\x80" * 9 + b"\1")]
+
+
+@pytest.mark.parametrize(("value", "data"), VARINTS)
+def test_numbers_take_the_bytes_that_protocol_buffers_say(value: int, data: bytes) -> None:
+    assert sentencepiece_proto._varint(value) == data
+    assert sentencepiece_proto._read_varint(data + b"\xff", 0) == (value, len(data))
 
 
 def test_a_sentencepiece_model_cut_off_anywhere_is_refused_or_smaller() -> None:
