@@ -139,9 +139,15 @@ class DiskTier:
         self._drop_beginnings(content)
         return True
 
-    def touch(self, content: Content) -> None:
-        """Note that what is held of a content is used now."""
-        self._touch(self._entries[content.digest.hex()])
+    def finds(self, content: Content) -> bool:
+        """Say whether a content's file is there, which somebody else may have removed, and note that it is used now."""
+        entry = self._entries.get(content.digest.hex())
+        if entry is None or not entry.path.is_file():
+            if entry is not None:
+                self._remove(content.digest.hex())
+            return False
+        self._touch(entry)
+        return True
 
     def save(self, path: Path, model: str, contents: Sequence[Content]) -> None:
         """Keep blocks that are held here as a session, in a file as `session_path` names it. OSError when the disk

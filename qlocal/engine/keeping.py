@@ -92,13 +92,13 @@ class Keeper:
             raise SessionError(f"'{name}' takes {needed}, and conversations may take {most}", hint="Raise --sessions.")
         begun = time.monotonic()
         for content in contents:
-            if disk.holds(content):
-                disk.touch(content)
-            elif (block := blocks.find(content)) is None:
+            if disk.finds(content):
+                continue
+            if (block := blocks.find(content)) is None:
                 raise SessionError(f"'{name}' cannot be saved: others took the place of its tokens", hint="Try again.")
-            elif not disk.keep_parts(content, self._cache.read_block(block), spare_since=begun):
+            if not disk.keep_parts(content, self._cache.read_block(block), spare_since=begun):
                 raise SessionError(f"'{name}' cannot be saved: the disk, or other saved sessions, leave no room")
-            elif time.monotonic() > begun + SAVE_S and content is not contents[-1]:
+            if time.monotonic() > begun + SAVE_S and content is not contents[-1]:
                 return content.start + len(content.token_ids), total
         try:
             disk.save(path, model, contents)
@@ -111,7 +111,7 @@ class Keeper:
         disk = self._needed_disk()
         token_ids = disk.saved(session_path(disk.folder, name))
         contents = blocks.full_contents(token_ids)
-        missing = sum(blocks.find(content) is None and not disk.holds(content) for content in contents)
+        missing = sum(blocks.find(content) is None and not disk.finds(content) for content in contents)
         if missing:
             raise SessionError(f"{missing} of the {len(contents)} blocks of '{name}' are missing in {disk.folder}")
         return token_ids

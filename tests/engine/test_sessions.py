@@ -203,6 +203,20 @@ def test_a_session_of_another_model_or_without_its_blocks_is_refused(folder: Pat
     assert engine.find_session(FindSession(1, "torn")).error == "torn.session is no stored block"
 
 
+def test_what_others_have_removed_is_written_again_or_missed(folder: Path, tmp_path: Path) -> None:
+    engine = engine_at(folder, tmp_path)
+    ask(engine, PROMPT)
+    engine.keep_all(within_s=60)
+    for path in tmp_path.glob("*.kv"):
+        path.unlink()
+    assert save(engine, "book", PROMPT).error is None
+    assert len(list(tmp_path.glob("*.kv"))) == 2
+    again = engine_at(folder, tmp_path)
+    for path in tmp_path.glob("*.kv"):
+        path.unlink()
+    assert again.find_session(FindSession(1, "book")).error == f"2 of the 2 blocks of 'book' are missing in {tmp_path}"
+
+
 def test_what_cannot_be_saved_says_why(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_at(folder, tmp_path, quota=6 * BLOCK_BYTES)
     short = save(engine, "a", PROMPT[:200])
