@@ -69,17 +69,16 @@ def digest(whole: Tensor) -> str:
 
 def _measure(decoder: Decoder, seat: Seat | None, whole: Tensor) -> None:
     own = measure_constants(decoder)
-    for rank, share in enumerate(() if seat is None else seat.shares):
-        # A head that several ranks hold is measured by the queries of each: the last one's are taken.
-        part = whole[:, :, share.kv_heads.start : share.kv_heads.stop]
-        if rank == 0:
-            part.copy_(own)
-        else:
-            assert seat is not None, "it has the shares"
-            seat.collectives.take(room := torch.empty_like(part, memory_format=torch.contiguous_format), rank)
-            part.copy_(room)
     if seat is None:
         whole.copy_(own)
+        return
+    # A head that several ranks hold is measured by the queries of each: the last one's are taken.
+    for rank, share in enumerate(seat.shares):
+        part = whole[:, :, share.kv_heads.start : share.kv_heads.stop]
+        if rank:
+            own = torch.empty_like(part, memory_format=torch.contiguous_format)
+            seat.collectives.take(own, rank)
+        part.copy_(own)
 
 
 def _read(path: Path, made_by: Mapping[str, str], whole: Tensor) -> bool:
