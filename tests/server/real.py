@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,15 @@ TOOL_TEMPLATE = (
 )
 
 
+@dataclass
+class RealServer(Running):
+    """Its guard is its own: other servers of the same tests have others."""
+
+    guard: Guard
+
+
 @contextmanager
-def real_server(folder: Path, path: Path, **options: Any) -> Iterator[Running]:
+def real_server(folder: Path, path: Path, **options: Any) -> Iterator[RealServer]:
     """Serve the checkpoint at `path` on a socket in `folder`, ready. options: of the engine."""
     with ExitStack() as stack:
         guard = stack.enter_context(Guard())
@@ -53,6 +61,6 @@ def real_server(folder: Path, path: Path, **options: Any) -> Iterator[Running]:
         address = Address(socket=folder / "run" / "s.sock")
         stack.callback(thread.join, 30)
         stack.callback(stop, address)
-        running = Running(address, service)
+        running = RealServer(address, service, guard)
         running.wait_for(EngineState.READY, LOAD_TIMEOUT_S)
         yield running

@@ -16,15 +16,14 @@ from qlocal.formats.checkpoint import open_checkpoint
 from qlocal.formats.identity import content_identity
 from qlocal.guard import client as guard_client
 from qlocal.tokenizer.known_templates import sha256
-from tests.server.conftest import Running
-from tests.server.real import TOOL_TEMPLATE, real_server
+from tests.server.real import TOOL_TEMPLATE, RealServer, real_server
 from tests.server.test_chat import URL, events
 from tests.server.test_supervision import kill_rank, wait_for_other_rank
 from tests.tiny import write_checkpoint
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     folder = tmp_path_factory.mktemp("real")
     path = write_checkpoint(folder / "tiny")
     config = json.loads((path / "tokenizer_config.json").read_text())
@@ -34,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture
-def client(server: Running) -> Iterator[httpx.Client]:
+def client(server: RealServer) -> Iterator[httpx.Client]:
     with server.client() as client:
         client.timeout = httpx.Timeout(60)
         yield client
@@ -159,17 +158,17 @@ def test_health_is_a_real_token(client: httpx.Client) -> None:
     assert client.get("/health").json()["status"] == "ok"
 
 
-def test_a_killed_engine_learns_the_vocabulary_again(server: Running, client: httpx.Client) -> None:
+def test_a_killed_engine_learns_the_vocabulary_again(server: RealServer, client: httpx.Client) -> None:
     wait_for_other_rank(server, kill_rank(server))
     test_a_schema_is_followed_to_its_end(client, 1.0)
 
 
 def test_a_guard_that_hangs_costs_its_request_an_error_and_no_other(
-    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    server: RealServer, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
     assert client.post(URL, json=body).status_code == 200
-    (guard,) = (child for child in psutil.Process().children() if "qlocal.guard.worker" in child.cmdline())
+    guard = psutil.Process(server.guard.pid)
     guard.suspend()
     with monkeypatch.context() as patch:
         patch.setattr(guard_client, "WAIT_PER_CPU", 0.5)
