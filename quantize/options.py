@@ -21,8 +21,6 @@ DAMP, DAMP_OF_O = 0.25, 0.1
 """Error feedback: share of the mean diagonal that is added to it. More than the usual 0.01, for what calibration does
 not show; `o` reads averages of values, which differ less between texts (docs/quantizing.md)."""
 MAX_LEARN_STEPS = 10_000
-MAX_SEARCH_COLUMNS = 16384
-"""AWQ searches its scales by sampled inputs above this width: by the Gram matrix it would take many times longer."""
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)

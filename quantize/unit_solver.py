@@ -23,7 +23,7 @@ from quantize.methods.base import Statistics
 from quantize.methods.feedback import can_solve_blocks
 from quantize.options import Options
 from quantize.recipe import HEAD_UNIT, Recipe, Target, unit_specs
-from quantize.solvers import awq, gguf, gptq, head, plain
+from quantize.solvers import folder, gguf, head, plain
 from quantize.solvers.base import GRAM, LayerResult, LayerTask
 from quantize.source import PaddedSource
 from quantize.state import Unit
@@ -112,7 +112,7 @@ class UnitSolver:
                 return head.solve(task)
             if self._options.rtn:
                 return plain.solve(task)
-            return awq.solve(task) if target.format == "awq" else gptq.solve(task)
+            return folder.solve(task)
 
 
 def feeds_back(options: Options) -> bool:
@@ -127,9 +127,7 @@ def wanted_of_stream(source: PaddedSource, options: Options) -> dict[Key, Wanted
     if "gguf" in formats and options.measures_importance:
         wanted = dict.fromkeys(all_inputs(source.config), Wanted())
     first = wanted.get((Role.Q, None), Wanted())
-    if "awq" in formats:
-        first |= awq.wanted_of(source, Role.Q)
-    if "gptq" in formats or feeds_back(options):
+    if formats & {"awq", "gptq"} or feeds_back(options):
         first |= GRAM
     return wanted | {(Role.Q, None): first}
 

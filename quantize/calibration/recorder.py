@@ -21,15 +21,13 @@ INPUT_OF = {Role.Q: Role.Q, Role.K: Role.Q, Role.V: Role.Q, Role.O: Role.O, Role
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to record of one input. gram: the full matrix. samples: evenly taken inputs a pass, 0 for none. means: of
-    |x| and x²."""
+    """What to record of one input. gram: the full matrix. means: of x²."""
 
     gram: bool = False
-    samples: int = 0
     means: bool = True
 
     def __or__(self, other: Wanted) -> Wanted:
-        return Wanted(self.gram or other.gram, max(self.samples, other.samples), self.means or other.means)
+        return Wanted(self.gram or other.gram, self.means or other.means)
 
 
 class Recorder:
@@ -40,7 +38,6 @@ class Recorder:
             key: Statistics(
                 input_width(config, key[0]),
                 gram=what.gram,
-                sample_per_call=what.samples,
                 means=what.means,
                 device=device,
             )

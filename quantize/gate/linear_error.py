@@ -73,7 +73,7 @@ class _LayerComparison:
         folds = list(self._source.architecture.scale_folds(config, index))
         self._producer_of = {name: fold.producer for fold in folds for name in fold.consumers}
         self._norms = {s.name for s in self._specs if s.role in (Role.INPUT_NORM, Role.POST_ATTENTION_NORM)}
-        self._producers = {fold.producer for fold in folds} if self._candidate.format == "awq" else set()
+        self._producers = {fold.producer for fold in folds} if self._candidate.format in ("awq", "gptq") else set()
         self._factors: dict[str, Tensor] = {}
         self.errors: dict[str, float] = {}
 

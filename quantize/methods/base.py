@@ -48,8 +48,7 @@ class Statistics:
 
     Inputs are rounded to bf16 first, as the engine does before it multiplies.
     tokens: number of inputs seen. gram_KK: (K, K) f32 sum of w x x^T, w a token's weight, or None when it was not
-    asked for. sample_SK: (S, K) bf16, evenly taken inputs times the root of their weight, or None; stands in for a
-    Gram matrix that is too large. Means are those of the inputs alone; zeros when they were not asked for.
+    asked for. Means are those of the inputs alone; zeros when they were not asked for.
     device: where the matrix lies and is summed; all else is in host memory.
     """
 
@@ -58,18 +57,14 @@ class Statistics:
         columns: int,
         *,
         gram: bool = False,
-        sample_per_call: int = 0,
         means: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         self.columns = columns
         self.tokens = 0
         self.gram_KK: Tensor | None = torch.zeros(columns, columns, device=device) if gram else None
-        self._abs_sum_K = torch.zeros(columns, dtype=torch.float64)
         self._square_sum_K = torch.zeros(columns, dtype=torch.float64)
         self._means = means
-        self._sample_per_call = sample_per_call
-        self._samples: list[Tensor] = []
 
     def add(self, x_TK: Tensor, weights_T: Tensor | None = None) -> None:
         """Count the inputs x (T, K), any float dtype. weights_T: (T,) f32 how much an error at each token matters, or
@@ -77,30 +72,16 @@ class Statistics:
         rounded = x_TK.to(torch.bfloat16)
         self.tokens += len(rounded)
         if self._means:  # one call's sums are exact enough in float32; across calls they are kept in float64
-            x = rounded.float()
-            self._abs_sum_K += x.abs().sum(0).double().cpu()
-            self._square_sum_K += x.square().sum(0).double().cpu()
+            self._square_sum_K += rounded.float().square().sum(0).double().cpu()
         if weights_T is not None:
             rounded = (rounded * weights_T.sqrt().unsqueeze(1)).to(torch.bfloat16)
-        if self._sample_per_call:
-            step = max(1, len(rounded) // self._sample_per_call)
-            self._samples.append(rounded[::step][: self._sample_per_call].cpu().clone())
         if self.gram_KK is not None:
             self._add_gram(rounded)
-
-    @property
-    def mean_abs_K(self) -> Tensor:
-        """(K,) f32 mean of |x|; zeros when nothing was seen."""
-        return (self._abs_sum_K / max(self.tokens, 1)).float()
 
     @property
     def mean_square_K(self) -> Tensor:
         """(K,) f32 mean of x²; zeros when nothing was seen."""
         return (self._square_sum_K / max(self.tokens, 1)).float()
-
-    @property
-    def sample_SK(self) -> Tensor | None:
-        return torch.cat(self._samples) if self._samples else None
 
     def copy(self, device: torch.device | str) -> Statistics:
         """Return the same sums with a Gram matrix of its own on a device, for a solver that uses it up."""

@@ -56,12 +56,17 @@ class Problem:
 
     @property
     def weights_B(self) -> Tensor:
-        """What a fit weighs columns by, in the order of solving: half way (in logarithms) between the loss of an error
-        that nothing makes up for and of one that later columns make up for. Between them the result holds best on
-        other texts (docs/quantizing.md)."""
-        alone = self.energy_B.sqrt()
-        weights = alone * self.factor_BB.diagonal().abs()
-        return weights.clamp(min=1e-6 * float(weights.mean())) if float(weights.sum()) > 0 else torch.ones_like(weights)
+        """What a fit weighs columns by, in the order of solving."""
+        return column_weights(self.energy_B, self.factor_BB.diagonal())
+
+
+def column_weights(energy_K: Tensor, factor_K: Tensor) -> Tensor:
+    """Return what an error of each column counts: half way (in logarithms) between the loss of one that nothing makes
+    up for and of one that later columns make up for. Between them the result holds best on other texts
+    (docs/quantizing.md). energy_K: mean x² of the inputs; factor_K: the diagonal of the factor R.
+    """
+    weights = energy_K.sqrt() * factor_K.abs()
+    return weights.clamp(min=1e-6 * float(weights.mean())) if float(weights.sum()) > 0 else torch.ones_like(weights)
 
 
 @dataclass(frozen=True)

@@ -42,19 +42,15 @@ class GptqSolver:
 
     Takes the Gram matrix out of `stats` and overwrites it: at K = 29568 there is no room for a second one. Works where
     the matrix lies, and gives weights in host memory.
-    scale_K: (K,) f32, AWQ's scale, by which the columns of every weight are multiplied and the inputs divided.
     """
 
-    def __init__(self, stats: Statistics, settings: GptqSettings, scale_K: Tensor | None = None) -> None:
+    def __init__(self, stats: Statistics, settings: GptqSettings) -> None:
         assert stats.gram_KK is not None, "GPTQ needs the Gram matrix of the inputs"
         self._settings = settings
         hessian, stats.gram_KK = stats.gram_KK, None
         self._device = hessian.device
-        scale_K = None if scale_K is None else scale_K.to(self._device)
-        self._scale_K = scale_K
+        self._scale_K: Tensor | None = None
         hessian.div_(max(stats.tokens, 1))
-        if scale_K is not None:
-            hessian.div_(scale_K).div_(scale_K.unsqueeze(1))
         energy_K = hessian.diagonal().clone()
         self.dead_K = energy_K <= 0
         alive = energy_K[~self.dead_K]
@@ -64,6 +60,23 @@ class GptqSolver:
         self._energy_K = energy_K[self._perm_K]
         permute_in_place(hessian, self._perm_K)
         self._factor_KK, self.damp = factorize(hessian, settings.damp)
+
+    @property
+    def weights_K(self) -> Tensor:
+        """What an error of a column counts for whoever chooses scales: (K,) f32 as the file has them, 0 for columns
+        without inputs."""
+        weights_K = torch.empty_like(self._energy_K)
+        weights_K[self._perm_K] = feedback.column_weights(self._energy_K, self._factor_KK.diagonal())
+        return weights_K.masked_fill_(self.dead_K, 0.0)
+
+    def scale(self, scale_K: Tensor) -> None:
+        """Multiply the columns of every weight by `scale_K` (K,) f32 before it is solved, and divide its inputs (AWQ).
+        Once; the order of columns and the damping stay those of the unscaled inputs."""
+        assert self._scale_K is None, "scaled already"
+        self._scale_K = scale_K.to(self._device)
+        in_order_K = self._scale_K[self._perm_K]
+        self._factor_KK.div_(in_order_K.unsqueeze(1))
+        self._energy_K /= in_order_K.square()
 
     def quantize(self, w_NK: Tensor, grid: Grid[WeightT]) -> Quantized[WeightT]:
         """Solve one weight, or several stacked along N. w_NK: (N, K) f32, which may be overwritten."""

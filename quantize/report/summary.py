@@ -16,7 +16,7 @@ from quantize.state import Journal
 
 _METHODS = {
     "awq": "AWQ: activation-aware scales, then rounding that makes up for its errors",
-    "gptq": "GPTQ: rounding that makes up for its errors",
+    "gptq": "GPTQ: columns scaled, then rounding that makes up for its errors",
 }
 
 

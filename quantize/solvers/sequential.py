@@ -5,28 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
-from qlocal.errors import FormatError
 from qlocal.models.base import Role, TensorSpec
-from qlocal.weights import AffineWeight, DenseWeight
+from qlocal.weights import DenseWeight
 from quantize.calibration.recorder import Key, Wanted, experts
-from quantize.methods.base import Quantized, Statistics
+from quantize.methods.base import Statistics
 from quantize.methods.gptq import GptqSettings, GptqSolver
-from quantize.methods.grids import AffineGrid
 from quantize.options import DAMP, DAMP_OF_O
 from quantize.solvers.base import (
     SHARING,
     Forward,
     LayerResult,
     LayerTask,
-    affine_settings,
-    effective_weight,
     record,
-    stored_linear,
 )
-from quantize.solvers.learning import learn
 
 
 class SequentialLayer(ABC):
@@ -79,11 +70,10 @@ class SequentialLayer(ABC):
         group_sizes: tuple[int, ...],
         *,
         desc_act: bool = False,
-        scale_K: Tensor | None = None,
     ) -> GptqSolver:
         """Return the solver of linears with one input; damping that had to rise is said."""
         settings = GptqSettings(group_sizes, DAMP_OF_O if linears[0].role is Role.O else DAMP, desc_act)
-        solver = GptqSolver(stats, settings, scale_K)
+        solver = GptqSolver(stats, settings)
         if solver.damp > settings.damp:
             names = ", ".join(spec.module for spec in linears)
             self.result.notes.append(f"{names}: damping raised to {solver.damp:.2f}.")
@@ -117,42 +107,3 @@ class SequentialLayer(ABC):
             if spec.expert == expert:
                 weight = self.task.source.read(spec.name)
                 self._layer.replace(spec.role, expert, weight, self.task.source.bias_of(spec))
-
-
-class FolderLayer(SequentialLayer):
-    """A layer of an AWQ or GPTQ folder. `dense` holds what stays unquantized, in f32, `weights` what is done, both by
-    tensor name."""
-
-    def __init__(self, task: LayerTask) -> None:
-        super().__init__(task)
-        assert task.target.settings is not None, "folders have settings"
-        self.stored = task.target.settings
-        self.grid = AffineGrid(affine_settings(self.stored))
-        self.weights: dict[str, AffineWeight] = {}
-        self.dense = {s.name: task.source.read_float32(s.name) for s in task.specs if not s.is_quantized}
-
-    def keep(self, spec: TensorSpec, quantized: Quantized[AffineWeight], scale_K: Tensor | None = None) -> None:
-        """Take a solved linear into the result and into the layer.
-
-        scale_K: the scale its columns were multiplied by, which the layer's own norms do not divide by.
-        """
-        self.weights[spec.name] = quantized.weight
-        self.use(spec, lambda: effective_weight(quantized.weight, scale_K, self.task.device), quantized.loss)
-
-    def finished(self) -> LayerResult:
-        if self.task.learn:
-            del self._layer  # what learns stands in its place
-            self.weights, note = learn(self.task, self._run, self.weights, self.dense)
-            self.result.notes.append(note)
-        for spec in self.task.specs:
-            if spec.name in self.weights:
-                self.result.tensors |= stored_linear(spec, self.weights[spec.name], self.stored)
-                continue
-            values = self.dense[spec.name].half()
-            if not torch.isfinite(values).all():
-                raise FormatError(
-                    f"{spec.name}: float16 cannot hold its values, in which AWQ and GPTQ store them",
-                    hint="Choose GGUF, which keeps norms and biases in float32.",
-                )
-            self.result.tensors[spec.name] = values
-        return self.result

@@ -20,8 +20,8 @@ def make_inputs(seed: int = 0, columns: int = COLUMNS) -> Tensor:
     return inputs.bfloat16().float()
 
 
-def collect(inputs: Tensor, *, gram: bool = True, sample_per_call: int = 0) -> Statistics:
-    stats = Statistics(inputs.shape[1], gram=gram, sample_per_call=sample_per_call)
+def collect(inputs: Tensor, *, gram: bool = True) -> Statistics:
+    stats = Statistics(inputs.shape[1], gram=gram)
     for part in inputs.split(400):
         stats.add(part)
     stats.finish()

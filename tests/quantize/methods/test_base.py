@@ -6,12 +6,10 @@ from tests.quantize.methods.conftest import collect, make_inputs
 
 
 def test_statistics_do_not_depend_on_how_inputs_are_cut(inputs: Tensor) -> None:
-    stats = collect(inputs, sample_per_call=10)
+    stats = collect(inputs)
     assert stats.tokens == len(inputs)
     torch.testing.assert_close(stats.mean_square_K, inputs.square().mean(0))
-    torch.testing.assert_close(stats.mean_abs_K, inputs.abs().mean(0))
     torch.testing.assert_close(stats.gram_KK, (inputs.double().T @ inputs.double()).float(), rtol=1e-5, atol=1e-2)
-    assert stats.sample_SK is not None and stats.sample_SK.shape == (40, inputs.shape[1])
 
 
 def test_gram_of_several_strips_equals_one_product(monkeypatch) -> None:
