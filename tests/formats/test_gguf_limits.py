@@ -32,6 +32,12 @@ def alignment(size: int) -> bytes:
     return file_bytes(keys, [info("a", [8])], float_bytes(8), alignment=size)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_both_versions_are_read(version: int, tmp_path: Path) -> None:
+    header = read(tmp_path, file_bytes([], [info("a", [8])], float_bytes(8), version=version))
+    assert list(header.tensors) == ["a"]
+
+
 def test_the_limits_are_those_of_the_page() -> None:
     limits = {
         "MAX_KEYS": 65_536,
